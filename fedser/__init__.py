@@ -1,0 +1,25 @@
+"""fedser: robust federated speech emotion recognition.
+
+>>> from fedser import compose, run
+>>> result = run(compose(["attack=pgd", "rounds=3"]))
+>>> result.metrics["uar/original"]
+
+Imports are lazy so that `fedser --help` does not load torch, Flower or Ray.
+"""
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "compose", "run"]
+
+
+def compose(overrides=()):
+    """The configuration that these command-line overrides compose to; see `fedser.config.compose`."""
+    from fedser.config import compose
+
+    return compose(overrides)
+
+
+def run(config, folder=None):
+    """Runs one experiment and returns its result; see `fedser.experiment.run`."""
+    from fedser.experiment import run
+
+    return run(config, folder)

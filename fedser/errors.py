@@ -1,0 +1,25 @@
+"""The three ways a run can end badly, and what the shell is told."""
+
+
+class FedserError(Exception):
+    """Shown to the user as one line, without a traceback; the process exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class InputError(FedserError):
+    """Bad input or configuration: says which file, key or speaker, and what to do. Nothing has been started."""
+
+    exit_code = 2
+
+
+class RunError(FedserError):
+    """A run that was well configured failed: a client raised, a loss became NaN, the disk filled up."""
+
+    exit_code = 1
+
+
+class Interrupted(FedserError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Clients, server and what carries messages between them."""

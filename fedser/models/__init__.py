@@ -1,0 +1,1 @@
+"""Neural networks: logits out, any input size."""
