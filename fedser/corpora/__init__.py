@@ -1,1 +1,163 @@
-"""Corpora."""
+"""Corpora: audio on disk becomes a table of utterances, one row each.
+
+Every module here has one function, `read(root, **options)`, that returns a pandas.DataFrame with the columns
+
+    path     absolute path of the audio file
+    speaker  the corpus's own id, a string ("03")
+    emotion  full English noun ("happiness"), the same in every corpus
+    sex      "f", "m" or missing
+
+and whatever else the file names say, sorted by speaker and file name, so that neither the folder layout nor the
+audio format changes the order. `dataset.reader` in the configuration names the function; `load` is the one entry.
+"""
+
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedser.errors import InputError
+
+log = logging.getLogger(__name__)
+
+AUDIO = {".wav", ".flac"}
+REQUIRED = ("path", "speaker", "emotion")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `load` returns: `table` has a reader's columns plus `label` (index into `classes`) and `client`."""
+
+    name: str
+    table: pd.DataFrame
+    classes: list[str]
+
+
+def load(config: Any) -> Corpus:
+    """The corpus that `config.dataset` describes.
+
+    Emotions in `dataset.drop` are left out; `dataset.classes` fixes the labels' order (null: all emotions that are
+    there, sorted); `dataset.client` is the column whose values are the federated clients. `label` and `client` columns
+    that a reader brings itself are replaced.
+
+    Raises InputError where the audio is not found, or the table does not fit the configuration.
+    """
+    from omegaconf import OmegaConf
+
+    # A copy that keeps its root, for interpolations; `allow_objects` lets Python callers pass a function as reader.
+    dataset = OmegaConf.create(config, flags={"allow_objects": True}).dataset
+    if OmegaConf.is_missing(dataset, "root") or not dataset.root:
+        raise InputError(f"dataset.root is not set: say where {dataset.name} lies, dataset.root=…")
+    table = _reader(dataset)(Path(dataset.root).expanduser().absolute())
+    _check(table, dataset.name)
+
+    drop = list(dataset.get("drop") or [])
+    for emotion in sorted(set(drop) - set(table["emotion"])):
+        log.warning("dataset.drop: %s has no %s (it has %s)", dataset.name, emotion, _names(table["emotion"]))
+    table = table[~table["emotion"].isin(drop)].reset_index(drop=True)
+    classes = [name for name in dataset.get("classes") or sorted(table["emotion"].unique()) if name not in drop]
+    table = table.assign(
+        label=_labels(table, classes).astype("int64"),
+        client=_clients(table, dataset.get("client") or "speaker"),
+    )
+    for emotion in sorted(set(classes) - set(table["emotion"])):
+        log.warning("dataset.classes: %s has no utterance of %s", dataset.name, emotion)
+    return Corpus(dataset.name, table, classes)
+
+
+def read_names(root: Path, pattern: str, form: str, corpus: str) -> Iterator[tuple[str, re.Match]]:
+    """(path, match) of every audio file under `root`, in order of its name.
+
+    The name without its extension is matched by `pattern`, whatever its case; `form` tells people what it should look
+    like. Raises InputError for a missing or empty root, a name that does not match, and one utterance found twice (as
+    .wav and as .flac, or in two folders, which would put the same clip into training and test).
+    """
+    if not root.is_dir():
+        raise InputError(f"{corpus}: there is no folder {root}; say where the corpus lies: dataset.root=…")
+    files = sorted(_audio_files(root), key=lambda file: (file.stem.lower(), file))
+    if not files:
+        raise InputError(f"{corpus}: no .wav or .flac under {root}; say where the corpus lies: dataset.root=…")
+    for file, following in itertools.pairwise(files):
+        if file.stem.lower() == following.stem.lower():
+            raise InputError(f"{corpus}: the same utterance twice, {file} and {following}; keep one of them")
+    for file in files:
+        match = re.fullmatch(pattern, file.stem, flags=re.IGNORECASE)
+        if match is None:
+            raise InputError(f"{corpus}: {file} is not named {form}; move it away, or correct dataset.root=…")
+        yield str(file), match
+
+
+def emotion_of(code: str, codes: Mapping[str, str], path: str) -> str:
+    """The emotion that a file name's code stands for; InputError naming file and code if there is none."""
+    if code not in codes:
+        known = ", ".join(f"{key} {name}" for key, name in codes.items())
+        raise InputError(f"{path}: unknown emotion code '{code}' (known: {known})")
+    return codes[code]
+
+
+def as_table(rows: list[dict]) -> pd.DataFrame:
+    """`rows` as a reader's table: sorted by speaker, within a speaker as given (by file name)."""
+    return pd.DataFrame(rows).sort_values("speaker", kind="stable", ignore_index=True)
+
+
+def _audio_files(root: Path) -> Iterator[Path]:
+    for file in root.rglob("*"):
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(root).parts)
+        if file.suffix.lower() in AUDIO and not hidden and file.is_file():
+            yield file
+
+
+def _reader(dataset: Any) -> Callable[[Path], pd.DataFrame]:
+    if callable(dataset.reader):
+        return dataset.reader
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        reader = instantiate(dataset.reader)
+    except InstantiationException as error:
+        raise InputError(f"dataset.reader: {str(error).splitlines()[0]}") from error
+    if not callable(reader):
+        raise InputError("dataset.reader must be a function: give it `_partial_: true` beside its `_target_`")
+    return reader
+
+
+def _check(table: pd.DataFrame, name: str) -> None:
+    lacking = [column for column in REQUIRED if column not in table.columns]
+    if lacking:
+        raise InputError(f"{name}: the table of utterances has no column {', '.join(lacking)} (it has {_names(table)})")
+    if table.empty:
+        raise InputError(f"{name}: not a single utterance; correct dataset.root=…")
+
+
+def _labels(table: pd.DataFrame, classes: list[str]) -> pd.Series:
+    if len(set(classes)) != len(classes):
+        raise InputError(f"dataset.classes names an emotion twice: {', '.join(classes)}")
+    stray = table[~table["emotion"].isin(classes)]
+    if len(stray):
+        path, emotion = stray.iloc[0][["path", "emotion"]]
+        raise InputError(
+            f"{path}: '{emotion}' is not in dataset.classes ({', '.join(classes)}), nor in dataset.drop; "
+            f"{len(stray)} utterances like that: {_names(stray['emotion'])}"
+        )
+    if len(classes) < 2:
+        raise InputError(f"dataset.classes: there is nothing to tell apart in [{', '.join(classes)}]")
+    return table["emotion"].map({name: index for index, name in enumerate(classes)})
+
+
+def _clients(table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in table.columns:
+        raise InputError(f"dataset.client: there is no column '{column}' (there are {_names(table)})")
+    without = table[table[column].isna()]
+    if len(without):
+        raise InputError(f"dataset.client: {without['path'].iloc[0]} has no {column} ({len(without)} like that)")
+    return table[column].astype(str)
+
+
+def _names(values: Any) -> str:
+    return ", ".join(sorted({str(value) for value in values}))

@@ -1,0 +1,197 @@
+"""Adversarial examples in the model's own input units, with the budget checked and no trace left on the model.
+
+>>> fgsm = hydra.utils.instantiate(config.attack)
+>>> x_adv = fgsm(model, x, y, seed=0)
+
+torchattacks' methods assume images in [0, 1] and clamp to it; standardised log-Mels have no such bounds.
+"""
+
+import contextlib
+import inspect
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fedser.errors import InputError, RunError
+
+LENGTHS = ("eps", "alpha")  # the settings of a method that are lengths in feature units, and scale with the box
+
+
+class BudgetError(RunError):
+    """An attack moved its input further than its budget allows, or to somewhere that is not a number."""
+
+
+class Adversary:
+    """A white-box attack on log-Mels: `adversary(model, x, y, seed) -> x_adv`.
+
+    eps: the budget, in the units of x (σ of a mel bin under z-scoring), measured in `norm`: "Linf" per cell, "L2" per
+        sample. It means nothing to a method without an `eps` of its own (DeepFool) and is then dropped.
+    labels: what the attack leads away from: "true" labels, or "predicted" ones as in Chang et al. 2022's code.
+    method: a torchattacks class or partial, called as `method(model, **settings)`.
+    box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
+    settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4.
+
+    Raises InputError for settings that the method does not know.
+    """
+
+    def __init__(self, name: str, eps, labels, method, norm: str = "Linf", box=None, **settings):
+        self.name = name
+        self.labels = "true" if labels is True else labels  # YAML and Hydra read a bare `true` as a boolean
+        self.method = method
+        self.norm = norm
+        self.box = None if box is None else tuple(box)
+        known = inspect.signature(method).parameters
+        self.eps = eps if "eps" in known else None
+        self._check(known, settings)
+        if self.eps is not None:
+            settings = {"eps": eps, **settings}
+            if settings.get("alpha", 0) is None:
+                settings["alpha"] = eps / 4
+        if self.box is not None and "clip" in known:
+            settings["clip"] = (0.0, 1.0)
+        self.settings = settings
+
+    def _check(self, known, settings):
+        key = f"attack.{{}} of {self.name}".format
+        if self.labels not in ("true", "predicted"):
+            raise InputError(f"{key('labels')} is 'true' or 'predicted', not {self.labels!r}")
+        if self.norm not in ("Linf", "L2"):
+            raise InputError(f"{key('norm')} is Linf or L2, not {self.norm!r}")
+        if "eps" in known and not (isinstance(self.eps, int | float) and 0 <= self.eps < math.inf):
+            raise InputError(f"{key('eps')} must be a number of at least 0, not {self.eps!r}")
+        if self.box is not None and not (len(self.box) == 2 and self.box[0] < self.box[1]):
+            raise InputError(f"{key('box')} must be [low, high], not {list(self.box)}")
+        for setting in settings:
+            if setting not in known:
+                raise InputError(f"{key(setting)}: this attack has no such setting, it has {', '.join(known)}")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        *,
+        predictions: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Attacks `model` in eval mode at x [B, 1, T, F] with labels y [B]; returns x_adv, of x's shape, detached.
+
+        y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
+        pass to a caller who has them. `batch_size` bounds the memory: so many samples are attacked at a time.
+        All modes, flags, gradients and random states are as before afterwards, also after an exception.
+
+        Raises BudgetError if the budget did not hold.
+        """
+        x = x.detach()
+        if len(x) == 0:
+            return x.clone()
+        low, high = self._box(x)
+        with undisturbed(model, x.device, seed):
+            inner = _Boxed(model, low, high - low).eval()
+            scaled = {k: v / (high - low) if k in LENGTHS else v for k, v in self.settings.items()}
+            attack = self.method(inner, **scaled)
+            chunks = torch.arange(len(x), device=x.device).split(batch_size or len(x))
+            x_adv = torch.cat([self._attack(attack, inner, rows, x, y, predictions) for rows in chunks])
+        self._verify(x, x_adv, (low, high))
+        return x_adv
+
+    def _attack(self, attack, inner, rows, x, y, predictions):
+        x = x[rows]
+        u = inner.enter(x)
+        if self.labels == "true":
+            labels = y[rows]
+        elif predictions is not None:
+            labels = predictions[rows]
+        else:
+            with torch.no_grad():
+                labels = inner(u).argmax(1)
+        # Adding the change, rather than mapping the result back, leaves cells that did not move exactly alone.
+        return x + (attack(u, labels).detach() - u) * inner.width
+
+    def _box(self, x: Tensor) -> tuple[float, float]:
+        """The box that becomes [0, 1]: the given one, or one so wide that the method's clamp never acts.
+
+        The latter is symmetric and its width a power of two: scaling is then exact, and the box the same for nearly
+        every batch, so that a sample's result hardly depends on which others share its batch.
+        """
+        if self.box is not None:
+            return self.box
+        peak = x.abs().max().item()
+        if not math.isfinite(peak):
+            raise RunError(f"The input of attack {self.name} has cells that are NaN or infinite.")
+        reach = peak + self.eps if self.eps is not None and self.norm == "Linf" else 2 * peak + (self.eps or 0)
+        half = 2.0 ** math.ceil(math.log2(max(reach, 1.0)))
+        return -half, half
+
+    def _verify(self, x, x_adv, box):
+        """Raises BudgetError if x_adv is not finite, left a given box, or is further from x than eps."""
+        low, high = box
+        change = (x_adv - x).flatten(1)
+        if not change.isfinite().all():
+            raise BudgetError(f"Attack {self.name} made cells that are NaN or infinite.")
+        rounding = 4 * torch.finfo(x.dtype).eps * (high - low)  # of x mapped into the box and back, per cell
+        where = f"Its box is [{low:g}, {high:g}], the inputs lie in [{x.min():g}, {x.max():g}]."
+        if self.box is not None and (x_adv.min() < low - rounding or x_adv.max() > high + rounding):
+            raise BudgetError(f"Attack {self.name} left its box: cells in [{x_adv.min():g}, {x_adv.max():g}]. {where}")
+        if self.eps is None:
+            return
+        moved = change.abs().amax(1) if self.norm == "Linf" else change.norm(dim=1)
+        limit = self.eps + rounding * (1 if self.norm == "Linf" else math.sqrt(change.shape[1]))
+        if (moved > limit).any():
+            raise BudgetError(
+                f"Attack {self.name} broke its budget: it moved {int((moved > limit).sum())} of {len(x)} samples "
+                f"by more than eps = {self.eps:g} ({self.norm}), the furthest by {moved.max():g}. {where}"
+            )
+
+    def __str__(self):
+        """The threat model in one line."""
+        each = {"Linf": "cell", "L2": "sample"}[self.norm]
+        budget = "the smallest change" if self.eps is None else f"at most {self.eps:g} per {each}"
+        box = "unbounded" if self.box is None else f"inside [{self.box[0]:g}, {self.box[1]:g}]"
+        options = {**getattr(self.method, "keywords", {}), **self.settings}
+        options = [f"{name}={value}" for name, value in options.items() if name != "eps"]
+        return ", ".join([f"{self.name}: white-box, {self.norm}, {budget}", box, f"{self.labels} labels", *options])
+
+
+class _Boxed(nn.Module):
+    """A model whose inputs u in [0, 1] stand for features in [low, low + width]."""
+
+    def __init__(self, model, low, width):
+        super().__init__()
+        self.model = model
+        self.low = low
+        self.width = width
+
+    def enter(self, x: Tensor) -> Tensor:
+        return (x - self.low) / self.width
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.model(u * self.width + self.low)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, device: torch.device, seed: int):
+    """A block in which the model is in eval mode and frozen, and torch's generators start from `seed`.
+
+    Afterwards every module's mode, every parameter's requires_grad and the generators of the CPU and `device` are as
+    before. Nothing writes to a parameter's `.grad` in between: frozen, it gets none.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        # torch.manual_seed would reseed every GPU, and those of `devices` alone are put back.
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        try:
+            model.eval().requires_grad_(False)
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)

@@ -1,0 +1,122 @@
+"""The two stages of defence: adversarial training (Chang et al. 2022, §5.2) and randomisation at inference (§5.3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedser.errors import InputError
+from fedser.randomness import derive, generator
+
+
+class AdversarialTraining:
+    """Trains on original and adversarial samples, half and half (Eq. 5).
+
+    attack: the `fedser.attacks.Adversary` to train against.
+    alpha: the share of the loss that falls on original samples; the rest falls on adversarial ones.
+    pairing: "disjoint" attacks the half of the samples that is not kept original (the paper); "paired" attacks the
+        half that is, and leaves the others out of this round (the paper's code).
+    start_round: the first round with adversarial samples. Before it the model has little to attack.
+    """
+
+    def __init__(self, attack, alpha: float = 0.5, pairing: str = "disjoint", start_round: int = 2):
+        if not callable(attack):
+            raise InputError(
+                "Adversarial training needs an attack to train against: choose one, e.g. attack=fgsm or "
+                "'defence.training.attack=${attacks.fgsm}', or train without it (defence=none or defence=randomise)."
+            )
+        if not 0 <= alpha <= 1:
+            raise InputError(f"defence.training.alpha is a share between 0 and 1, not {alpha}.")
+        if pairing not in ("disjoint", "paired"):
+            raise InputError(f"defence.training.pairing is 'disjoint' or 'paired', not {pairing!r}.")
+        self.attack = attack
+        self.alpha = alpha
+        self.pairing = pairing
+        self.start_round = start_round
+
+    def batch(self, model: nn.Module, x: Tensor, y: Tensor, *, round: int, seed: int, batch_size: int | None = None):
+        """What a client trains on in this round: (x, y, weight), original samples first.
+
+        x [n, 1, T, F] and y [n] are all the training samples of the client, `model` is what it has just received.
+        Halves and attack are drawn anew in each round. With an odd n the original half has one sample more. All
+        samples are attacked in one call, `batch_size` at a time where memory is short.
+
+        weight [m] makes the weighted mean of the losses, sum(weight * loss) / m, equal to
+        alpha * (mean loss of the original half) + (1 - alpha) * (mean loss of the adversarial half) for halves of
+        equal size. Before `start_round` it is 1 and x, y are returned as they came.
+        """
+        if round < self.start_round:
+            return x, y, x.new_ones(len(x))
+        order = torch.randperm(len(x), generator=generator(seed, "halves", round)).to(x.device)
+        half = (len(x) + 1) // 2
+        original = order[:half]
+        attacked = order[half:] if self.pairing == "disjoint" else original
+        x_adv = self.attack(model, x[attacked], y[attacked], derive(seed, "attack", round), batch_size=batch_size)
+        weight = x.new_full((half + len(attacked),), 2 * (1 - self.alpha))
+        weight[:half] = 2 * self.alpha
+        return torch.cat([x[original], x_adv]), torch.cat([y[original], y[attacked]]), weight
+
+
+class Randomise(nn.Module):
+    """Random resizing, then random padding (Xie et al. 2018; Chang et al. 2022, Eq. 6), in train and eval mode alike.
+
+    frames, mels: half-open ranges [low, high) of the lengths that both axes are resized to, bilinearly.
+    size: (frames, mels) of the padded result.
+    value: what is padded with, in the units of x.
+
+    Every sample has a draw of its own, and samples of equal size are resized together. Gradients flow through.
+    """
+
+    def __init__(self, frames=(373, 380), mels=(64, 66), size=(380, 66), value: float = 0.5):
+        super().__init__()
+        self.ranges = {"frames": tuple(frames), "mels": tuple(mels)}
+        self.size = tuple(size)
+        self.value = value
+        for (axis, (low, high)), length in zip(self.ranges.items(), self.size, strict=True):
+            if not 0 < low < high:
+                raise InputError(f"defence.inference.{axis}=[{low},{high}] is no range: it is half-open, low < high.")
+            if high - 1 > length:
+                raise InputError(
+                    f"defence.inference.{axis}=[{low},{high}] can draw {high - 1}, which does not fit inside "
+                    f"defence.inference.size={list(self.size)}: lower the one or raise the other."
+                )
+
+    def draws(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws [n, 4] of (frames, mels, frames before, mels before), the latter two of padding; on the CPU.
+
+        The draws of n samples are the first n of any larger number from a generator in the same state, so one
+        generator serves consecutive batches of any size alike.
+        """
+        uniform = torch.rand(n, 2, 2, dtype=torch.float64, generator=generator)
+        low, high = torch.tensor(list(self.ranges.values())).T
+        lengths = low + (uniform[:, 0] * (high - low)).long()
+        room = torch.tensor(self.size) - lengths + 1
+        return torch.cat([lengths, (uniform[:, 1] * room).long()], dim=1)
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None) -> Tensor:
+        """x [B, 1, T, F] -> [B, 1, *size], with the given `draws` [B, 4] or new ones from `generator`.
+
+        Without either, torch's global generator is used. Raises InputError if a range would shrink x.
+        """
+        for (axis, (low, _)), length in zip(self.ranges.items(), x.shape[2:], strict=True):
+            if low < length:
+                raise InputError(
+                    f"Randomisation only enlarges, but defence.inference.{axis} starts at {low} and the input has "
+                    f"{length} {axis}: raise defence.inference.{axis} and defence.inference.size."
+                )
+        draws = self.draws(len(x), generator) if draws is None else draws
+        lengths, offsets = draws[:, :2], draws[:, 2:]
+        padded = [None] * len(x)
+        for size in lengths.unique(dim=0).tolist():
+            rows = (lengths == torch.tensor(size)).all(1).nonzero()[:, 0].tolist()
+            resized = F.interpolate(x[rows], size, mode="bilinear", align_corners=True)
+            for row, sample in zip(rows, resized.unbind(), strict=True):
+                padded[row] = self._pad(sample, *offsets[row].tolist())
+        return torch.stack(padded)
+
+    def _pad(self, sample: Tensor, top: int, left: int) -> Tensor:
+        below, right = self.size[0] - sample.shape[1] - top, self.size[1] - sample.shape[2] - left
+        return F.pad(sample, (left, right, top, below), value=self.value)
+
+    def extra_repr(self):
+        (t0, t1), (f0, f1) = self.ranges.values()
+        return f"resized to [{t0}, {t1}) × [{f0}, {f1}), padded to {self.size[0]} × {self.size[1]} with {self.value:g}"

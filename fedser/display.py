@@ -1,0 +1,71 @@
+"""What the terminal shows: a progress bar over rounds, and at the end a box with the table, the times and the place."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+CONDITIONS = {
+    "original": "original",
+    "randomised": "randomised",
+    "adversarial": "adversarial",
+    "randomised_adversarial": "randomised adversarial",
+}
+
+
+class Display:
+    """Progress goes to stderr, the result to stdout."""
+
+    def __init__(self):
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._uar = ""
+
+    @contextmanager
+    def rounds(self, name: str, total: int, plan: dict):
+        """The progress bar, alive inside the block."""
+        self._progress.console.print(f"[bold]{name}[/]\n{plan['clients']} clients, {plan['plan']}", highlight=False)
+        self._task = self._progress.add_task("round", total=total, status="")
+        with self._progress:
+            yield
+
+    def round(self, row: dict) -> None:
+        """One row of the history is complete."""
+        if "uar/original" in row:
+            worst = min((key for key in row if key.startswith("uar/")), key=row.get)
+            self._uar = f"UAR {row['uar/original']:.1%}"
+            if worst != "uar/original":
+                self._uar += f", {worst.removeprefix('uar/')} {row[worst]:.1%}"
+        status = f"loss {row['train/loss']:.3f}  {self._uar}"
+        self._progress.update(self._task, completed=row["round"], status=status)
+
+    def result(self, folder: Path, summary: dict, note: str = "") -> None:
+        """The box: UAR in % by condition and attack."""
+        attacks = list(dict.fromkeys(key.split("/")[2] for key in summary if key.startswith("uar/") and key.count("/") == 2))
+        table = Table(title="UAR [%]", title_justify="left", box=None, pad_edge=False)
+        table.add_column("test data")
+        for attack in ["no attack", *attacks]:
+            table.add_column(attack, justify="right")
+        for condition, title in CONDITIONS.items():
+            cells = [summary.get(f"uar/{condition}"), *(summary.get(f"uar/{condition}/{attack}") for attack in attacks)]
+            if any(cell is not None for cell in cells):
+                table.add_row(title, *("–" if cell is None else f"{100 * cell:.2f}" for cell in cells))
+        lines = Table.grid()
+        lines.add_row(table)
+        lines.add_row("")
+        if note:
+            lines.add_row(note)
+        reused = ", model reused" if summary.get("reused") else ""
+        lines.add_row(f"{summary['rounds']} rounds, {summary['clients']} clients, {summary['seconds']:.0f} s{reused}")
+        lines.add_row(f"{folder}")
+        Console(soft_wrap=False).print(Panel(lines, title=summary["name"], expand=False))

@@ -1,0 +1,356 @@
+"""Log-Mel features: a differentiable front end, and a store that extracts a corpus once and maps it from disk.
+
+The store is a folder in the cache, named by the hash of everything that made it:
+
+    frames.npy   float32 [clips, frames, mels], before normalisation; all processes share its pages
+    index.csv    the corpus's table, row for row, with `label`, `client` and `seconds`
+    store.json   classes, settings, clips left out, and what it takes to notice damage
+"""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from fedser import audio, cache
+from fedser.corpora import Corpus
+from fedser.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the numbers and of the folder's layout: raise it when either changes
+DTYPES = {"label": "int64", "seconds": "float64"}  # of the index; everything else is text
+
+
+class LogMel(nn.Module):
+    """Waveform [..., samples] → natural-log Mel spectrogram [..., frames, mels], differentiable.
+
+    frames = 1 + (samples − window) // hop: no padding, so samples ≥ window. `fmin` and `fmax` in Hz. Magnitudes
+    (not power) are divided by sqrt(Σ window²); Mel bands are Slaney's, each of unit area; `floor` is added before the
+    logarithm. The front end of Chang et al. 2022 as in their code. Raises InputError for settings that contradict each
+    other.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        window: int = 512,
+        hop: int = 256,
+        mels: int = 64,
+        fmin: float = 20.0,
+        fmax: float = 8000.0,
+        floor: float = 1e-8,
+    ):
+        super().__init__()
+        positive = {"sample_rate": sample_rate, "window": window, "hop": hop, "mels": mels, "floor": floor}
+        for key, value in positive.items():
+            if value <= 0:
+                raise InputError(f"features.{key}={value} must be greater than 0")
+        if not 0 <= fmin < fmax <= sample_rate / 2:
+            half = f"half the sample rate, {sample_rate / 2:g} Hz"
+            raise InputError(f"features.fmin={fmin} and features.fmax={fmax} must ascend, and not beyond {half}")
+        self.hop, self.floor = hop, floor
+        # Symmetric: with the periodic one, values are off by up to 0.09.
+        taper = torch.hamming_window(window, periodic=False, dtype=torch.float64)
+        taper = taper / taper.square().sum().sqrt()
+        self.register_buffer("window", taper.float(), persistent=False)
+        self.register_buffer("bank", _mel_bank(window // 2 + 1, fmin, fmax, mels, sample_rate), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        pieces = waveform.unfold(-1, len(self.window), self.hop) * self.window  # [..., frames, window]
+        return (torch.fft.rfft(pieces).abs() @ self.bank + self.floor).log()
+
+
+def _mel_bank(bins: int, fmin: float, fmax: float, mels: int, sample_rate: int) -> Tensor:
+    """[bins, mels], triangles of unit area on Slaney's scale."""
+    from torchaudio.functional import melscale_fbanks
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty bands: said better below
+        bank = melscale_fbanks(bins, fmin, fmax, mels, sample_rate, norm="slaney", mel_scale="slaney")
+    empty = int((bank.amax(0) == 0).sum())
+    if empty:
+        raise InputError(
+            f"features.mels={mels}: {empty} bands are narrower than the spectrum's {bins} lines and would stay empty; "
+            "take fewer, or a longer features.window"
+        )
+    return bank
+
+
+def front_end(features: Mapping[str, Any]) -> LogMel:
+    """The LogMel that a `features` configuration describes. Raises InputError where it can't exist."""
+    keys = ("sample_rate", "window", "hop", "mels", "fmin", "fmax", "floor")
+    return LogMel(**{key: features[key] for key in keys})
+
+
+def fit(frames: Tensor, count: int) -> Tensor:
+    """[..., n, mels] → [..., count, mels], differentiable: shorter clips are repeated in frames, longer ones cropped."""
+    length = frames.shape[-2]
+    if length < count:
+        frames = frames.repeat(*(1,) * (frames.dim() - 2), math.ceil(count / length), 1)
+    return frames[..., :count, :]
+
+
+class DamagedStore(RunError):
+    """A cache entry that is not what was written; the message names the folder to delete."""
+
+
+class FeatureStore:
+    """Features of a corpus on disk: `frames` [clips, frames, mels] is mapped, not loaded; `table` has the same rows."""
+
+    def __init__(self, folder: Path, frames: np.ndarray, table: pd.DataFrame, notes: Mapping[str, Any]):
+        self.folder = folder
+        self.frames = frames
+        self.table = table
+        self.base: str = notes["base"]  # the clips' common folder when they were extracted
+        self.classes: list[str] = notes["classes"]
+        self.skipped: list[str] = notes["skipped"]  # what was wrong with the clips left out (`on_bad_audio=skip`)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __reduce__(self):
+        return FeatureStore.open, (self.folder,)  # workers map the file; pickling a mapped array copies it
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Tensor:
+        """A copy of these rows, float32 [len(rows), frames, mels]."""
+        return torch.from_numpy(np.array(self.frames[np.asarray(rows, dtype=np.int64)]))
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "FeatureStore":
+        """The store in `folder`. Raises DamagedStore if it is not whole."""
+        folder = Path(folder)
+        try:
+            notes = json.loads((folder / "store.json").read_text())
+            index = (folder / "index.csv").read_bytes()
+            frames = np.load(folder / "frames.npy", mmap_mode="r")
+            if _digest(index) != notes["index"]:
+                raise ValueError("index.csv has changed")
+            if list(frames.shape) != notes["shape"] or frames.dtype != np.float32:
+                raise ValueError(f"frames.npy holds {frames.dtype} {list(frames.shape)}, not float32 {notes['shape']}")
+            table = _parse_index(index)
+            if len(table) != len(frames):
+                raise ValueError(f"{len(table)} rows in index.csv, {len(frames)} in frames.npy")
+            table["path"] = [os.path.join(notes["base"], path) for path in table["path"]]
+            return cls(folder, frames, table, notes)
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            what = f"the feature cache {folder} is damaged ({error})"
+            raise DamagedStore(f"{what}; delete that folder and run again") from error
+
+
+def extract(
+    corpus: Corpus,
+    features: Mapping[str, Any],
+    on_bad_audio: str = "error",
+    progress: bool = True,
+    workers: int | None = None,
+) -> FeatureStore:
+    """The features of every clip in `corpus`, from the cache if they are there.
+
+    `features` is that section of the configuration. A clip that can't be used raises InputError naming it
+    (`on_bad_audio="error"`) or is left out with a warning (`"skip"`). `workers` threads, by default one per core.
+    """
+    if on_bad_audio not in ("error", "skip"):
+        raise InputError(f"dataset.on_bad_audio={on_bad_audio} must be error or skip")
+    # Normalisation is the clients' business and changes nothing here.
+    settings = {key: value for key, value in features.items() if key != "normalisation"}
+    workers = workers or _cores()
+    base = os.path.commonpath([os.path.dirname(path) for path in corpus.table["path"]])
+    key = _key(corpus, base, settings, on_bad_audio, workers)
+    folder = cache.folder("features", key)
+    store = None
+    if folder.exists():
+        try:
+            store = FeatureStore.open(folder)
+        except DamagedStore as error:
+            log.warning("%s. Doing both now.", error)
+            shutil.rmtree(folder, ignore_errors=True)
+    if store is None:
+        with _explain_disk(folder), cache.publish(folder) as scratch:
+            _write(scratch, corpus, base, settings, on_bad_audio, progress, workers)
+        store = FeatureStore.open(folder)
+    # The entry is found by content, so the corpus may have moved since.
+    store.table["path"] = _places(store.table["path"], store.base, base)
+    if store.skipped:
+        log.warning("%d clips left out (dataset.on_bad_audio=skip): %s", len(store.skipped), "; ".join(store.skipped))
+    return store
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""  # reading it as audio will say what is wrong
+
+
+def _key(corpus: Corpus, base: str, settings: Mapping[str, Any], on_bad_audio: str, workers: int) -> str:
+    """The hash of the clips' bytes, the table with paths relative to `base`, and all settings that matter."""
+    with ThreadPoolExecutor(workers) as pool:
+        clips = list(pool.map(_file_digest, corpus.table["path"]))
+    _warn_of_twins(corpus.table["path"], clips)
+    identity = [VERSION, clips, _index(corpus.table, base), corpus.classes, settings, on_bad_audio]
+    return _digest(json.dumps(identity, sort_keys=True).encode())
+
+
+def _warn_of_twins(paths: Sequence[str], digests: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    twins = [
+        (first[digest], path)
+        for path, digest in zip(paths, digests, strict=True)
+        if first.setdefault(digest, path) != path
+    ]
+    if twins:
+        log.warning(
+            "%d clips are byte for byte copies of others, so that one may be trained on and the other tested: %s",
+            len(twins),
+            ", ".join(f"{path} of {original}" for original, path in twins[:3]) + (", …" if len(twins) > 3 else ""),
+        )
+
+
+def _index(table: pd.DataFrame, base: str) -> str:
+    relative = [os.path.relpath(path, base) for path in table["path"]]
+    return table.assign(path=relative).to_csv(index=False, lineterminator="\n")
+
+
+def _parse_index(text: bytes) -> pd.DataFrame:
+    # Only an empty cell is missing, and "01" is no number.
+    table = pd.read_csv(io.BytesIO(text), dtype=str, keep_default_na=False, na_values=[""])
+    return table.astype({key: kind for key, kind in DTYPES.items() if key in table})
+
+
+def _write(
+    folder: Path,
+    corpus: Corpus,
+    base: str,
+    settings: Mapping[str, Any],
+    on_bad_audio: str,
+    progress: bool,
+    workers: int,
+) -> None:
+    """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
+    shape = (settings["frames"], settings["mels"])
+    seconds, bad = [], {}  # bad: position in the table → what is wrong
+    with open(folder / "frames.npy", "wb") as file:
+        # Plain writes: on a full disk they raise, where a mapped file would kill the process.
+        _write_header(file, (0, *shape))
+        for position, result in enumerate(_clips(corpus, settings, progress, workers)):
+            if isinstance(result, audio.BadAudio):
+                bad[position] = str(result)
+            else:
+                frames, duration = result
+                file.write(frames.data)
+                seconds.append(duration)
+        if bad and (on_bad_audio == "error" or not seconds):
+            raise InputError(_complaint(list(bad.values()), len(corpus.table)))
+        file.seek(0)
+        _write_header(file, (len(seconds), *shape))
+        _sync(file)
+    table = corpus.table.drop(index=corpus.table.index[list(bad)]).assign(seconds=seconds)
+    index = _index(table, base).encode()
+    notes = {
+        "version": VERSION,
+        "corpus": corpus.name,
+        "base": base,
+        "classes": corpus.classes,
+        "features": settings,
+        "shape": [len(seconds), *shape],
+        "index": _digest(index),
+        "skipped": list(bad.values()),
+    }
+    for name, data in (("index.csv", index), ("store.json", json.dumps(notes, indent=1).encode())):
+        with open(folder / name, "wb") as file:
+            file.write(data)
+            _sync(file)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    # NumPy leaves room for the first axis to grow, so that both headers have the same length.
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _complaint(bad: list[str], total: int) -> str:
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    advice = "mend or remove them, or set dataset.on_bad_audio=skip" if len(bad) < total else "is dataset.root right?"
+    return f"{len(bad)} of {total} clips can't be used: {'; '.join(bad[:3])}{more}. What to do: {advice}"
+
+
+def _clips(
+    corpus: Corpus, settings: Mapping[str, Any], progress: bool, workers: int
+) -> Iterator[tuple[np.ndarray, float] | audio.BadAudio]:
+    """For every clip, in the table's order: (frames [frames, mels], seconds), or what is wrong with it."""
+    logmel = front_end(settings)
+    rate, count, window = settings["sample_rate"], settings["frames"], settings["window"]
+    longest = window + (count - 1) * settings["hop"]  # samples that can still be seen in the frames kept
+
+    def one(path: str) -> tuple[np.ndarray, float] | audio.BadAudio:
+        try:
+            waveform = audio.read(path, rate, min_samples=window)
+        except audio.BadAudio as error:
+            return error
+        with torch.inference_mode():
+            # Clip by clip and on one thread: batching would let the numbers depend on the neighbours.
+            frames = fit(logmel(torch.from_numpy(waveform[:longest])), count)
+        return frames.contiguous().numpy(), len(waveform) / rate
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from _watched(pool.map(one, corpus.table["path"]), len(corpus.table), corpus.name, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _watched(results: Iterator, total: int, name: str, progress: bool) -> Iterator:
+    """`results`, with a bar on stderr where that is a terminal."""
+    if not progress or not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(results, f"Features of {name}", total, console=Console(stderr=True), transient=True)
+
+
+def _places(paths: Sequence[str], old: str, new: str) -> list[str]:
+    return [os.path.join(new, os.path.relpath(path, old)) for path in paths]
+
+
+@contextmanager
+def _explain_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the feature cache {folder.parent} can't be written: {error.strerror or error}; "
+            "make room, or set FEDSER_CACHE to another folder"
+        ) from error

@@ -1,0 +1,176 @@
+"""The Flower ClientApp: message → local work → reply.
+
+Clients answer three kinds of message: *query* (sums for the global normalisation), *train* and *evaluate*. A failure
+is answered with a Flower error that names the client and carries its traceback.
+"""
+
+import functools
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedser import evaluation
+from fedser.federation import transport
+from fedser.federation.optimizer_state import OptimizerState
+from fedser.federation.training import train as train_locally
+from fedser.features import FeatureStore
+from fedser.normalisation import Normaliser, Sums, normaliser
+from fedser.partition import Share, partition
+from fedser.randomness import derive
+
+CLIENT_FAILED = 1  # Flower's error code for an exception raised in a ClientApp
+
+
+class Workbench:
+    """What every client on this worker shares: the experiment's settings, features (memory-mapped), model and attacks."""
+
+    def __init__(self, experiment: dict):
+        from hydra.utils import instantiate
+
+        self.settings = settings = experiment["settings"]
+        self.classes: list[str] = experiment["classes"]
+        self.state_folder = Path(experiment["state"])
+        torch.set_num_threads(settings["client"]["threads"])
+        self.device = torch.device(device(settings))
+        self.store = FeatureStore.open(Path(experiment["store"]))
+        self.shares = partition(self.store.table, settings["partition"], settings["seed"])
+        self.model = instantiate(settings["model"]["module"], classes=len(self.classes)).to(self.device)
+        self.attacks = {name: instantiate(attack) for name, attack in experiment["attacks"].items()}
+        self.training_defence = instantiate(settings["defence"]["training"])
+        self.inference_defence = instantiate(settings["defence"]["inference"])
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        from hydra.utils import instantiate
+
+        return instantiate(self.settings["client"]["optimizer"])(self.model.parameters())
+
+    def tensors(self, rows: np.ndarray, normalise: Normaliser) -> tuple[Tensor, Tensor]:
+        """Inputs [n, 1, frames, mels] and labels [n] of these rows, on the device."""
+        x = torch.from_numpy(normalise(self.store.frames[rows])).unsqueeze(1)
+        y = torch.from_numpy(self.store.table["label"].to_numpy()[rows].astype(np.int64))
+        return x.to(self.device), y.to(self.device)
+
+
+@functools.lru_cache(maxsize=2)
+def workbench(experiment: str) -> Workbench:
+    """One per worker process and experiment (JSON), kept from message to message."""
+    return Workbench(json.loads(experiment))
+
+
+def device(settings: dict) -> str:
+    """Where this process computes: CUDA unless `simulation.device=cpu` or there is none."""
+    return "cuda" if settings["simulation"]["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def answer(handle: Callable[[Workbench, Share, Message], RecordDict]) -> Callable[[Message, Context], Message]:
+    """Finds the client whom the message is for; turns its exception into an error reply that names it."""
+
+    @functools.wraps(handle)
+    def handler(message: Message, context: Context) -> Message:
+        number = int(context.node_config["partition-id"])
+        name = f"number {number}"
+        try:
+            bench = workbench(message.content["config"]["experiment"])
+            torch.set_num_threads(bench.settings["client"]["threads"])
+            share = bench.shares[number]
+            name = f"'{share.name}'"
+            return Message(handle(bench, share, message), reply_to=message)
+        except Exception as error:
+            reason = f"client {name}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            return Message(Error(CLIENT_FAILED, reason), reply_to=message)
+
+    return handler
+
+
+def query(bench: Workbench, share: Share, message: Message) -> RecordDict:
+    """Name, numbers of utterances, and per mel bin the sums over the client's training frames."""
+    sums = Sums.of(bench.store.frames[share.train])
+    numbers = {
+        "num-examples": len(share.train),
+        "test-examples": len(share.test),
+        "count": sums.count,
+        "total": sums.total.tolist(),
+        "squares": sums.squares.tolist(),
+    }
+    return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": share.name})})
+
+
+def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
+    """A local epoch from the global weights, adversarial where the defence says so; replies with weights and loss."""
+    config, settings = message.content["config"], bench.settings
+    round, client = int(config["server-round"]), settings["client"]
+    _load(bench, message)
+    optimizer = bench.optimizer()
+    moments = OptimizerState(bench.state_folder / share.name) if client["optimizer_state"] == "persist" else None
+    if moments:
+        moments.restore(optimizer, round)
+
+    x, y = bench.tensors(share.train, _normaliser(bench, share, config))
+    weight = torch.ones(len(x), device=x.device)
+    if bench.training_defence is not None:
+        seed = derive(settings["seed"], "defence", round, share.name)
+        x, y, weight = bench.training_defence.batch(bench.model, x, y, round=round, seed=seed)
+    loss = train_locally(
+        bench.model,
+        optimizer,
+        (x, y, weight),
+        epochs=client["epochs"],
+        batch_size=client["batch_size"],
+        precision=client["precision"],
+        mu=float(config.get("proximal-mu", 0.0)),
+        seed=derive(settings["seed"], "train", round, share.name),
+    )
+    if moments:
+        moments.save(optimizer, round)
+    records = {key: transport.to_record(key, array) for key, array in transport.pack(bench.model).items()}
+    return RecordDict(records | {"metrics": MetricRecord({"num-examples": len(share.train), "loss": loss})})
+
+
+def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
+    """Confusion matrices of the client's own test utterances, one per condition, flattened row by row."""
+    config, settings = message.content["config"], bench.settings
+    _load(bench, message)
+    x, y = bench.tensors(share.test, _normaliser(bench, share, config))
+    matrices = evaluation.evaluate(
+        bench.model,
+        x,
+        y,
+        classes=len(bench.classes),
+        attacks=bench.attacks,
+        randomise=bench.inference_defence,
+        batch_size=settings["evaluation"]["batch_size"],
+        seed=derive(settings["seed"], "evaluate", int(config["server-round"]), share.name),
+    )
+    counts = {condition: matrix.reshape(-1).tolist() for condition, matrix in matrices.items()}
+    return RecordDict({"metrics": MetricRecord(counts), "config": ConfigRecord({"name": share.name})})
+
+
+def _load(bench: Workbench, message: Message) -> None:
+    keys = (transport.PARAMETERS, transport.BUFFERS)
+    transport.unpack({key: transport.from_record(message.content[key]) for key in keys}, bench.model)
+
+
+def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normaliser:
+    everyone = None
+    if "count" in config:
+        everyone = Sums(int(config["count"]), np.array(config["total"]), np.array(config["squares"]))
+    return normaliser(bench.settings["features"]["normalisation"], bench.store.frames[share.train], everyone)
+
+
+def build() -> ClientApp:
+    """The ClientApp with its three handlers."""
+    app = ClientApp()
+    app.query()(answer(query))
+    app.train()(answer(train))
+    app.evaluate()(answer(evaluate))
+    return app
+
+
+app = build()

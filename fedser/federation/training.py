@@ -1,0 +1,46 @@
+"""Local training on one client: Eq. 5 of Chang et al. 2022 and, with μ, FedProx's proximal term."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedser.errors import RunError
+from fedser.randomness import generator
+
+
+def train(model, optimizer, batch: tuple[Tensor, Tensor, Tensor], *, epochs, batch_size, precision, mu, seed) -> float:
+    """Trains in place on `batch` = (x [n, 1, frames, mels], y [n], weight [n]); returns the mean loss of all steps.
+
+    `weight` scales each utterance's cross-entropy (Eq. 5: 2α on clean, 2(1 − α) on adversarial halves); `mu` adds
+    μ/2·‖w − w₀‖² (Li et al. 2020, Eq. 2), w₀ being the weights on entry. Raises RunError when the loss is not finite.
+    """
+    x, y, weight = batch
+    start = [parameter.detach().clone() for parameter in model.parameters()] if mu else []
+    model.train()
+    total, seen = 0.0, 0
+    for epoch in range(epochs):
+        order = torch.randperm(len(x), generator=generator(seed, "shuffle", epoch)).to(x.device)
+        for rows in order.split(batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(precision, x.device):
+                loss = (functional.cross_entropy(model(x[rows]).float(), y[rows], reduction="none") * weight[rows]).mean()
+            objective = loss + proximal(model, start, mu) if mu else loss
+            value = loss.item()
+            if not torch.isfinite(objective):
+                raise RunError(f"the training loss became {value}; a smaller client.lr may help")
+            objective.backward()
+            optimizer.step()
+            total, seen = total + value * len(rows), seen + len(rows)
+    return total / seen
+
+
+def proximal(model: nn.Module, start: list[Tensor], mu: float) -> Tensor:
+    """μ/2·‖w − w₀‖² over the parameters."""
+    return mu / 2 * sum((w - w0).square().sum() for w, w0 in zip(model.parameters(), start, strict=True))
+
+
+def autocast(precision: str, device: torch.device):
+    """bf16 autocast, or nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

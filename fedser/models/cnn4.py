@@ -1,0 +1,33 @@
+"""CNN-4, the small network of Ren et al. 2020."""
+
+from torch import Tensor, nn
+
+from fedser.models import halve
+
+
+class CNN4(nn.Module):
+    """Four convolutions, global max-pooling, one fully connected layer.
+
+    Each convolution is 5×5 without bias (batch norm adds one), with `width`, 2, 4 and 8 × `width` channels, followed
+    by batch norm, ReLU and 2×2 max-pooling. Width 64 is Ren et al.'s network: 4.31 M parameters for 7 classes.
+    """
+
+    def __init__(self, classes: int, width: int = 64, bn_momentum: float = 0.1, bn_eps: float = 1e-5):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        channels = 1
+        for out in (width, 2 * width, 4 * width, 8 * width):
+            conv = nn.Conv2d(channels, out, 5, padding=2, bias=False)
+            self.blocks.append(nn.Sequential(conv, nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU()))
+            channels = out
+        self.fc = nn.Linear(channels, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """x [B, 1, T, F] -> the input of the last layer [B, 8 · width]."""
+        for block in self.blocks:
+            x = halve(block(x))
+        return x.amax(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 1, T, F] -> logits [B, classes]."""
+        return self.fc(self.embed(x))

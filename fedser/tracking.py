@@ -1,0 +1,170 @@
+"""What a run leaves behind: its folder first, a dashboard second.
+
+The folder is the truth: `history.jsonl` has one flat JSON object per round, `summary.json` every final metric. It
+holds nothing that depends on the clock except in `summary.json`, so equal runs have equal histories, byte for byte.
+"""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from fedser.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
+FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "confusion.json")
+
+
+class RunFolder:
+    """The files of one run. Raises InputError where it cannot be written, RunError when the disk fills up later."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def summary(self) -> dict | None:
+        """What an earlier run left in `summary.json`, or None. Raises InputError when it is not JSON."""
+        file = self.path / "summary.json"
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} is damaged ({error}): move the folder away or delete it.") from error
+
+    def claim(self, settings: dict, summary: dict) -> None:
+        """Starts a run here: what an earlier one left is moved aside, never overwritten."""
+        try:
+            if any((self.path / name).exists() for name in FILES):
+                self._move_aside()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+            self.write("summary.json", dumps(summary, indent=2))
+            self.write("history.jsonl", "")
+        except OSError as error:
+            raise InputError(f"The run's folder {self.path} can't be written: {error}. Set hydra.run.dir=…") from error
+
+    def append(self, row: dict) -> None:
+        """One round more in `history.jsonl`."""
+        with (self.path / "history.jsonl").open("a") as file:
+            file.write(dumps(row) + "\n")
+
+    def history(self) -> list[dict]:
+        """The rows of `history.jsonl`."""
+        return [json.loads(line) for line in (self.path / "history.jsonl").read_text().splitlines()]
+
+    def write(self, name: str, text: str) -> None:
+        """Replaces a file in one step: a reader sees the old or the new one, whole."""
+        scratch = self.path / f".{name}.{os.getpid()}"
+        try:
+            scratch.write_text(text)
+            scratch.replace(self.path / name)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _move_aside(self) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        log.warning("what an earlier run left in %s is now in %s", self.path, aside.name)
+
+
+def dumps(value, indent: int | None = None) -> str:
+    """Strict JSON: NaN (a recall without test utterances) becomes null."""
+    return json.dumps(_strict(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _strict(value):
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+class Tracker:
+    """A dashboard, and the one that shows nothing (`logger=none`). Called in this order: start, log…, finish."""
+
+    def __init__(self, name: str = "none", **_):
+        self.name = name
+
+    def start(self, run_name: str, settings: dict, folder: Path) -> None:
+        """A run begins; `settings` are the plain values of its configuration."""
+
+    def log(self, row: dict) -> None:
+        """One row of the history."""
+
+    def finish(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
+        """The run has ended with this status; `matrices` are the last confusion matrices by condition."""
+
+
+class Wandb(Tracker):
+    """Weights & Biases: the history's curves against `round`, confusion matrices and the final table.
+
+    Online when a key is configured, otherwise offline without asking. One W&B run per job: it is finished before the
+    next one starts (several Hydra jobs would merge into one otherwise).
+    """
+
+    def __init__(self, project, entity=None, group=None, tags=(), mode=None, name="wandb"):
+        super().__init__(name)
+        self.options = {"project": project, "entity": entity, "group": group, "tags": list(dict.fromkeys(tags))}
+        self.mode = mode
+        self.run = None
+
+    def start(self, run_name: str, settings: dict, folder: Path) -> None:
+        import wandb
+
+        self.run = wandb.init(
+            name=run_name,
+            dir=folder,
+            mode=self.mode or _mode(),
+            config={key: value for key, value in settings.items() if key not in ("logger", "attacks")},
+            job_type="train",
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+            **self.options,
+        )
+        self.run.define_metric("round")
+        self.run.define_metric("*", step_metric="round")
+
+    def log(self, row: dict) -> None:
+        self.run.log({key: value for key, value in row.items() if not isinstance(value, list)})
+
+    def finish(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
+        import wandb
+
+        if self.run is None:
+            return
+        for condition, matrix in matrices.items():
+            pairs = np.repeat(np.indices(matrix.shape).reshape(2, -1), matrix.reshape(-1), axis=1)
+            plot = wandb.plot.confusion_matrix(
+                y_true=pairs[0].tolist(), preds=pairs[1].tolist(), class_names=classes, title=condition
+            )
+            self.run.log({f"confusion/{condition}": plot})
+        rows = [[key.removeprefix("uar/"), value] for key, value in summary.items() if key.startswith("uar/")]
+        if rows:
+            self.run.log({"uar": wandb.Table(columns=["condition", "UAR"], data=rows)})
+        self.run.summary.update(json.loads(dumps(summary)))
+        self.run.finish(exit_code=0 if summary["status"] == "finished" else 1)
+        self.run = None
+
+
+def _mode() -> str:
+    """`online` where a key is at hand; W&B itself would stop and ask."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    return "online" if wandb.Settings().api_key or wandb.api.api_key else "offline"
+
+
+def disk_error(error: OSError, doing: str) -> RunError:
+    """An OSError while the run was under way, as the user should read it."""
+    return RunError(f"{doing} failed: {error}. Free some space or move the folder with hydra.run.dir=…")

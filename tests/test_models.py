@@ -1,0 +1,95 @@
+"""The networks: sizes as in the papers, any input size, settings that reach the layers."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from torch import nn
+
+from fedser.models import halve
+from fedser.models.cnn4 import CNN4
+from fedser.models.vgg15 import VGG15
+
+CONF = str(Path(__file__).parents[1] / "conf")
+
+
+def compose(*overrides):
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose(overrides=list(overrides))
+
+
+def count(model):
+    parameters = sum(p.numel() for p in model.parameters())
+    statistics = sum(b.numel() for name, b in model.named_buffers() if "num_batches" not in name)
+    return parameters, statistics
+
+
+def batch_norms(model):
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_vgg15_has_the_papers_size():
+    assert count(VGG15(classes=7)) == (14_855_111, 8_448)
+
+
+def test_cnn4_has_ren_et_als_size():
+    # 25 · (64 + 64·128 + 128·256 + 256·512) weights, 2 · 960 of batch norm, 512·7 + 7 of the last layer
+    assert count(CNN4(classes=7, width=64)) == (4_302_400 + 1_920 + 3_591, 1_920)
+
+
+def test_vgg15_pools_373_frames_like_the_paper():
+    x = torch.zeros(1, 1, 373, 64)
+    lengths = []
+    for _ in range(5):
+        x = halve(x)
+        lengths.append(tuple(x.shape[2:]))
+    assert lengths == [(186, 32), (93, 16), (46, 8), (23, 4), (11, 2)]
+
+
+def test_halve_takes_maxima_and_leaves_an_axis_of_one_alone():
+    x = torch.tensor([[1.0, 5.0, 9.0], [7.0, 2.0, 9.0]])[None, None]
+    assert halve(x).tolist() == [[[[7.0]]]]
+    assert halve(x[..., :1]).tolist() == [[[[7.0]]]]
+    assert halve(x[..., :1, :2]).tolist() == [[[[5.0]]]]
+
+
+@pytest.mark.parametrize("model", [VGG15(7), CNN4(7, width=4)], ids=["vgg15", "cnn4"])
+@pytest.mark.parametrize("frames, mels", [(373, 64), (380, 66), (12, 8), (1, 1)])
+def test_any_input_size(model, frames, mels):
+    with torch.no_grad():
+        logits = model.eval()(torch.randn(2, 1, frames, mels))
+    assert logits.shape == (2, 7)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("model", [VGG15(7), CNN4(7, width=4)], ids=["vgg15", "cnn4"])
+def test_a_batch_of_one_trains(model):
+    model.train()(torch.randn(1, 1, 373, 64)).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(bn.num_batches_tracked == 1 for bn in batch_norms(model))
+
+
+@pytest.mark.parametrize("model, width", [(VGG15(7), 256), (CNN4(7, width=4), 32)], ids=["vgg15", "cnn4"])
+def test_the_last_layer_reads_the_embedding(model, width):
+    x = torch.randn(2, 1, 40, 16)
+    with torch.no_grad():
+        embedding = model.eval().embed(x)
+        assert embedding.shape == (2, width)
+        assert torch.equal(model.fc(embedding), model(x))
+
+
+def test_configured_vgg15():
+    model = hydra.utils.instantiate(compose("+model=vgg15", "model.bn_momentum=0.2").model.module, classes=5)
+    assert model.fc.out_features == 5
+    assert {(bn.momentum, bn.eps) for bn in batch_norms(model)} == {(0.2, 1e-3)}
+    default = hydra.utils.instantiate(compose("+model=vgg15").model.module, classes=7)
+    assert {bn.momentum for bn in batch_norms(default)} == {0.01}
+
+
+def test_configured_cnn4():
+    default = hydra.utils.instantiate(compose("+model=cnn4").model.module, classes=7)
+    assert [bn.num_features for bn in batch_norms(default)] == [8, 16, 32, 64]
+    assert {(bn.momentum, bn.eps) for bn in batch_norms(default)} == {(0.1, 1e-5)}
+    wide = hydra.utils.instantiate(compose("+model=cnn4", "model.width=64").model.module, classes=7)
+    assert count(wide) == count(CNN4(7, width=64))
