@@ -51,8 +51,8 @@ SETTINGS = {
 
 # Okabe & Ito's palette without its yellow, which vanishes on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"  # the second seven runs reuse the colours with the second marker, and so on
 LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))  # one per attack
+MARKERS = "osD^vP"  # likewise, since a run evaluated once has no line to see
 CHANCE_STYLE = {"color": "#999999", "linewidth": 0.9, "linestyle": (0, (2, 2))}
 PLOT_STYLE = {
     "font.size": 9,
@@ -429,12 +429,14 @@ def curves(runs: Sequence[Run]) -> "Figure | None":
 
 
 def _line_style(run: int, attack: int) -> dict[str, Any]:
+    colour = COLOURS[run % len(COLOURS)]
     return {
-        "color": COLOURS[run % len(COLOURS)],
-        "marker": MARKERS[run // len(COLOURS) % len(MARKERS)],
+        "color": colour,
+        "marker": MARKERS[attack % len(MARKERS)],
+        "markerfacecolor": "white" if run // len(COLOURS) % 2 else colour,  # hollow: the colours' second turn
         "linestyle": LINES[attack % len(LINES)],
         "linewidth": 1.5,
-        "markersize": 3.5,
+        "markersize": 3.8,
         "alpha": 0.9,
     }
 
@@ -443,15 +445,15 @@ def _curve_legend(runs: Sequence[Run], attacks: Sequence[str]) -> tuple[list[Any
     """Handles, and how many of them fit beside each other under a figure of two panels."""
     from matplotlib.lines import Line2D
 
-    names = enumerate(brief(labels(runs), 60))
+    names = enumerate(brief(labels(runs), 42))
     handles = [Line2D([], [], label=name, **_line_style(number, 0)) for number, name in names]
     if len(attacks) > 1:
-        dashes = [LINES[number % len(LINES)] for number in range(len(attacks))]
-        handles += [Line2D([], [], color="#777777", linestyle=d, label=a) for d, a in zip(dashes, attacks, strict=True)]
+        grey = {"color": "#777777", "markerfacecolor": "#777777"}
+        handles += [Line2D([], [], label=name, **_line_style(0, i) | grey) for i, name in enumerate(attacks)]
     if chance := _chance(runs):
         handles.append(Line2D([], [], label=f"chance ({chance:.1f} %)", **CHANCE_STYLE))
     longest = max(len(str(handle.get_label())) for handle in handles)
-    return handles, max(1, min(len(handles), 100 // (longest + 8)))
+    return handles, max(1, min(len(handles), 100 // (longest + 7)))
 
 
 def _chance(runs: Sequence[Run]) -> float | None:
@@ -496,7 +498,7 @@ def confusion(run: Run) -> "Figure | None":
         axes.set_title(title(condition) + ("" if math.isnan(uar) else f"\nUAR {100 * uar:.1f} %"))
     _label_outer(panels, "predicted", "true")
     rounds = run.confusion.get("rounds")
-    figure.suptitle(shorten(run.name, 50) + (f", round {rounds}" if rounds else ""), fontsize=10.5)
+    figure.suptitle(brief([run.name], 50)[0] + (f", round {rounds}" if rounds else ""), fontsize=10.5)
     figure.supxlabel("recall in %, number of utterances below it", fontsize=8, color="#666666")
     return figure
 
@@ -554,7 +556,13 @@ def shorten(text: str, length: int) -> str:
 
 
 def brief(names: Sequence[str], length: int) -> list[str]:
-    """The names in at most `length` characters: those of a sweep lose the ends that all share, but for a little."""
+    """The names in at most `length` characters.
+
+    A run's hash goes if the names differ without it; then those of a sweep lose what all share at either end, but for
+    a little.
+    """
+    plain = [re.sub(r"-[0-9a-f]{8,}$", "", name) for name in names]
+    names = plain if len(set(plain)) == len(plain) else names
     if len(names) > 1 and max(map(len, names)) > length:
         start = _shared_start(names)
         shared = _shared_start([name[start:][::-1] for name in names])
