@@ -67,6 +67,8 @@ def explain(error: Exception, overrides=()) -> str:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             nearest = f" Did you mean '{near[0]}'?" if near else ""
             return f"There is no key '{name}'.{nearest} (Hydra: {message})"
+        if f"'{name}'" in message:
+            return f"{message} Other options of {name.split('.')[0]}= have that key; the chosen one has not."
     return message
 
 

@@ -99,7 +99,7 @@ def front_end(features: Mapping[str, Any]) -> LogMel:
 
 
 def fit(frames: Tensor, count: int) -> Tensor:
-    """[..., n, mels] → [..., count, mels], differentiable: shorter clips are repeated in frames, longer ones cropped."""
+    """[..., n, mels] → [..., count, mels]: shorter clips are repeated in frames, longer ones cropped."""
     length = frames.shape[-2]
     if length < count:
         frames = frames.repeat(*(1,) * (frames.dim() - 2), math.ceil(count / length), 1)
@@ -225,9 +225,9 @@ def _warn_of_twins(paths: Sequence[str], digests: Sequence[str]) -> None:
     ]
     if twins:
         log.warning(
-            "%d clips are byte for byte copies of others, so that one may be trained on and the other tested: %s",
+            "the same audio under two names (%d times), so that one may be trained on and the other tested: %s",
             len(twins),
-            ", ".join(f"{path} of {original}" for original, path in twins[:3]) + (", …" if len(twins) > 3 else ""),
+            ", ".join(f"{path} = {original}" for original, path in twins[:3]) + (", …" if len(twins) > 3 else ""),
         )
 
 
@@ -252,23 +252,9 @@ def _write(
     workers: int,
 ) -> None:
     """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
-    shape = (settings["frames"], settings["mels"])
-    seconds, bad = [], {}  # bad: position in the table → what is wrong
-    with open(folder / "frames.npy", "wb") as file:
-        # Plain writes: on a full disk they raise, where a mapped file would kill the process.
-        _write_header(file, (0, *shape))
-        for position, result in enumerate(_clips(corpus, settings, progress, workers)):
-            if isinstance(result, audio.BadAudio):
-                bad[position] = str(result)
-            else:
-                frames, duration = result
-                file.write(frames.data)
-                seconds.append(duration)
-        if bad and (on_bad_audio == "error" or not seconds):
-            raise InputError(_complaint(list(bad.values()), len(corpus.table)))
-        file.seek(0)
-        _write_header(file, (len(seconds), *shape))
-        _sync(file)
+    seconds, bad = _write_frames(folder / "frames.npy", settings, _clips(corpus, settings, progress, workers))
+    if bad and (on_bad_audio == "error" or not seconds):
+        raise InputError(_complaint(list(bad.values()), len(corpus.table)))
     table = corpus.table.drop(index=corpus.table.index[list(bad)]).assign(seconds=seconds)
     index = _index(table, base).encode()
     notes = {
@@ -277,7 +263,7 @@ def _write(
         "base": base,
         "classes": corpus.classes,
         "features": settings,
-        "shape": [len(seconds), *shape],
+        "shape": [len(seconds), settings["frames"], settings["mels"]],
         "index": _digest(index),
         "skipped": list(bad.values()),
     }
@@ -285,6 +271,28 @@ def _write(
         with open(folder / name, "wb") as file:
             file.write(data)
             _sync(file)
+
+
+def _write_frames(
+    path: Path, settings: Mapping[str, Any], clips: Iterator[tuple[np.ndarray, float] | audio.BadAudio]
+) -> tuple[list[float], dict[int, str]]:
+    """Writes what `_clips` yields as it comes: (seconds of the good ones, position → complaint of the bad ones)."""
+    shape = (settings["frames"], settings["mels"])
+    seconds, bad = [], {}
+    with open(path, "wb") as file:
+        # Plain writes: on a full disk they raise, where a mapped file would kill the process.
+        _write_header(file, (0, *shape))
+        for position, clip in enumerate(clips):
+            if isinstance(clip, audio.BadAudio):
+                bad[position] = str(clip)
+            else:
+                frames, duration = clip
+                file.write(frames.data)
+                seconds.append(duration)
+        file.seek(0)
+        _write_header(file, (len(seconds), *shape))
+        _sync(file)
+    return seconds, bad
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -80,6 +80,13 @@ def test_hidden_files_are_no_audio(tmp_path):
     assert len(emodb.read(root)) == 1
 
 
+def test_links_are_followed(tmp_path):
+    touch(tmp_path / "disk", "03a01Fa.wav")
+    (tmp_path / "emodb").mkdir()
+    (tmp_path / "emodb" / "wav").symlink_to(tmp_path / "disk")
+    assert list(emodb.read(tmp_path / "emodb")["path"]) == [str(tmp_path / "emodb" / "wav" / "03a01Fa.wav")]
+
+
 @pytest.mark.corpus
 def test_emodb_whole(data_folder):
     table = emodb.read(data_folder / "emodb")
@@ -276,7 +283,7 @@ def test_a_misspelt_drop_is_noticed(caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"root": "???"}, r"dataset\.root is not set"),
+        ({"root": None}, r"dataset\.root is not set"),
         ({"client": "village"}, r"dataset\.client: there is no column 'village' .*emotion, path, sex, speaker, text"),
         (
             {"classes": ["anger", "fear"]},
@@ -294,6 +301,11 @@ def test_a_misspelt_drop_is_noticed(caplog):
 def test_load_says_which_key_is_wrong(changes, message):
     with pytest.raises(InputError, match=message):
         corpora.load(config("emodb", **{"root": str(EMODB), **changes}))
+
+
+def test_a_manifest_must_be_named():
+    with pytest.raises(InputError, match=r"dataset\.root is not set"):
+        corpora.load(config("manifest"))
 
 
 def test_load_notices_an_utterance_without_client(tmp_path):

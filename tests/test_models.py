@@ -13,6 +13,8 @@ from fedser.models.vgg15 import VGG15
 
 CONF = str(Path(__file__).parents[1] / "conf")
 
+BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4))
+
 
 def compose(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
@@ -54,27 +56,29 @@ def test_halve_takes_maxima_and_leaves_an_axis_of_one_alone():
     assert halve(x[..., :1, :2]).tolist() == [[[[5.0]]]]
 
 
-@pytest.mark.parametrize("model", [VGG15(7), CNN4(7, width=4)], ids=["vgg15", "cnn4"])
+@pytest.mark.parametrize("build", BUILDERS, ids=["vgg15", "cnn4"])
 @pytest.mark.parametrize("frames, mels", [(373, 64), (380, 66), (12, 8), (1, 1)])
-def test_any_input_size(model, frames, mels):
+def test_any_input_size(build, frames, mels):
     with torch.no_grad():
-        logits = model.eval()(torch.randn(2, 1, frames, mels))
+        logits = build().eval()(torch.randn(2, 1, frames, mels))
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("model", [VGG15(7), CNN4(7, width=4)], ids=["vgg15", "cnn4"])
-def test_a_batch_of_one_trains(model):
+@pytest.mark.parametrize("build", BUILDERS, ids=["vgg15", "cnn4"])
+def test_a_batch_of_one_trains(build):
+    model = build()
     model.train()(torch.randn(1, 1, 373, 64)).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert all(bn.num_batches_tracked == 1 for bn in batch_norms(model))
 
 
-@pytest.mark.parametrize("model, width", [(VGG15(7), 256), (CNN4(7, width=4), 32)], ids=["vgg15", "cnn4"])
-def test_the_last_layer_reads_the_embedding(model, width):
+@pytest.mark.parametrize("build, width", list(zip(BUILDERS, (256, 32), strict=True)), ids=["vgg15", "cnn4"])
+def test_the_last_layer_reads_the_embedding(build, width):
+    model = build().eval()
     x = torch.randn(2, 1, 40, 16)
     with torch.no_grad():
-        embedding = model.eval().embed(x)
+        embedding = model.embed(x)
         assert embedding.shape == (2, width)
         assert torch.equal(model.fc(embedding), model(x))
 

@@ -13,6 +13,7 @@ audio format changes the order. `dataset.reader` in the configuration names the 
 
 import itertools
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,9 +52,13 @@ def load(config: Any) -> Corpus:
 
     # A copy that keeps its root, for interpolations; `allow_objects` lets Python callers pass a function as reader.
     dataset = OmegaConf.create(config, flags={"allow_objects": True}).dataset
-    if OmegaConf.is_missing(dataset, "root") or not dataset.root:
+    reader = _reader(dataset)
+    if not OmegaConf.is_missing(dataset, "root") and dataset.root:
+        table = reader(Path(dataset.root).expanduser().absolute())
+    elif inspect.signature(reader).parameters["root"].default is None:
+        table = reader()  # a corpus that knows its own place, as the synthetic one does
+    else:
         raise InputError(f"dataset.root is not set: say where {dataset.name} lies, dataset.root=…")
-    table = _reader(dataset)(Path(dataset.root).expanduser().absolute())
     _check(table, dataset.name)
 
     drop = list(dataset.get("drop") or [])
@@ -106,10 +111,13 @@ def as_table(rows: list[dict]) -> pd.DataFrame:
 
 
 def _audio_files(root: Path) -> Iterator[Path]:
-    for file in root.rglob("*"):
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(root).parts)
-        if file.suffix.lower() in AUDIO and not hidden and file.is_file():
-            yield file
+    # Links are followed: corpora are large, and often linked to from where they are wanted.
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in names:
+            file = Path(folder, name)
+            if file.suffix.lower() in AUDIO and not name.startswith(".") and file.is_file():
+                yield file
 
 
 def _reader(dataset: Any) -> Callable[[Path], pd.DataFrame]:

@@ -12,10 +12,9 @@ background noise and microphone colour, so that absolute level gives nothing awa
 import dataclasses
 import hashlib
 import importlib.resources
-import os
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ import soundfile
 
 from fedser import cache
 from fedser.corpora import demos
-from fedser.errors import InputError
+from fedser.errors import InputError, RunError
 from fedser.randomness import derive
 
 VERSION = 1  # raise it whenever the same options give other samples: it is part of the cache entry's name
@@ -34,6 +33,7 @@ RATE = 16_000  # Hz
 HOP = 128  # samples between two frames of the control tracks: 8 ms
 WINDOW = 512  # samples; its 31 Hz resolution leaves the source's harmonics intact
 MAX_SCALE = 50.0
+OPTIONS = "synthetic.json"  # beside DEMOS/: what the folder was made from
 CODES = {  # DEMoS's three-letter emotion codes, in the order of its counts
     "anger": "rab",
     "disgust": "dis",
@@ -61,6 +61,7 @@ class Prosody:
     jitter: float  # cycle-to-cycle variation of the period, %
     tremor: float  # depth of a 5–9 Hz modulation of F0 and level, semitones and half as many dB
     vowels: float  # size of the vowel space against neutral, ratio
+    mouth: float  # formant frequencies against neutral (spread lips raise them, a lowered larynx lowers them), ratio
 
 
 # Directions follow what the literature on acoustic correlates of vocal emotion agrees on (Banse & Scherer 1996;
@@ -68,18 +69,18 @@ class Prosody:
 # disgust creaks, surprise rises to the end, guilt is a hesitant, breathy relative of sadness. Sizes are tuned so
 # that the default run learns most of it in a minute and confuses neighbours.
 PROSODY = {
-    #                    pitch span slope glide rate pause accent tilt breath jitter tremor vowels
-    "anger": Prosody(3.0, 2.5, -2.0, -2.0, 5.6, 0.02, 5.0, 3.0, -32.0, 1.6, 0.0, 1.15),
-    "disgust": Prosody(-2.5, 1.6, -3.0, -3.0, 3.6, 0.06, 3.0, 0.5, -26.0, 4.0, 0.0, 0.95),
-    "fear": Prosody(6.0, 1.2, 0.0, 0.5, 6.4, 0.06, 2.0, 0.5, -20.0, 2.5, 1.4, 0.85),
-    "guilt": Prosody(-1.0, 0.8, -1.0, -0.5, 4.2, 0.22, 2.0, -2.5, -12.0, 1.5, 0.2, 0.80),
-    "happiness": Prosody(4.0, 4.0, 1.0, 2.5, 5.2, 0.02, 3.5, 1.5, -30.0, 0.8, 0.2, 1.15),
-    "sadness": Prosody(-2.0, 0.8, -3.0, -1.0, 2.9, 0.10, 2.0, -3.5, -20.0, 1.0, 0.5, 0.80),
-    "surprise": Prosody(5.0, 2.5, 9.0, 4.5, 4.2, 0.04, 3.0, 0.0, -22.0, 0.8, 0.0, 1.05),
+    #                    pitch span slope glide rate pause accent tilt breath jitter tremor vowels mouth
+    "anger": Prosody(3.0, 2.5, -2.0, -2.0, 6.0, 0.00, 5.0, 7.0, -34.0, 1.6, 0.0, 1.15, 1.00),
+    "disgust": Prosody(-4.0, 1.6, -3.0, -3.0, 3.4, 0.06, 3.0, 1.0, -26.0, 6.0, 0.0, 0.90, 0.86),
+    "fear": Prosody(8.0, 1.0, 0.0, 0.5, 7.0, 0.06, 2.0, 0.5, -16.0, 2.5, 2.0, 0.80, 1.06),
+    "guilt": Prosody(-1.0, 0.8, -1.0, -0.5, 4.2, 0.24, 2.0, -2.0, -2.0, 1.5, 0.2, 0.80, 0.97),
+    "happiness": Prosody(4.0, 4.0, 1.0, 6.0, 5.0, 0.02, 3.5, 2.0, -34.0, 0.8, 0.2, 1.15, 1.16),
+    "sadness": Prosody(-3.0, 0.6, -2.0, -1.0, 2.5, 0.06, 2.0, -7.0, -24.0, 1.0, 0.5, 0.75, 0.96),
+    "surprise": Prosody(5.0, 1.5, 14.0, 9.0, 3.0, 0.04, 3.0, 0.0, -20.0, 0.8, 0.0, 1.05, 1.02),
 }
-NEUTRAL = Prosody(0.0, 1.8, -1.5, 0.0, 4.6, 0.06, 3.0, 0.0, -24.0, 1.2, 0.0, 1.0)
+NEUTRAL = Prosody(0.0, 1.8, -1.5, 0.0, 4.6, 0.06, 3.0, 0.0, -24.0, 1.2, 0.0, 1.0, 1.0)
 # Standard deviation within an emotion, from clip to clip: what makes neighbours overlap.
-SCATTER = Prosody(1.5, 0.5, 1.5, 0.8, 0.45, 0.02, 0.8, 0.9, 2.5, 0.4, 0.15, 0.06)
+SCATTER = Prosody(0.7, 0.25, 0.7, 0.4, 0.22, 0.01, 0.4, 0.45, 1.2, 0.2, 0.07, 0.03, 0.015)
 
 VOWELS = np.array(  # F1–F4 of /i e a o u/ for a male vocal tract, Hz
     [
@@ -114,12 +115,12 @@ class Voice:
 def voice(seed: int, speaker: str, sex: str) -> Voice:
     """The voice of a speaker: women about 10 semitones higher and with shorter vocal tracts than men."""
     rng = np.random.default_rng(derive(seed, "voice", speaker))
-    f0, tract = (205.0, 1.16) if sex == "f" else (118.0, 1.0)
+    f0, tract = (205.0, 1.12) if sex == "f" else (118.0, 1.0)
     return Voice(
         f0=f0 * 2 ** (rng.normal(0, 1.8) / 12),
-        tract=tract * rng.normal(1, 0.03),
-        tilt=rng.normal(0, 0.8),
-        breath=rng.normal(0, 2.0),
+        tract=tract * rng.normal(1, 0.02),
+        tilt=rng.normal(0, 0.4),
+        breath=rng.normal(0, 1.0),
         rate=rng.normal(1, 0.05),
         open_quotient=rng.uniform(0.5, 0.75),
         expression=rng.uniform(0.75, 1.2),
@@ -186,7 +187,7 @@ def utter(rng: np.random.Generator, speaker: Voice, style: Prosody, seconds: flo
         voiced=track(hold, 0.8 * loudness, loudness, 0.5 * loudness) * 10 ** (0.5 * style.tremor * shake / 20),
         hiss=track(burst, release, 0 * burst, 0 * burst),
         place=track(place, place, place, place),
-        formants=formants * speaker.tract,
+        formants=formants * (speaker.tract * style.mouth),
     )
 
 
@@ -253,10 +254,10 @@ def synthesise(rng: np.random.Generator, speaker: Voice, style: Prosody, seconds
 
 def record(rng: np.random.Generator, wave: np.ndarray) -> np.ndarray:
     """What a microphone makes of a waveform [n]: colour, background noise, gain. Peaks stay below full scale."""
-    colour = 10 ** (rng.normal(0, 0.7) * (OCTAVES - 1) / 20)
-    hum = 10 ** (rng.uniform(-6, -2) * (OCTAVES - 1) / 20)
+    colour = 10 ** (rng.normal(0, 0.4) * (OCTAVES - 1) / 20)
+    hum = 10 ** (rng.uniform(-5, -3) * (OCTAVES - 1) / 20)
     background = overlap_add(spectra(rng.standard_normal(len(wave), dtype=np.float32)) * hum)
-    background *= 10 ** (-rng.uniform(18, 32) / 20) / np.sqrt(np.mean(background**2))
+    background *= 10 ** (-rng.uniform(20, 32) / 20) / np.sqrt(np.mean(background**2))
     heard = overlap_add(spectra(wave) * colour)
     heard = heard / np.sqrt(np.mean(heard**2) + 1e-12) + background
     peak = 10 ** (rng.uniform(-16, -2) / 20)
@@ -310,18 +311,54 @@ def file_name(speaker: str, sex: str, emotion: str, index: int) -> str:
 def generate(folder: Path, scale: float, seed: int, workers: int | None = None) -> None:
     """Writes the corpus as 16 kHz mono FLAC to `folder`/DEMOS, whole or not at all, with a progress bar on stderr.
 
-    The bytes do not depend on `workers` (default: one thread per core this process may use; numpy, scipy's FFT and
-    the FLAC encoder all work outside Python's lock).
+    The bytes do not depend on `workers`, the number of threads (numpy, scipy's FFT and the FLAC encoder work outside
+    Python's lock). Raises RunError if it cannot be written.
     """
     todo = clips(scale)
 
     def write(clip: tuple[str, str, str, int]) -> None:
         soundfile.write(scratch / "DEMOS" / file_name(*clip), utterance(seed, *clip), RATE, subtype="PCM_16")
 
-    with cache.publish(folder) as scratch:
-        (scratch / "DEMOS").mkdir()
-        console = rich.console.Console(stderr=True)
-        with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-            done = pool.map(write, todo)
-            for _ in rich.progress.track(done, "Making the synthetic corpus", total=len(todo), console=console):
-                pass
+    try:
+        with cache.publish(folder) as scratch, ThreadPoolExecutor(workers) as pool:
+            (scratch / "DEMOS").mkdir()
+            (scratch / OPTIONS).write_text(json.dumps(_options(scale, seed)) + "\n")
+            tasks = [pool.submit(write, clip) for clip in todo]
+            try:
+                console = rich.console.Console(stderr=True)
+                for task in rich.progress.track(tasks, "Making the synthetic corpus", console=console):
+                    task.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for all the clips
+                raise
+    except (OSError, soundfile.SoundFileError) as error:
+        raise RunError(f"the synthetic corpus could not be written to {folder}: {error}") from error
+
+
+def read(root: Path | str | None = None, *, scale: float = 0.1, seed: int = 0) -> pd.DataFrame:
+    """The corpus as `fedser.corpora.demos.read` returns it, generated first where it is not there yet.
+
+    `root` None is an entry of the cache, named by the options; a path is generated into if there is nothing.
+    Raises InputError for a scale outside (0, 50], and for a path that holds anything but the same corpus, whole.
+    """
+    expected = len(clips(scale))
+    options = _options(scale, seed)
+    if root is None:
+        digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:12]
+        root = cache.folder("corpora", f"synthetic-{digest}")
+    root = Path(root).expanduser().absolute()
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        generate(root, scale, seed)
+    if not (root / OPTIONS).is_file() or json.loads((root / OPTIONS).read_text()) != options:
+        raise InputError(
+            f"dataset.root: {root} does not hold the synthetic corpus of scale {scale:g}, seed {seed} and this version "
+            "of fedser; name a new folder, or none to have it in the cache"
+        )
+    table = demos.read(root)
+    if len(table) != expected:
+        raise InputError(f"{root} holds {len(table)} clips instead of {expected}; delete it, and it is made again")
+    return table
+
+
+def _options(scale: float, seed: int) -> dict[str, float | int]:
+    return {"version": VERSION, "scale": float(scale), "seed": int(seed)}

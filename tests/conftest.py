@@ -1,0 +1,78 @@
+"""Fixtures: real speech that is always there, whole corpora where they are, and a cache of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+FIXTURES = HERE / "fixtures"
+
+# A small federated experiment on real speech: two speakers, in process, seconds.
+SMALL = [
+    "dataset=emodb",
+    f"dataset.root={FIXTURES / 'emodb'}",
+    "model.width=2",
+    "rounds=2",
+    "evaluation.every=1",
+    "simulation=serial",
+    "logger=none",
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Nothing is read from or written to the user's cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FEDSER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.delenv("WANDB_API_KEY", raising=False)
+    torch.set_num_threads(1)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The whole corpora: `FEDSER_DATA`, or ../shared/data beside the checkout; skips where neither is."""
+    for folder in (os.environ.get("FEDSER_DATA"), HERE.parent.parent / "shared" / "data"):
+        if folder and Path(folder, "emodb").is_dir():
+            return Path(folder)
+    pytest.skip("no whole corpora here: set FEDSER_DATA")
+
+
+@pytest.fixture
+def settings():
+    """settings(*overrides) → checked plain values of the small experiment."""
+    from fedser.config import compose, settle
+
+    return lambda *overrides: settle(compose([*SMALL, *overrides]))
+
+
+@pytest.fixture
+def small(tmp_path):
+    """small(*overrides, folder=…) → the result of running the small experiment in-process."""
+    from fedser import compose, run
+
+    def go(*overrides, folder=None):
+        common = [item for item in SMALL if not ("model=vgg15" in overrides and item.startswith("model."))]
+        return run(compose([*common, *overrides]), folder or tmp_path / "run")
+
+    return go
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """cli(*arguments) → a finished `python -m fedser …` process, run from an empty folder."""
+
+    def go(*arguments, **environment):
+        command = [sys.executable, "-m", "fedser", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=300
+        )
+
+    return go

@@ -1,0 +1,128 @@
+"""The command line's words: every option composes, what is misspelt is named, what is impossible is refused."""
+
+import pytest
+from hydra.utils import instantiate
+
+from fedser.config import compose, directory, evaluation_attacks, plain, settle
+from fedser.errors import InputError
+
+GROUPS = ["attack", "defence", "strategy", "model", "client", "partition", "features", "evaluation", "simulation",
+          "logger", "dataset", "experiment"]  # fmt: skip
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((directory() / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
+def test_every_option_composes_and_is_valid(group, option):
+    extra = ["dataset.root=somewhere.csv"] if option == "manifest" else []
+    settled = settle(compose([f"{group}={option}", *extra]))
+    if group not in ("experiment", "client"):
+        assert settled[group]["name"] == option
+    instantiate(settled["strategy"]["aggregator"])
+    if group in ("attack", "model", "logger") and option != "none":
+        instantiate(settled["model"]["module"], classes=7) if group == "model" else instantiate(settled[group])
+
+
+def test_every_group_has_options():
+    assert {group for group, _ in OPTIONS} == set(GROUPS)
+
+
+def test_the_names_users_rely_on():
+    settled = settle(compose([]))
+    for path in """rounds seed dataset.root dataset.scale dataset.on_bad_audio model.width attack.eps attack.labels
+        client.epochs client.batch_size client.lr client.threads client.precision client.optimizer_state
+        evaluation.every evaluation.attacks simulation.actors simulation.num_cpus simulation.num_gpus
+        simulation.min_reply_fraction attacks.pgd.alpha attacks.pgd.steps attacks.deepfool.steps reuse logger""".split():
+        node = settled
+        for key in path.split("."):
+            assert key in node, path
+            node = node[key]
+    two_stage = settle(compose(["attack=pgd", "defence=two_stage"]))
+    assert two_stage["attack"]["alpha"] == 0.1 and two_stage["attack"]["steps"] == 5
+    assert two_stage["defence"]["training"]["pairing"] == "disjoint" and two_stage["defence"]["training"]["alpha"] == 0.5
+    assert (settled["dataset"]["name"], settled["model"]["name"], settled["attack"]["name"]) == ("synthetic", "cnn4", "fgsm")
+    assert (settled["defence"]["name"], settled["strategy"]["name"]) == ("randomise", "fedavg")
+
+
+def test_paper_settings_are_the_attacks_defaults():
+    attacks = settle(compose([]))["attacks"]
+    assert attacks["fgsm"]["eps"] == attacks["pgd"]["eps"] == 0.05
+    assert attacks["pgd"]["alpha"] == 0.1 and attacks["pgd"]["steps"] == attacks["deepfool"]["steps"] == 5
+    assert attacks["deepfool"]["overshoot"] == 0.02 and attacks["deepfool"]["eps"] is None
+    assert {attacks[name]["labels"] for name in ("fgsm", "pgd", "deepfool")} == {"predicted"}
+
+
+def test_training_attack_follows_the_attack_and_can_differ():
+    same = settle(compose(["attack=pgd", "attack.eps=0.02", "defence=adversarial"]))
+    assert same["defence"]["training"]["attack"]["eps"] == 0.02
+    other = settle(compose(["attack=pgd", "defence=adversarial", "defence.training.attack=${attacks.fgsm}"]))
+    assert other["defence"]["training"]["attack"]["name"] == "fgsm"
+
+
+def test_evaluation_attacks_meet_overrides():
+    settled = settle(compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"]))
+    chosen = evaluation_attacks(settled)
+    assert list(chosen) == ["fgsm", "pgd"]
+    assert chosen["fgsm"]["eps"] == 0.1 and chosen["pgd"]["steps"] == 20 and chosen["pgd"]["eps"] == 0.05
+    assert evaluation_attacks(settle(compose(["attack=none"]))) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["atack=fgsm"], ["'atack'", "'attack'"]),
+        (["attack=fgsn"], ["fgsn", "attack=fgsm"]),
+        (["client.batchsize=4"], ["client.batchsize", "'client.batch_size'"]),
+        (["defence=two_stages"], ["defence=two_stage"]),
+        (["attack.eps=0"], ["attack.eps=0"]),
+        (["attack.eps=-1"], ["attack.eps=-1"]),
+        (["attack=pgd", "attack.steps=0"], ["attack.steps=0"]),
+        (["attack.labels=guessed"], ["attack.labels=guessed", "predicted"]),
+        (["rounds=0"], ["rounds=0"]),
+        (["rounds=2.5"], ["rounds=2.5"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["client.lr=0"], ["client.lr=0"]),
+        (["client.precision=fp16"], ["client.precision=fp16", "bf16"]),
+        (["strategy.fraction_train=1.5"], ["strategy.fraction_train=1.5"]),
+        (["evaluation.attacks=[pdg]"], ["'pdg'", "'pgd'"]),
+        (["evaluation.attacks=[pgd]", "attacks.pgd.eps=0"], ["attacks.pgd.eps=0"]),
+        (["attack=none", "defence=two_stage"], ["two_stage", "attack=none"]),
+        (["defence=adversarial", "defence.training.alpha=2"], ["defence.training.alpha=2"]),
+        (["dataset=manifest"], ["dataset.root"]),
+        (["simulation.actors=0"], ["simulation.actors=0"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_bad_configuration_is_named(overrides, words):
+    with pytest.raises(InputError) as raised:
+        settle(compose(overrides))
+    for word in words:
+        assert word in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_eps_on_deepfool_warns_and_means_nothing(caplog):
+    from fedser.identity import run_name
+
+    settled = settle(compose(["attack=deepfool", "attack.eps=0.05"]))
+    assert settled["attack"]["eps"] is None
+    assert "deepfool has no ε" in caplog.text
+    assert run_name(settled) == run_name(settle(compose(["attack=deepfool"])))
+
+
+def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():
+    differences = {}
+
+    def compare(one, other, path=""):
+        for key in sorted(set(one) | set(other)):
+            if isinstance(one.get(key), dict) and isinstance(other.get(key), dict):
+                compare(one[key], other[key], f"{path}{key}.")
+            elif one.get(key) != other.get(key):
+                differences[f"{path}{key}"] = one.get(key), other.get(key)
+
+    paper, code = (plain(compose([f"experiment={name}", "defence=two_stage"])) for name in ("chang2022", "chang2022_code"))
+    compare(paper, {key: value for key, value in code.items() if key != "variant"})
+    assert differences == {
+        "client.optimizer_state": ("reset", "persist"),
+        "defence.training.pairing": ("disjoint", "paired"),
+    }
+    assert plain(compose(["experiment=chang2022_code", "defence=none"]))["defence"]["training"] is None

@@ -1,0 +1,301 @@
+"""The federation in process: every strategy, sampling, failing clients; what the server learns is what it may."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from safetensors.numpy import load_file
+
+from fedser import evaluation, features
+from fedser.errors import InputError, RunError
+from fedser.federation import client_app, server_app, simulation, transport
+
+STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"]
+FOUR = ["partition=iid", "partition.clients=4"]
+
+
+def weights_of(result):
+    return load_file(result.folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def by_strategy(tmp_path_factory):
+    from conftest import SMALL
+
+    from fedser import compose, run
+
+    folder = tmp_path_factory.mktemp("strategies")
+    return {
+        name: run(compose([*SMALL, *FOUR, "defence=none", "attack=none", f"strategy={name}"]), folder / name)
+        for name in STRATEGIES
+    }
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_trains(by_strategy, name):
+    result = by_strategy[name]
+    assert result.metrics["status"] == "finished" and 0 <= result.metrics["uar/original"] <= 1
+    assert len(result.history) == 2
+    weights = weights_of(result)
+    assert all(np.isfinite(array).all() and array.dtype == np.float32 for array in weights.values())
+
+
+def test_strategies_differ(by_strategy):
+    parameters = {name: weights_of(result)["parameters"] for name, result in by_strategy.items()}
+    for name in STRATEGIES[1:]:
+        assert not np.array_equal(parameters[name], parameters["fedavg"]), name
+
+
+def test_server_optimisers_never_step_buffers(by_strategy):
+    for name in ("fedadam", "fedyogi"):
+        variances = weights_of(by_strategy[name])["buffers"].reshape(-1)
+        assert (variances >= -10).all()
+    # One round of FedAdam changes parameters by its own step, but averages the buffers just as FedAvg does.
+    first = {name: by_strategy[name].history[0]["train/loss"] for name in ("fedavg", "fedadam")}
+    assert first["fedavg"] == first["fedadam"]
+
+
+def test_fedadam_averages_the_buffers_of_round_one(small, tmp_path):
+    common = [*FOUR, "rounds=1", "defence=none", "attack=none"]
+    plain = weights_of(small(*common, folder=tmp_path / "avg"))
+    adam = weights_of(small(*common, "strategy=fedadam", folder=tmp_path / "adam"))
+    np.testing.assert_array_equal(plain["buffers"], adam["buffers"])
+    assert not np.array_equal(plain["parameters"], adam["parameters"])
+
+
+def test_mu_zero_is_fedavg_and_mu_pulls_towards_the_start(small, tmp_path, settings):
+    common = [*FOUR, "rounds=1", "client.epochs=15", "defence=none", "attack=none"]
+    zero = weights_of(small(*common, "strategy=fedprox", "strategy.proximal_mu=0.0", folder=tmp_path / "zero"))
+    avg = weights_of(small(*common, folder=tmp_path / "avg"))
+    strong = weights_of(small(*common, "strategy=fedprox", "strategy.proximal_mu=10.0", folder=tmp_path / "ten"))
+    np.testing.assert_array_equal(zero["parameters"], avg["parameters"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(server_app.derive(0, "initial weights"))
+        start = transport.pack(instantiate(settings()["model"]["module"], classes=7))["parameters"]
+    assert np.linalg.norm(strong["parameters"] - start) < 0.9 * np.linalg.norm(avg["parameters"] - start)
+
+
+def test_fedavg_weights_by_utterances(settings, tmp_path):
+    """The aggregate of one round equals the weighted mean of what the clients send, computed here in float64."""
+    sent = []
+    uneven = settings("defence=none", "partition=dirichlet", "partition.clients=3", "partition.alpha=1.0")
+    _, strategy, weights, serve = federate(uneven, tmp_path)
+    original = server_app._average
+
+    def spy(replies):
+        sent.extend((r.content["metrics"]["num-examples"], transport.from_record(r.content["parameters"])) for r in replies)
+        return original(replies)
+
+    server_app._average = spy
+    try:
+        new = serve(lambda f: f.train(strategy, 1, weights, list(range(f.clients)))[0])
+    finally:
+        server_app._average = original
+    counts = np.array([count for count, _ in sent], dtype=np.float64)
+    expected = np.average(np.stack([array.astype(np.float64) for _, array in sent]), axis=0, weights=counts)
+    assert len(set(counts)) > 1
+    np.testing.assert_allclose(new["parameters"], expected, rtol=1e-5, atol=1e-7)
+
+
+def federate(settings, tmp_path):
+    """A federation in process, opened by serve(function of the introduced federation)."""
+    import threading
+
+    from fedser.corpora import load
+    from fedser.partition import partition
+
+    corpus = load(settings)
+    store = features.extract(corpus, settings["features"])
+    clients = len(partition(store.table, settings["partition"], settings["seed"]))
+    told = {"settings": settings, "classes": corpus.classes, "attacks": {"fgsm": settings["attacks"]["fgsm"]},
+            "store": str(store.folder), "state": str(tmp_path / "state")}  # fmt: skip
+    plan = simulation.plan(settings, clients)
+    strategy = server_app.build_strategy(settings, clients)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = transport.pack(instantiate(settings["model"]["module"], classes=len(corpus.classes)))
+    results = []
+
+    def serve(work):
+        def behind(grid):
+            federation = server_app.Federation(grid, clients, told, threading.Event())
+            federation.introduce()
+            results.append(work(federation))
+
+        simulation.simulate(behind, client_app.app, clients, plan, threading.Event())
+        return results[-1]
+
+    return told, strategy, weights, serve
+
+
+def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
+    settled = settings("defence=none")
+    told, _, weights, serve = federate(settled, tmp_path)
+    by_client = serve(lambda federation: federation.evaluate(1, weights))
+    pooled = {name: sum(client[name] for client in by_client.values()) for name in ("original", "adversarial/fgsm")}
+
+    bench = client_app.Workbench(json.loads(json.dumps(told)))
+    frames = bench.store.frames[np.concatenate([share.train for share in bench.shares])].astype(np.float64)
+    mean, deviation = frames.mean(axis=(0, 1)), frames.std(axis=(0, 1))
+    rows = np.concatenate([share.test for share in bench.shares])
+    x = torch.from_numpy(((bench.store.frames[rows] - mean) / deviation).astype(np.float32)).unsqueeze(1)
+    y = torch.from_numpy(bench.store.table["label"].to_numpy()[rows])
+    transport.unpack(weights, bench.model)
+    central = evaluation.evaluate(bench.model, x, y, classes=7, attacks=bench.attacks, randomise=None, batch_size=16, seed=0)
+    for condition, matrix in central.items():
+        assert matrix.sum() == pooled[condition].sum() == len(rows)
+        # The statistics differ in the last float bits (sums against pooled data): at most one borderline clip may flip.
+        assert np.abs(matrix - pooled[condition]).sum() <= 2, condition
+
+
+def test_the_server_is_told_numbers_only(settings, tmp_path):
+    """No reply holds anything of the size of the data: weights, one loss, counts and 64-bin sums."""
+    told, strategy, weights, serve = federate(settings("defence=none"), tmp_path)
+    kinds = {}
+
+    def listen(federation):
+        push, pull = federation.grid.push_messages, federation.grid.pull_messages
+
+        def pulled(identifiers):
+            replies = pull(identifiers)
+            for reply in replies:
+                for name, record in reply.content.items():
+                    for key, value in record.items():
+                        size = value.numpy().size if hasattr(value, "numpy") else len(value) if isinstance(value, list) else 1
+                        kinds[f"{name}.{key}"] = max(size, kinds.get(f"{name}.{key}", 0))
+            return replies
+
+        federation.grid.push_messages, federation.grid.pull_messages = push, pulled
+        federation.introduce()
+        federation.train(strategy, 1, weights, [0, 1])
+        federation.evaluate(1, weights)
+
+    serve(listen)
+    model = {"parameters.parameters": weights["parameters"].size, "buffers.buffers": weights["buffers"].size}
+    assert kinds == model | {
+        "metrics.num-examples": 1, "metrics.loss": 1, "metrics.test-examples": 1, "metrics.count": 1,
+        "metrics.total": 64, "metrics.squares": 64, "config.name": 1,
+        "metrics.original": 49, "metrics.adversarial/fgsm": 49,
+    }  # fmt: skip
+
+
+def test_sampling_is_seeded_and_sized():
+    chosen = [server_app.sample_clients(68, 0.25, seed=3, round=r) for r in range(1, 6)]
+    assert all(len(set(clients)) == 17 and clients == sorted(clients) for clients in chosen)
+    assert chosen == [server_app.sample_clients(68, 0.25, seed=3, round=r) for r in range(1, 6)]
+    assert chosen[0] != chosen[1]
+    assert server_app.sample_clients(68, 0.25, seed=4, round=1) != chosen[0]
+    assert server_app.sample_clients(5, 1.0, seed=0, round=1) == [0, 1, 2, 3, 4]
+    assert len(server_app.sample_clients(5, 0.01, seed=0, round=1)) == 1
+
+
+def test_fraction_train_trains_only_the_sampled(small):
+    result = small(*FOUR, "strategy.fraction_train=0.5", "defence=none", "attack=none")
+    assert [row["train/clients"] for row in result.history] == [2, 2]
+
+
+@pytest.fixture
+def failing_client(monkeypatch):
+    """A client whose training raises in round 2."""
+    real = client_app.train_locally
+
+    def arm(name):
+        def train(model, optimizer, batch, **options):
+            frame_share = names.pop(0)
+            if frame_share == name:
+                raise RunError("the training loss became nan; a smaller client.lr may help")
+            return real(model, optimizer, batch, **options)
+
+        names = []
+        handler = client_app.train
+
+        def spy(bench, share, message):
+            names.append(share.name if int(message.content["config"]["server-round"]) == 2 else "")
+            return handler(bench, share, message)
+
+        monkeypatch.setattr(client_app, "train_locally", train)
+        monkeypatch.setattr(client_app, "train", spy)
+        import fedser.experiment
+
+        monkeypatch.setattr(fedser.experiment, "client_app", client_app.build())
+
+    return arm
+
+
+def test_a_failing_client_fails_the_run_and_is_named(small, failing_client, tmp_path):
+    failing_client("client-2")
+    with pytest.raises(RunError) as raised:
+        small(*FOUR, "reuse=false", "defence=none", "attack=none")
+    assert "client 'client-2'" in str(raised.value) and "loss became nan" in str(raised.value)
+    assert "Traceback" in str(raised.value)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "client-2" in summary["error"] and summary["rounds"] == 1
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_min_reply_fraction_goes_on_without_it_and_says_so(small, failing_client, caplog):
+    failing_client("client-2")
+    result = small(*FOUR, "reuse=false", "defence=none", "attack=none", "simulation.min_reply_fraction=0.75")
+    assert [row.get("train/missing") for row in result.history] == [None, ["client-2"]]
+    assert result.history[1]["train/clients"] == 3
+    assert "client-2" in caplog.text
+
+
+def test_adversarial_training_changes_the_model_from_round_two_on(small, tmp_path):
+    clean = small("defence=none", folder=tmp_path / "clean")
+    for pairing in ("disjoint", "paired"):
+        trained = small("defence=adversarial", f"defence.training.pairing={pairing}", folder=tmp_path / pairing)
+        assert trained.history[0]["train/loss"] == clean.history[0]["train/loss"]
+        assert trained.history[1]["train/loss"] != clean.history[1]["train/loss"]
+
+
+def test_persisting_moments_changes_round_two(small, tmp_path):
+    reset = small("defence=none", folder=tmp_path / "reset")
+    persist = small("defence=none", "client.optimizer_state=persist", folder=tmp_path / "persist")
+    assert reset.history[0]["train/loss"] == persist.history[0]["train/loss"]
+    assert not np.array_equal(weights_of(reset)["parameters"], weights_of(persist)["parameters"])
+
+
+def test_vgg15_really_trains(small):
+    result = small("model=vgg15", "rounds=1", "defence=none", "attack=none", "dataset.classes=[anger,sadness]",
+                   "dataset.drop=[boredom,disgust,fear,happiness,neutral]")  # fmt: skip
+    assert result.metrics["parameters"] == 14_855_111 - 5 * 257  # two classes instead of seven
+    assert weights_of(result)["parameters"].size == result.metrics["parameters"]
+    assert result.metrics["clients"] == 2 and np.isfinite(result.history[0]["train/loss"])
+
+
+class TestPlan:
+    def plan(self, settings, *overrides, clients=68):
+        return simulation.plan(settings(*overrides), clients)
+
+    def test_serial_needs_no_ray(self, settings):
+        assert self.plan(settings).backend == "serial"
+
+    def test_as_many_as_fit(self, settings, monkeypatch):
+        monkeypatch.setattr(simulation, "machine", lambda wanted: (8.0, 1.0))
+        plan = self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.25")
+        assert (plan.actors, plan.num_gpus) == (4, 0.25)
+        assert self.plan(settings, "simulation=cpu").actors == 8
+        assert self.plan(settings, "simulation=cpu", "simulation.num_cpus=3").actors == 2
+        assert self.plan(settings, "simulation=cpu", clients=3).actors == 3
+
+    def test_auto_without_a_gpu_is_cpu(self, settings, monkeypatch):
+        monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
+        assert self.plan(settings, "simulation=auto").num_gpus == 0
+
+    def test_what_cannot_fit_is_refused(self, settings, monkeypatch):
+        monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
+        with pytest.raises(InputError, match=r"simulation\.num_gpus=1 .* has 0 GPUs"):
+            self.plan(settings, "simulation=gpu", "simulation.num_gpus=1")
+        with pytest.raises(InputError, match=r"simulation\.num_cpus=4 .* 2 CPU cores"):
+            self.plan(settings, "simulation=cpu", "simulation.num_cpus=4")
+        monkeypatch.setattr(simulation, "machine", lambda wanted: (8.0, 1.0))
+        with pytest.raises(InputError, match="at most 2"):
+            self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.5", "simulation.actors=3")
+
+    def test_more_actors_than_cores_is_a_warning(self, settings, monkeypatch, caplog):
+        monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
+        assert self.plan(settings, "simulation=cpu", "simulation.actors=4").actors == 4
+        assert "take turns" in caplog.text

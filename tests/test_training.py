@@ -1,0 +1,126 @@
+"""The local epoch, by hand, and the optimizer's moments between rounds."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedser.errors import RunError
+from fedser.federation import transport
+from fedser.federation.optimizer_state import OptimizerState
+from fedser.federation.training import proximal, train
+
+
+def linear(weight=0.0) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    nn.init.constant_(model[1].weight, weight)
+    return model
+
+
+def one_step(weight, mu=0.0, start=0.0, precision="fp32"):
+    model = linear(start)
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    batch = torch.ones(2, 1, 1, 1), torch.tensor([0, 1]), torch.tensor(weight)
+    loss = train(model, sgd, batch, epochs=1, batch_size=2, precision=precision, mu=mu, seed=0)
+    return model[1].weight.detach().flatten().tolist(), loss
+
+
+def test_weights_scale_each_samples_loss():
+    # Both logits are 0: the gradient of each sample's cross-entropy is softmax − onehot = ∓0.5, averaged over two.
+    assert one_step([1.0, 1.0])[0] == pytest.approx([0.0, 0.0])
+    assert one_step([2.0, 0.0])[0] == pytest.approx([0.5, -0.5])
+    assert one_step([2.0, 0.0])[1] == pytest.approx(0.693147, abs=1e-5)
+    assert one_step([2.0, 0.0], precision="bf16")[0] == pytest.approx([0.5, -0.5], abs=1e-2)
+
+
+def test_proximal_term_by_hand():
+    model = linear(3.0)
+    start = [torch.full((2, 1), 1.0)]
+    assert proximal(model, start, mu=0.5).item() == pytest.approx(0.5 / 2 * (2**2 + 2**2))
+
+
+def test_every_sample_is_used_once_an_epoch_in_seeded_order():
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            seen.append(x.flatten().tolist())
+            return torch.stack([x.flatten() * self.w, -x.flatten() * self.w], dim=1)
+
+    def go(seed):
+        seen.clear()
+        model = Spy()
+        batch = torch.arange(7.0).view(7, 1, 1, 1), torch.zeros(7, dtype=torch.long), torch.ones(7)
+        train(model, torch.optim.SGD(model.parameters(), 0.1), batch, epochs=2, batch_size=3, precision="fp32", mu=0,
+              seed=seed)  # fmt: skip
+        return [list(part) for part in seen]
+
+    first = go(0)
+    assert [len(part) for part in first] == [3, 3, 1, 3, 3, 1]
+    assert sorted(sum(first[:3], [])) == sorted(sum(first[3:], [])) == list(range(7))
+    assert first[:3] != first[3:] and first == go(0) != go(1)
+
+
+def test_nan_loss_raises():
+    with pytest.raises(RunError, match="loss became nan"):
+        one_step([float("nan"), 1.0])
+
+
+def test_moments_persist_by_round(tmp_path):
+    def adam_after(rounds, restore):
+        model = linear()
+        state = OptimizerState(tmp_path / ("kept" if restore else "none"))
+        for number in range(1, rounds + 1):
+            adam = torch.optim.Adam(model.parameters(), lr=0.1)
+            if restore:
+                state.restore(adam, number)
+            (model(torch.ones(1, 1, 1, 1))[0, 0] * number).backward()
+            adam.step()
+            adam.zero_grad()
+            state.save(adam, number) if restore else None
+        return model[1].weight.detach()[0].item()
+
+    once = nn.Parameter(torch.zeros(2, 1))
+    adam = torch.optim.Adam([once], lr=0.1)
+    for number in (1, 2, 3):
+        once.grad = torch.tensor([[float(number)], [0.0]])
+        adam.step()
+    assert adam_after(3, restore=True) == pytest.approx(once[0].item(), abs=1e-7)
+    assert adam_after(3, restore=False) != pytest.approx(once[0].item(), abs=1e-4)
+    files = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert files == ["round-00002.safetensors", "round-00003.safetensors"]
+
+
+def test_a_round_done_again_starts_from_the_same_moments(tmp_path):
+    parameter = nn.Parameter(torch.zeros(3))
+
+    def step(number, value):
+        adam = torch.optim.Adam([parameter], lr=0.1)
+        state = OptimizerState(tmp_path)
+        state.restore(adam, number)
+        parameter.grad = torch.full((3,), value)
+        adam.step()
+        state.save(adam, number)
+        return adam.state[parameter]["exp_avg"].clone()
+
+    step(1, 1.0)
+    assert (step(2, 2.0) == step(2, 2.0)).all()
+
+
+def test_pack_and_unpack_are_inverse_and_copy():
+    source, target = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(2))
+    source(torch.randn(4, 1, 5, 5))
+    weights = transport.pack(source)
+    assert weights["parameters"].size == 2 * 9 + 2 + 2 + 2 and weights["buffers"].size == 4
+    weights["parameters"].setflags(write=False)
+    transport.unpack(weights, target)
+    before = weights["parameters"].copy()
+    with torch.no_grad():
+        target[0].weight.add_(1)
+    assert (weights["parameters"] == before).all()
+    assert torch.equal(target[1].running_mean, source[1].running_mean)
+    with pytest.raises(ValueError, match="do not fit"):
+        transport.unpack(weights, nn.Linear(2, 2))
