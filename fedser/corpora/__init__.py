@@ -12,6 +12,7 @@ audio format changes the order. `dataset.reader` in the configuration names the 
 """
 
 import itertools
+import inspect
 import logging
 import os
 import re
