@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedser.errors import InputError, RunError
 
 LENGTHS = ("eps", "alpha")  # the settings of a method that are lengths in feature units, and scale with the box
+CPU_CHUNK = 16  # samples attacked at a time: as few stay in a CPU's caches, and take 0.8 of the time of 32 at once
 
 
 class BudgetError(RunError):
@@ -79,7 +80,8 @@ class Adversary:
         """Attacks `model` in eval mode at x [B, 1, T, F] with labels y [B]; returns x_adv, of x's shape, detached.
 
         y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
-        pass to a caller who has them. `batch_size` bounds the memory: so many samples are attacked at a time.
+        pass to a caller who has them. `batch_size` bounds the memory: so many samples are attacked at a time, None for
+        as many as are fast. A sample's result depends on it by rounding only, but for random starts on a GPU.
         All modes, flags, gradients and random states are as before afterwards, also after an exception.
 
         Raises BudgetError if the budget did not hold.
@@ -92,7 +94,8 @@ class Adversary:
             inner = _Boxed(model, low, high - low).eval()
             scaled = {k: v / (high - low) if k in LENGTHS else v for k, v in self.settings.items()}
             attack = self.method(inner, **scaled)
-            chunks = torch.arange(len(x), device=x.device).split(batch_size or len(x))
+            batch_size = batch_size or (CPU_CHUNK if x.device.type == "cpu" else len(x))
+            chunks = torch.arange(len(x), device=x.device).split(batch_size)
             x_adv = torch.cat([self._attack(attack, inner, rows, x, y, predictions) for rows in chunks])
         self._verify(x, x_adv, (low, high))
         return x_adv

@@ -136,7 +136,7 @@ class Experiment:
             self._finish("failed", error=f"{type(error).__name__}: {error}")
             raise error if isinstance(error, FedserError) else RunError(f"{type(error).__name__}: {error}") from error
         self.display.result(self.place.path, self.summary)
-        return Result(self.place.path, self.summary, self.place.history())
+        return Result(self.place.path, self.place.summary(), self.place.history())
 
     def _federate(self) -> None:
         known = trained.Trained.find(self.model_key) if self.settings["reuse"] else None

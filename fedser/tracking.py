@@ -122,15 +122,22 @@ class Wandb(Tracker):
     def start(self, run_name: str, settings: dict, folder: Path) -> None:
         import wandb
 
-        self.run = wandb.init(
-            name=run_name,
-            dir=folder,
-            mode=self.mode or _mode(),
-            config={key: value for key, value in settings.items() if key not in ("logger", "attacks")},
-            job_type="train",
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-            **self.options,
-        )
+        mode = self.mode or _mode()
+        options = self.options | {
+            "name": run_name,
+            "dir": folder,
+            "job_type": "train",
+            "config": {key: value for key, value in settings.items() if key not in ("logger", "attacks")},
+            "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
+        }
+        try:
+            self.run = wandb.init(mode=mode, **options)
+        except wandb.errors.Error as error:
+            if mode != "online":
+                raise
+            # A key without a network must not cost the run; `wandb sync` uploads it later.
+            log.warning("W&B can't be reached (%s): this run is recorded offline", str(error).splitlines()[0])
+            self.run = wandb.init(mode="offline", **options)
         self.run.define_metric("round")
         self.run.define_metric("*", step_metric="round")
 
@@ -157,12 +164,12 @@ class Wandb(Tracker):
 
 
 def _mode() -> str:
-    """`online` where a key is at hand; W&B itself would stop and ask."""
+    """`online` where a key is at hand; left to itself, W&B would stop and ask."""
     import wandb
 
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    return "online" if wandb.Settings().api_key or wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False, verify=False) else "offline"
 
 
 def disk_error(error: OSError, doing: str) -> RunError:

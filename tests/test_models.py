@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedser.models import halve
+from fedser.models import ConvNorm, halve
 from fedser.models.cnn4 import CNN4
 from fedser.models.vgg15 import VGG15
 
@@ -54,6 +54,20 @@ def test_halve_takes_maxima_and_leaves_an_axis_of_one_alone():
     assert halve(x).tolist() == [[[[7.0]]]]
     assert halve(x[..., :1]).tolist() == [[[[7.0]]]]
     assert halve(x[..., :1, :2]).tolist() == [[[[5.0]]]]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folding_batch_norm_changes_nothing(bias):
+    layer = ConvNorm(3, 5, 3, bias=bias, bn_momentum=0.1, bn_eps=1e-3)
+    nn.init.uniform_(layer.norm.weight, 0.5, 2)
+    nn.init.normal_(layer.norm.bias)
+    layer.train()(3 + 2 * torch.randn(4, 3, 8, 6))  # running statistics other than 0 and 1
+    layer.eval()
+    x = torch.randn(2, 3, 8, 6)
+    expected = layer.norm(layer.conv(x)).relu()
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=0)
+    gradients = [torch.autograd.grad(out.square().sum(), list(layer.parameters())) for out in (layer(x), expected)]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("build", BUILDERS, ids=["vgg15", "cnn4"])

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fedser.models import halve
+from fedser.models import ConvNorm, channels_last, halve
 
 
 class CNN4(nn.Module):
@@ -17,13 +17,13 @@ class CNN4(nn.Module):
         self.blocks = nn.ModuleList()
         channels = 1
         for out in (width, 2 * width, 4 * width, 8 * width):
-            conv = nn.Conv2d(channels, out, 5, padding=2, bias=False)
-            self.blocks.append(nn.Sequential(conv, nn.BatchNorm2d(out, bn_eps, bn_momentum), nn.ReLU()))
+            self.blocks.append(ConvNorm(channels, out, 5, False, bn_momentum, bn_eps))
             channels = out
         self.fc = nn.Linear(channels, classes)
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 8 · width]."""
+        x = channels_last(x)
         for block in self.blocks:
             x = halve(block(x))
         return x.amax(dim=(2, 3))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fedser.models import halve
+from fedser.models import ConvNorm, channels_last, halve
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -24,8 +24,7 @@ class VGG15(nn.Module):
         for widths in BLOCKS:
             layers = []
             for width in widths:
-                conv = nn.Conv2d(channels, width, 3, padding=1)
-                layers += [conv, nn.BatchNorm2d(width, bn_eps, bn_momentum), nn.ReLU()]
+                layers.append(ConvNorm(channels, width, 3, True, bn_momentum, bn_eps))
                 channels = width
             self.blocks.append(nn.Sequential(*layers))
         self.hidden = nn.Sequential(nn.Linear(channels, 256), nn.ReLU())
@@ -33,6 +32,7 @@ class VGG15(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 256]."""
+        x = channels_last(x)
         for block in self.blocks:
             x = halve(block(x))
         return self.hidden(x.mean(dim=(2, 3)))

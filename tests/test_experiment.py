@@ -1,0 +1,182 @@
+"""One run from configuration to result: its files, and what is not done twice."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.utils import instantiate
+from safetensors.numpy import load_file
+
+from fedser import compose, run
+from fedser.errors import InputError
+from fedser.federation import client_app, transport
+
+CONDITIONS = ["original", "randomised", "adversarial/fgsm", "adversarial/pgd", "randomised_adversarial/fgsm",
+              "randomised_adversarial/pgd"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    from conftest import SMALL
+
+    overrides = [*SMALL, "evaluation.attacks=[fgsm,pgd]", "evaluation.every=2", "rounds=3"]
+    return run(compose(overrides), tmp_path_factory.mktemp("run") / "here")
+
+
+def test_folder_holds_what_it_should(result):
+    names = {path.name for path in result.folder.iterdir()}
+    assert names == {"config.yaml", "history.jsonl", "summary.json", "model.safetensors", "confusion.json"}
+
+
+def test_config_is_resolved(result):
+    text = (result.folder / "config.yaml").read_text()
+    assert "${" not in text
+    assert yaml.safe_load(text)["evaluation"]["attacks"] == ["fgsm", "pgd"]
+
+
+def test_history_has_a_flat_row_per_round(result):
+    rows = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
+    assert rows == result.history
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert np.isfinite(row["train/loss"]) and not any(isinstance(value, dict) for value in row.values())
+    assert [f"uar/{name}" in row for row in rows for name in CONDITIONS] == [False] * 6 + [True] * 12
+
+
+def test_summary_holds_every_final_metric(result):
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(result.metrics))
+    assert summary["status"] == "finished" and summary["rounds"] == 3 and summary["clients"] == 2
+    for name in CONDITIONS:
+        assert summary[f"uar/{name}"] == result.history[-1][f"uar/{name}"]
+        assert 0 <= summary[f"accuracy/{name}"] <= 1
+        assert f"recall/{name}/anger" in summary
+
+
+def test_confusions_add_up(result):
+    saved = json.loads((result.folder / "confusion.json").read_text())
+    assert len(saved["classes"]) == 7 and set(saved["clients"]) == {"14", "15"}
+    for name in CONDITIONS:
+        pooled = np.array(saved["conditions"][name])
+        assert (pooled == sum(np.array(client[name]) for client in saved["clients"].values())).all()
+        counts = pooled.sum(axis=1)
+        uar = np.mean([pooled[i, i] / counts[i] for i in range(7) if counts[i]])
+        assert result.metrics[f"uar/{name}"] == pytest.approx(uar)
+
+
+def test_saved_model_scores_as_the_summary_says(result):
+    settings = yaml.safe_load((result.folder / "config.yaml").read_text())
+    model = instantiate(settings["model"]["module"], classes=7)
+    transport.unpack(load_file(result.folder / "model.safetensors"), model)
+    bench = next(iter_workbenches(settings))
+    right = 0
+    for share in bench.shares:
+        frames = np.concatenate([bench.store.frames[s.train] for s in bench.shares]).astype(np.float64)
+        x = (bench.store.frames[share.test] - frames.mean(axis=(0, 1))) / frames.std(axis=(0, 1))
+        with torch.no_grad():
+            predicted = model.eval()(torch.from_numpy(x.astype(np.float32)).unsqueeze(1)).argmax(1).numpy()
+        right += (predicted == bench.store.table["label"].to_numpy()[share.test]).sum()
+    tested = sum(len(share.test) for share in bench.shares)
+    assert right / tested == pytest.approx(result.metrics["accuracy/original"], abs=1.01 / tested)
+
+
+def iter_workbenches(settings):
+    from fedser import corpora, features
+
+    corpus = corpora.load(settings)
+    store = features.extract(corpus, settings["features"])
+    yield client_app.Workbench(
+        {"settings": settings, "classes": corpus.classes, "attacks": {}, "store": str(store.folder), "state": "unused"}
+    )
+
+
+def trainings(monkeypatch):
+    from fedser.federation import server_app
+
+    rounds = []
+    real = server_app.Federation.train
+
+    def counted(self, strategy, round, *rest):
+        rounds.append(round)
+        return real(self, strategy, round, *rest)
+
+    monkeypatch.setattr(server_app.Federation, "train", counted)
+    return rounds
+
+
+def test_runs_that_differ_in_what_they_evaluate_share_a_model(small, tmp_path, monkeypatch):
+    trained = trainings(monkeypatch)
+    common = ["seed=11", "defence=none", "evaluation.every=1"]
+    first = small(*common, "attack=fgsm", folder=tmp_path / "fgsm")
+    assert trained == [1, 2] and not first.metrics["reused"]
+    second = small(*common, "attack=pgd", folder=tmp_path / "pgd")
+    assert trained == [1, 2] and second.metrics["reused"]
+    assert [row["uar/original"] for row in first.history] == [row["uar/original"] for row in second.history]
+    assert (tmp_path / "fgsm/model.safetensors").read_bytes() == (tmp_path / "pgd/model.safetensors").read_bytes()
+
+    again = small(*common, "attack=pgd", "reuse=false", folder=tmp_path / "again")
+    assert trained == [1, 2, 1, 2] and not again.metrics["reused"]
+    assert again.history == second.history  # reused or not: the same numbers
+
+
+def test_finished_run_returns_at_once(small, tmp_path, monkeypatch):
+    trained = trainings(monkeypatch)
+    common = ["seed=12", "defence=none", "attack=none"]
+    first = small(*common)
+    stamp = (tmp_path / "run/summary.json").stat().st_mtime_ns
+    assert small(*common).metrics == json.loads(json.dumps(first.metrics))
+    assert trained == [1, 2] and (tmp_path / "run/summary.json").stat().st_mtime_ns == stamp
+    small(*common, "reuse=false")
+    assert trained == [1, 2, 1, 2]
+    assert (tmp_path / "run.old-1/summary.json").stat().st_mtime_ns == stamp
+
+
+def test_another_configurations_folder_is_not_touched(small, tmp_path):
+    small("seed=12", "defence=none", "attack=none")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="another configuration"):
+        small("seed=13", "defence=none", "attack=none")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_default_folder_is_the_command_lines(tmp_path, monkeypatch):
+    from conftest import SMALL
+
+    from fedser.config import plain
+    from fedser.identity import run_name
+
+    monkeypatch.chdir(tmp_path)
+    config = compose([*SMALL, "seed=12", "defence=none", "attack=none"])
+    assert run(config).folder.resolve() == tmp_path / "outputs" / run_name(plain(config))
+
+
+def test_failed_training_leaves_no_model_to_reuse(small, tmp_path, monkeypatch):
+    from fedser.errors import RunError
+    from fedser.experiment import trained
+
+    with pytest.raises(RunError, match="loss became"):
+        small("seed=14", "client.lr=1e30", "client.epochs=3")
+    models = list((trained.cache.folder("models")).glob("*"))
+    assert not any(path.name.startswith(".") for path in models)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "failed" and "client '14'" in summary["error"]
+
+
+def test_randomisation_that_does_not_fit_is_refused_before_training(small, tmp_path):
+    with pytest.raises(InputError, match="defence.inference"):
+        small("features.frames=400")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["zscore_client", "minmax_client", "none"])
+def test_other_normalisations_run(small, kind):
+    assert small(f"features.normalisation={kind}", "rounds=1").metrics["status"] == "finished"
+
+
+def test_bf16_runs_and_differs(small, tmp_path):
+    half = small("client.precision=bf16", "rounds=1", "attack=none", folder=tmp_path / "half")
+    full = small("rounds=1", "attack=none", folder=tmp_path / "full")
+    assert half.history[0]["train/loss"] != full.history[0]["train/loss"]
+    assert half.history[0]["train/loss"] == pytest.approx(full.history[0]["train/loss"], rel=0.05)

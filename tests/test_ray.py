@@ -1,0 +1,54 @@
+"""Flower's simulation on Ray: the numbers of the serial twin, whatever the number of actors; errors that name."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from fedser.errors import RunError
+
+pytestmark = pytest.mark.ray
+TRAINED = ["partition=iid", "partition.clients=5", "attack=pgd", "defence=two_stage", "client.optimizer_state=persist",
+           "reuse=false"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    from conftest import SMALL
+
+    from fedser import compose, run
+
+    return run(compose([*SMALL, *TRAINED]), tmp_path_factory.mktemp("serial") / "run")
+
+
+def same(one, other):
+    for name in ("history.jsonl", "model.safetensors", "confusion.json"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_ray_gives_the_serial_numbers_to_the_bit(small, serial, actors):
+    leftovers = set(Path(tempfile.gettempdir()).glob("fedser-ray-*"))
+    result = small(*TRAINED, "simulation=cpu", f"simulation.actors={actors}")
+    assert result.metrics["plan"].startswith(f"{actors} clients at a time on Ray")
+    assert result.history[0]["train/loss"] != result.history[1]["train/loss"]  # really trained
+    same(serial, result)
+    assert set(Path(tempfile.gettempdir()).glob("fedser-ray-*")) == leftovers
+
+
+def test_clients_share_a_gpu(small, serial):
+    """Ray's logical GPU: four clients of a quarter each at a time. On a machine without CUDA they compute on the CPU."""
+    gpu = ["simulation=gpu", "simulation.total_gpus=1", "simulation.num_gpus=0.25", "simulation.num_cpus=0.5",
+           "simulation.device=cpu"]  # fmt: skip
+    result = small(*TRAINED, *gpu)
+    assert result.metrics["plan"] == "4 clients at a time on Ray, each with 0.5 CPU and 0.25 GPU"
+    same(serial, result)
+
+
+def test_failing_client_fails_the_run_with_its_name_and_traceback(small, tmp_path):
+    with pytest.raises(RunError) as raised:
+        small("client.lr=1e30", "client.epochs=3", "simulation=cpu")
+    assert "client '1" in str(raised.value) and "the training loss became" in str(raised.value)
+    assert "training.py" in str(raised.value)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"

@@ -1,0 +1,88 @@
+"""The run's files and W&B's offline record of the same curves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedser.errors import InputError
+from fedser.tracking import RunFolder, dumps
+
+
+def test_json_is_strict():
+    assert json.loads(dumps({"a": float("nan"), "b": np.float32(0.5), "c": np.arange(2), "d": [np.int64(1)]})) == {
+        "a": None, "b": 0.5, "c": [0, 1], "d": [1],
+    }  # fmt: skip
+
+
+def test_earlier_files_are_moved_aside(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for number in range(3):
+        folder.claim({"seed": number}, {"status": "running"})
+        folder.append({"round": number})
+    assert folder.history() == [{"round": 2}]
+    assert RunFolder(tmp_path / "run.old-1").history() == [{"round": 0}]
+    assert RunFolder(tmp_path / "run.old-2").history() == [{"round": 1}]
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/run can't be written"):
+        RunFolder(tmp_path / "file" / "run").claim({}, {})
+
+
+def test_damaged_summary_is_named(tmp_path):
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json is damaged"):
+        RunFolder(tmp_path).summary()
+
+
+def records(folder):
+    """Every record of W&B's offline file: LevelDB's log format (blocks of 32 KiB) behind a header of seven bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, at, payload = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # the rest of a block is too short for a header: padding
+            at += 32768 - at % 32768
+            continue
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        payload += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(payload)
+            payload = b""
+            yield record
+
+
+def test_wandb_offline_gets_the_same_curves(small):
+    result = small("logger=wandb", "seed=3", "evaluation.every=1")
+    logged, run, exits, metrics = [], None, [], []
+    for record in records(result.folder):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            logged.append({i.nested_key[0] if i.nested_key else i.key: json.loads(i.value_json) for i in record.history.item})
+        elif kind == "run":
+            run = record.run
+        elif kind == "exit":
+            exits.append(record.exit.exit_code)
+        elif kind == "metric":
+            metrics.append((record.metric.name or record.metric.glob_name, record.metric.step_metric))
+    curves = [{key: row[key] for key in row if key == "round" or key.startswith(("uar/", "train/"))} for row in logged]
+    for row, curve in zip(result.history, [c for c in curves if "round" in c], strict=True):
+        assert {key: value for key, value in row.items() if key in curve} == pytest.approx(curve)
+        assert "uar/randomised_adversarial/fgsm" in curve
+    assert any("confusion/original" in key for row in logged for key in row)
+    assert exits == [0] and ("*", "round") in metrics
+    assert run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name.startswith("emodb-cnn4-fgsm")
+
+
+def test_failed_run_is_marked_failed_on_wandb(small, tmp_path):
+    from fedser.errors import RunError
+
+    with pytest.raises(RunError):
+        small("logger=wandb", "seed=4", "client.lr=1e30", "client.epochs=3")
+    exits = [record.exit.exit_code for record in records(tmp_path / "run") if record.WhichOneof("record_type") == "exit"]
+    assert exits == [1]
