@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver(
     "fedser_run_name", lambda *, _root_: identity.run_name(plain(_root_)), use_cache=False, replace=True
 )
+OmegaConf.register_new_resolver("fedser_add", lambda *terms: sum(terms), replace=True)
 
 
 def directory() -> Path:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from safetensors.numpy import save_file
 
 from fedser import __version__, corpora, evaluation, features, identity, trained
 from fedser.config import evaluation_attacks, plain, settle
@@ -212,7 +211,7 @@ class Experiment:
             self.summary["error"] = error
         try:
             if status == "finished":
-                save_file(self.weights, self.place.path / "model.safetensors")
+                trained.save_weights(self.weights, self.place.path / "model.safetensors")
             if pooled:
                 confusion = {"classes": self.corpus.classes, "rounds": self.summary["rounds"]}
                 confusion |= {"conditions": pooled, "clients": self.matrices}

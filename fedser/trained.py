@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from fedser import cache
 
@@ -36,12 +36,17 @@ class Trained:
     def add(self, round: int, weights: dict[str, np.ndarray] | None, row: dict) -> None:
         """Keeps one round of a training under way."""
         if weights is not None:
-            save_file(weights, self._file(round))
+            save_weights(weights, self._file(round))
         with (self.folder / "history.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _file(self, round: int) -> Path:
         return self.folder / f"round-{round:05d}.safetensors"
+
+
+def save_weights(weights: dict[str, np.ndarray], file: Path) -> None:
+    """Packed weights as a safetensors file. Raises OSError when the disk is full (safetensors' own writer does not)."""
+    file.write_bytes(save(weights))
 
 
 @contextlib.contextmanager

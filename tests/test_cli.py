@@ -93,7 +93,7 @@ def test_full_disk_fails_the_run_and_says_so(cli, tmp_path):
 
 
 def test_sweep_runs_every_job_and_a_bad_one_does_not_stop_it(cli, tmp_path):
-    done = cli(*SMALL, "-m", "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
+    done = cli("-m", *SMALL, "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "outputs").glob("*/summary.json")]
     # fgsm × 2 ε × 2 defences work; attack=none can be tested without a defence but not trained against.
     assert statuses == ["finished"] * 5  # `none` has no ε: both its ε are the same run

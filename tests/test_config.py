@@ -126,3 +126,10 @@ def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():
         "defence.training.pairing": ("disjoint", "paired"),
     }
     assert plain(compose(["experiment=chang2022_code", "defence=none"]))["defence"]["training"] is None
+
+
+def test_randomisation_is_the_papers_and_follows_the_features():
+    paper = settle(compose(["experiment=chang2022"]))["defence"]["inference"]
+    assert (paper["frames"], paper["mels"], paper["size"], paper["value"]) == ([373, 380], [64, 66], [380, 66], 0.5)
+    longer = settle(compose(["dataset=emodb", "features.frames=500"]))["defence"]["inference"]
+    assert (longer["frames"], longer["size"]) == ([500, 507], [507, 66])

@@ -166,7 +166,7 @@ def test_failed_training_leaves_no_model_to_reuse(small, tmp_path, monkeypatch):
 
 def test_randomisation_that_does_not_fit_is_refused_before_training(small, tmp_path):
     with pytest.raises(InputError, match="defence.inference"):
-        small("features.frames=400")
+        small("defence.inference.frames=[300,310]")
     assert not (tmp_path / "run").exists()
 
 

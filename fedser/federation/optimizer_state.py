@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 
 class OptimizerState:
@@ -35,7 +35,7 @@ class OptimizerState:
         state = optimizer.state_dict()["state"]
         tensors = {f"{i}.{key}": torch.as_tensor(value).cpu() for i, s in state.items() for key, value in s.items()}
         scratch = self._file(round).with_suffix(f".{os.getpid()}")
-        save_file(tensors, scratch)
+        scratch.write_bytes(save(tensors))
         scratch.replace(self._file(round))
         for number in sorted(self._generations())[:-2]:
             self._file(number).unlink()
