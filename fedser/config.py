@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fedser import identity
-from fedser.errors import InputError
+from fedser.errors import FedserError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,22 @@ def plain(config) -> dict:
         return config
     keys = [key for key in config if key != "hydra"]
     return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=False)
+
+
+def build(node, **more):
+    """The object a `_target_` node describes, None for None.
+
+    Raises the FedserError that the object itself raised (Hydra would wrap it), InputError for anything else.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    try:
+        return instantiate(node, **more) if node is not None else None
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FedserError):
+            raise error.__cause__ from None
+        raise InputError(" ".join(str(error).split())) from error
 
 
 def explain(error: Exception, overrides=()) -> str:

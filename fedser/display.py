@@ -51,7 +51,8 @@ class Display:
 
     def result(self, folder: Path, summary: dict, note: str = "") -> None:
         """The box: UAR in % by condition and attack."""
-        attacks = list(dict.fromkeys(key.split("/")[2] for key in summary if key.startswith("uar/") and key.count("/") == 2))
+        names = [key.split("/") for key in summary if key.startswith("uar/")]
+        attacks = list(dict.fromkeys(parts[2] for parts in names if len(parts) == 3))
         table = Table(title="UAR [%]", title_justify="left", box=None, pad_edge=False)
         table.add_column("test data")
         for attack in ["no attack", *attacks]:

@@ -44,18 +44,25 @@ def evaluate(model, x: Tensor, y: Tensor, *, classes, attacks, randomise, batch_
     def randomised(inputs: Tensor, condition: str) -> Tensor:
         return randomise(inputs, generator(seed, "randomise", condition))
 
-    model.eval()
+    predictions = {"original": predict(model, x, batch_size)}
     versions = {"original": x}
     for name, adversary in attacks.items():
-        chunks = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        chunks = zip(
+            *(tensor.split(batch_size) for tensor in (x, y, predictions["original"].to(x.device))), strict=True
+        )
         versions[f"adversarial/{name}"] = torch.cat(
-            [adversary(model, part, label, derive(seed, name, i)) for i, (part, label) in enumerate(chunks)]
+            [
+                adversary(model, inputs, labels, derive(seed, name, number), predictions=predicted)
+                for number, (inputs, labels, predicted) in enumerate(chunks)
+            ]
         )
     results = {}
     for condition in conditions(attacks, randomise is not None):
-        base = condition.replace("randomised_", "").replace("randomised", "original")
-        inputs = versions[base] if condition == base else randomised(versions[base], condition)
-        results[condition] = confusion(y, predict(model, inputs, batch_size), classes)
+        if condition not in predictions:
+            base = condition.replace("randomised_", "").replace("randomised", "original")
+            inputs = versions[base] if condition == base else randomised(versions[base], condition)
+            predictions[condition] = predict(model, inputs, batch_size)
+        results[condition] = confusion(y, predictions[condition], classes)
     return results
 
 

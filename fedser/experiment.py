@@ -1,10 +1,10 @@
 """One run from configuration to result: the file to read first.
 
-    settings = settle(config)           checked plain values
-    corpus → features → shares          what the clients hold
-    train, or replay a trained model    the rounds
-    evaluate                            UAR per condition, every few rounds and at the end
-    record                              the run's folder, the dashboard, the box on the terminal
+settings = settle(config)           checked plain values
+corpus → features → shares          what the clients hold
+train, or replay a trained model    the rounds
+evaluate                            UAR per condition, every few rounds and at the end
+record                              the run's folder, the dashboard, the box on the terminal
 """
 
 import logging
@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 
 from fedser import __version__, corpora, evaluation, features, identity, trained
-from fedser.config import evaluation_attacks, plain, settle
+from fedser.config import build, evaluation_attacks, plain, settle
 from fedser.display import Display
 from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.federation import server_app, simulation, transport
@@ -96,7 +95,7 @@ class Experiment:
         warn_of_gaps(self.store.table, self.shares, self.corpus.classes)
         self.plan = simulation.plan(settings, len(self.shares))
         self.model = self._initial_model()
-        self._check_randomisation()
+        self._check_defences()
         self.model_key = identity.digest(identity.training(settings) | {"data": self.store.folder.name})
 
     def run(self) -> Result:
@@ -113,7 +112,7 @@ class Experiment:
             "plan": str(self.plan),
         }
         self.place.claim(self.settings, self.summary)
-        self.tracker = instantiate(self.settings["logger"])
+        self.tracker = build(self.settings["logger"])
         self.display = Display()
         self.started = time.monotonic()
         try:
@@ -227,14 +226,15 @@ class Experiment:
     def _initial_model(self) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.settings["seed"], "initial weights"))
-            return instantiate(self.settings["model"]["module"], classes=len(self.corpus.classes))
+            return build(self.settings["model"]["module"], classes=len(self.corpus.classes))
 
-    def _check_randomisation(self) -> None:
-        """Fails before training, not after it, where the ranges do not fit the features."""
-        randomise = instantiate(self.settings["defence"]["inference"])
-        if randomise is not None:
-            shape = self.settings["features"]["frames"], self.settings["features"]["mels"]
-            randomise(torch.zeros(1, 1, *shape))
+    def _check_defences(self) -> None:
+        """What a client would stumble over in the first round, or only after the training, fails before it."""
+        for attack in self.attacks.values():
+            build(attack)
+        build(self.settings["defence"]["training"])
+        if (randomise := build(self.settings["defence"]["inference"])) is not None:
+            randomise(torch.zeros(1, 1, self.settings["features"]["frames"], self.settings["features"]["mels"]))
 
     @contextmanager
     def _stop_on_ctrl_c(self):

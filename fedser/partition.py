@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fedser.config import build
 from fedser.errors import InputError
 from fedser.randomness import derive
 
@@ -33,12 +34,8 @@ def partition(table: pd.DataFrame, settings: dict, seed: int) -> list[Share]:
     stratified by emotion (Chang et al. 2022, §6.1 and code: 7,491 / 1,874 on DEMoS).
     Raises InputError naming a client that is left without training or test utterances.
     """
-    from hydra.utils import instantiate
-
-    assign = instantiate(settings["assign"])
-    shares = [
-        _split(name, rows, settings, seed) for name, rows in sorted(assign(table, seed=seed).items(), key=lambda i: i[0])
-    ]
+    hands = build(settings["assign"])(table, seed=seed)
+    shares = [_split(name, hands[name], settings, seed) for name in sorted(hands)]
     if not shares:
         raise InputError("The corpus has no utterances to deal to clients.")
     return shares
@@ -110,8 +107,8 @@ def _split(name: str, rows: np.ndarray, settings: dict, seed: int) -> Share:
     test, validation, train = np.split(shuffled, [tested, tested + held_out])
     if len(test) < 1 or len(train) < 2:
         raise InputError(
-            f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings['test']}: it would keep "
-            f"{len(train)} to train on and {len(test)} to test on. Remove the speaker or choose another partition=…"
+            f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings['test']}: it would "
+            f"keep {len(train)} to train on and {len(test)} to test on. Remove the speaker or choose another partition=…"
         )
     return Share(name, np.sort(train), np.sort(validation), np.sort(test))
 

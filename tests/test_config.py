@@ -38,8 +38,14 @@ def test_the_names_users_rely_on():
             node = node[key]
     two_stage = settle(compose(["attack=pgd", "defence=two_stage"]))
     assert two_stage["attack"]["alpha"] == 0.1 and two_stage["attack"]["steps"] == 5
-    assert two_stage["defence"]["training"]["pairing"] == "disjoint" and two_stage["defence"]["training"]["alpha"] == 0.5
-    assert (settled["dataset"]["name"], settled["model"]["name"], settled["attack"]["name"]) == ("synthetic", "cnn4", "fgsm")
+    assert (
+        two_stage["defence"]["training"]["pairing"] == "disjoint" and two_stage["defence"]["training"]["alpha"] == 0.5
+    )
+    assert (settled["dataset"]["name"], settled["model"]["name"], settled["attack"]["name"]) == (
+        "synthetic",
+        "cnn4",
+        "fgsm",
+    )
     assert (settled["defence"]["name"], settled["strategy"]["name"]) == ("randomise", "fedavg")
 
 
@@ -59,7 +65,9 @@ def test_training_attack_follows_the_attack_and_can_differ():
 
 
 def test_evaluation_attacks_meet_overrides():
-    settled = settle(compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"]))
+    settled = settle(
+        compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"])
+    )
     chosen = evaluation_attacks(settled)
     assert list(chosen) == ["fgsm", "pgd"]
     assert chosen["fgsm"]["eps"] == 0.1 and chosen["pgd"]["steps"] == 20 and chosen["pgd"]["eps"] == 0.05
@@ -119,7 +127,9 @@ def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():
             elif one.get(key) != other.get(key):
                 differences[f"{path}{key}"] = one.get(key), other.get(key)
 
-    paper, code = (plain(compose([f"experiment={name}", "defence=two_stage"])) for name in ("chang2022", "chang2022_code"))
+    paper, code = (
+        plain(compose([f"experiment={name}", "defence=two_stage"])) for name in ("chang2022", "chang2022_code")
+    )
     compare(paper, {key: value for key, value in code.items() if key != "variant"})
     assert differences == {
         "client.optimizer_state": ("reset", "persist"),

@@ -45,11 +45,9 @@ class Sign(nn.Module):
 def test_each_condition_sees_its_own_version():
     x = torch.tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)
     y = torch.tensor([1, 0, 1])
-    flip = lambda model, x, y, seed: -x  # noqa: E731
+    flip = lambda model, x, y, seed, predictions: -x  # noqa: E731
     add = lambda x, generator: x + 1.5  # noqa: E731
-    results = evaluation.evaluate(
-        Sign(), x, y, classes=2, attacks={"flip": flip}, randomise=add, batch_size=2, seed=0
-    )
+    results = evaluation.evaluate(Sign(), x, y, classes=2, attacks={"flip": flip}, randomise=add, batch_size=2, seed=0)
     assert results["original"].tolist() == [[1, 0], [0, 2]]
     assert results["randomised"].tolist() == [[0, 1], [0, 2]]  # −1 + 1.5 > 0
     assert results["adversarial/flip"].tolist() == [[0, 1], [2, 0]]

@@ -85,7 +85,9 @@ def test_fedavg_weights_by_utterances(settings, tmp_path):
     original = server_app._average
 
     def spy(replies):
-        sent.extend((r.content["metrics"]["num-examples"], transport.from_record(r.content["parameters"])) for r in replies)
+        sent.extend(
+            (r.content["metrics"]["num-examples"], transport.from_record(r.content["parameters"])) for r in replies
+        )
         return original(replies)
 
     server_app._average = spy
@@ -143,7 +145,9 @@ def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     x = torch.from_numpy(((bench.store.frames[rows] - mean) / deviation).astype(np.float32)).unsqueeze(1)
     y = torch.from_numpy(bench.store.table["label"].to_numpy()[rows])
     transport.unpack(weights, bench.model)
-    central = evaluation.evaluate(bench.model, x, y, classes=7, attacks=bench.attacks, randomise=None, batch_size=16, seed=0)
+    central = evaluation.evaluate(
+        bench.model, x, y, classes=7, attacks=bench.attacks, randomise=None, batch_size=16, seed=0
+    )
     for condition, matrix in central.items():
         assert matrix.sum() == pooled[condition].sum() == len(rows)
         # The statistics differ in the last float bits (sums against pooled data): at most one borderline clip may flip.
@@ -163,7 +167,13 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
             for reply in replies:
                 for name, record in reply.content.items():
                     for key, value in record.items():
-                        size = value.numpy().size if hasattr(value, "numpy") else len(value) if isinstance(value, list) else 1
+                        size = (
+                            value.numpy().size
+                            if hasattr(value, "numpy")
+                            else len(value)
+                            if isinstance(value, list)
+                            else 1
+                        )
                         kinds[f"{name}.{key}"] = max(size, kinds.get(f"{name}.{key}", 0))
             return replies
 
@@ -219,7 +229,7 @@ def failing_client(monkeypatch):
         monkeypatch.setattr(client_app, "train", spy)
         import fedser.experiment
 
-        monkeypatch.setattr(fedser.experiment, "client_app", client_app.build())
+        monkeypatch.setattr(fedser.experiment, "client_app", client_app.make_app())
 
     return arm
 

@@ -17,7 +17,9 @@ def named(*overrides):
 )  # fmt: skip
 def test_what_changes_the_trained_model(override):
     assert digest(training(named())) != digest(training(named("simulation.device=cpu", override)))
-    assert digest(training(named("simulation.device=cpu"))) != digest(training(named("simulation.device=cpu", override)))
+    assert digest(training(named("simulation.device=cpu"))) != digest(
+        training(named("simulation.device=cpu", override))
+    )
 
 
 @pytest.mark.parametrize(

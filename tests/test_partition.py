@@ -86,7 +86,9 @@ def test_shards_limit_the_classes_of_a_client():
 
 
 def test_iid_deals_evenly_to_as_many_clients_as_asked():
-    sizes = [len(s.train) + len(s.test) for s in shares_of(table({"a": 40, "b": 63}), "partition=iid", "partition.clients=5")]
+    sizes = [
+        len(s.train) + len(s.test) for s in shares_of(table({"a": 40, "b": 63}), "partition=iid", "partition.clients=5")
+    ]
     assert sorted(sizes) == [20, 20, 21, 21, 21]
 
 

@@ -63,7 +63,9 @@ def test_wandb_offline_gets_the_same_curves(small):
     for record in records(result.folder):
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            logged.append({i.nested_key[0] if i.nested_key else i.key: json.loads(i.value_json) for i in record.history.item})
+            logged.append(
+                {i.nested_key[0] if i.nested_key else i.key: json.loads(i.value_json) for i in record.history.item}
+            )
         elif kind == "run":
             run = record.run
         elif kind == "exit":
@@ -76,7 +78,9 @@ def test_wandb_offline_gets_the_same_curves(small):
         assert "uar/randomised_adversarial/fgsm" in curve
     assert any("confusion/original" in key for row in logged for key in row)
     assert exits == [0] and ("*", "round") in metrics
-    assert run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name.startswith("emodb-cnn4-fgsm")
+    assert (
+        run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name.startswith("emodb-cnn4-fgsm")
+    )
 
 
 def test_failed_run_is_marked_failed_on_wandb(small, tmp_path):
@@ -84,5 +88,7 @@ def test_failed_run_is_marked_failed_on_wandb(small, tmp_path):
 
     with pytest.raises(RunError):
         small("logger=wandb", "seed=4", "client.lr=1e30", "client.epochs=3")
-    exits = [record.exit.exit_code for record in records(tmp_path / "run") if record.WhichOneof("record_type") == "exit"]
+    exits = [
+        record.exit.exit_code for record in records(tmp_path / "run") if record.WhichOneof("record_type") == "exit"
+    ]
     assert exits == [1]

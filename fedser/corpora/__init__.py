@@ -11,8 +11,8 @@ and whatever else the file names say, sorted by speaker and file name, so that n
 audio format changes the order. `dataset.reader` in the configuration names the function; `load` is the one entry.
 """
 
-import itertools
 import inspect
+import itertools
 import logging
 import os
 import re

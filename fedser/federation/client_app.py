@@ -17,10 +17,11 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedser import evaluation
+from fedser.config import build
+from fedser.features import FeatureStore
 from fedser.federation import transport
 from fedser.federation.optimizer_state import OptimizerState
 from fedser.federation.training import train as train_locally
-from fedser.features import FeatureStore
 from fedser.normalisation import Normaliser, Sums, normaliser
 from fedser.partition import Share, partition
 from fedser.randomness import derive
@@ -29,11 +30,9 @@ CLIENT_FAILED = 1  # Flower's error code for an exception raised in a ClientApp
 
 
 class Workbench:
-    """What every client on this worker shares: the experiment's settings, features (memory-mapped), model and attacks."""
+    """What every client on this worker shares: settings, features (memory-mapped), model and attacks."""
 
     def __init__(self, experiment: dict):
-        from hydra.utils import instantiate
-
         self.settings = settings = experiment["settings"]
         self.classes: list[str] = experiment["classes"]
         self.state_folder = Path(experiment["state"])
@@ -41,15 +40,13 @@ class Workbench:
         self.device = torch.device(device(settings))
         self.store = FeatureStore.open(Path(experiment["store"]))
         self.shares = partition(self.store.table, settings["partition"], settings["seed"])
-        self.model = instantiate(settings["model"]["module"], classes=len(self.classes)).to(self.device)
-        self.attacks = {name: instantiate(attack) for name, attack in experiment["attacks"].items()}
-        self.training_defence = instantiate(settings["defence"]["training"])
-        self.inference_defence = instantiate(settings["defence"]["inference"])
+        self.model = build(settings["model"]["module"], classes=len(self.classes)).to(self.device)
+        self.attacks = {name: build(attack) for name, attack in experiment["attacks"].items()}
+        self.training_defence = build(settings["defence"]["training"])
+        self.inference_defence = build(settings["defence"]["inference"])
 
     def optimizer(self) -> torch.optim.Optimizer:
-        from hydra.utils import instantiate
-
-        return instantiate(self.settings["client"]["optimizer"])(self.model.parameters())
+        return build(self.settings["client"]["optimizer"])(self.model.parameters())
 
     def tensors(self, rows: np.ndarray, normalise: Normaliser) -> tuple[Tensor, Tensor]:
         """Inputs [n, 1, frames, mels] and labels [n] of these rows, on the device."""
@@ -164,7 +161,7 @@ def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normali
     return normaliser(bench.settings["features"]["normalisation"], bench.store.frames[share.train], everyone)
 
 
-def build() -> ClientApp:
+def make_app() -> ClientApp:
     """The ClientApp with its three handlers."""
     app = ClientApp()
     app.query()(answer(query))
@@ -173,4 +170,4 @@ def build() -> ClientApp:
     return app
 
 
-app = build()
+app = make_app()

@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedser.config import build
 from fedser.errors import Interrupted, RunError
 from fedser.federation import transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
@@ -180,11 +181,9 @@ def round_half_up(value: float) -> int:
 
 def build_strategy(settings: dict, clients: int):
     """The stock Flower strategy of the settings, told to take every client that it is shown."""
-    from hydra.utils import instantiate
-
     count = max(1, round_half_up(settings["strategy"]["fraction_train"] * clients))
     everyone = {"min_train_nodes": count, "min_available_nodes": count, "fraction_train": 1.0}
-    return instantiate(settings["strategy"]["aggregator"], arrayrecord_key=PARAMETERS, **everyone)
+    return build(settings["strategy"]["aggregator"], arrayrecord_key=PARAMETERS, **everyone)
 
 
 def _sums(metrics) -> Sums:

@@ -85,7 +85,7 @@ def machine(wanted: dict) -> tuple[float, float]:
         there = ray.cluster_resources()
         return there.get("CPU", 0.0), there.get("GPU", 0.0)
     gpus = torch.cuda.device_count() if wanted["total_gpus"] is None else wanted["total_gpus"]
-    return float(len(os.sched_getaffinity(0))), float(0 if wanted["device"] == "cpu" and not wanted["num_gpus"] else gpus)
+    return float(len(os.sched_getaffinity(0))), float(gpus)
 
 
 def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int, plan: Plan, stop: threading.Event):

@@ -25,7 +25,8 @@ def train(model, optimizer, batch: tuple[Tensor, Tensor, Tensor], *, epochs, bat
         for rows in order.split(batch_size):
             optimizer.zero_grad(set_to_none=True)
             with autocast(precision, x.device):
-                loss = (functional.cross_entropy(model(x[rows]).float(), y[rows], reduction="none") * weight[rows]).mean()
+                losses = functional.cross_entropy(model(x[rows]).float(), y[rows], reduction="none")
+                loss = (losses * weight[rows]).mean()
             objective = loss + proximal(model, start, mu) if mu else loss
             value = loss.item()
             if not torch.isfinite(objective):
