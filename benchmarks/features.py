@@ -92,7 +92,7 @@ def measure_sharing(folder, processes):
 def measure(name, root, processes, repeats):
     overrides = [f"dataset={name}", *([f"dataset.root={root}"] if root else [])]
     config = compose(overrides)
-    settings = OmegaConf.to_container(config.features)
+    settings = OmegaConf.to_container(config.features, resolve=True)
     corpus = corpora.load(config)
     cores = len(os.sched_getaffinity(0))
     runs = {1: [], cores: []}

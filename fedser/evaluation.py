@@ -47,15 +47,12 @@ def evaluate(model, x: Tensor, y: Tensor, *, classes, attacks, randomise, batch_
     predictions = {"original": predict(model, x, batch_size)}
     versions = {"original": x}
     for name, adversary in attacks.items():
-        chunks = zip(
-            *(tensor.split(batch_size) for tensor in (x, y, predictions["original"].to(x.device))), strict=True
-        )
-        versions[f"adversarial/{name}"] = torch.cat(
-            [
-                adversary(model, inputs, labels, derive(seed, name, number), predictions=predicted)
-                for number, (inputs, labels, predicted) in enumerate(chunks)
-            ]
-        )
+        batches = zip(x.split(batch_size), y.split(batch_size), predictions["original"].split(batch_size), strict=True)
+        made = [
+            adversary(model, inputs, labels, derive(seed, name, number), predictions=predicted.to(x.device))
+            for number, (inputs, labels, predicted) in enumerate(batches)
+        ]
+        versions[f"adversarial/{name}"] = torch.cat(made)
     results = {}
     for condition in conditions(attacks, randomise is not None):
         if condition not in predictions:

@@ -108,7 +108,7 @@ def _split(name: str, rows: np.ndarray, settings: dict, seed: int) -> Share:
     if len(test) < 1 or len(train) < 2:
         raise InputError(
             f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings['test']}: it would "
-            f"keep {len(train)} to train on and {len(test)} to test on. Remove the speaker or choose another partition=…"
+            f"keep {len(train)} to train on and {len(test)} to test on. Remove it or choose another partition=…"
         )
     return Share(name, np.sort(train), np.sort(validation), np.sort(test))
 

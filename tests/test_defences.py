@@ -216,7 +216,7 @@ def compose(*overrides):
     [("none", False, False), ("randomise", False, True), ("adversarial", True, False), ("two_stage", True, True)],
 )
 def test_every_defence_composes(name, training, inference):
-    config = compose("+attack=pgd", f"+defence={name}").defence
+    config = compose("+attack=pgd", f"+defence={name}", "+features=logmel", "+dataset=emodb").defence
     assert config.name == name
     slots = hydra.utils.instantiate(config)
     assert isinstance(slots.training, AdversarialTraining) is training
@@ -225,7 +225,7 @@ def test_every_defence_composes(name, training, inference):
 
 
 def test_training_defaults_to_the_threat_and_can_differ():
-    config = compose("+attack=pgd", "+defence=two_stage", "+attack@attacks.fgsm=fgsm")
+    config = compose("+attack=pgd", "+defence=two_stage", "+attack@attacks.fgsm=fgsm", "+features=logmel", "+dataset=emodb")
     assert hydra.utils.instantiate(config.defence.training).attack.name == "pgd"
     config = compose(
         "+attack=pgd", "+attack@attacks.fgsm=fgsm", "+defence=adversarial", "defence.training.attack=${attacks.fgsm}"
