@@ -141,3 +141,20 @@ def test_bad_audio_is_named_or_skipped(cli, tmp_path):
     assert skipped.returncode == 0, skipped.stderr
     assert "2 clips left out" in skipped.stderr
     assert json.loads((only_folder(tmp_path) / "summary.json").read_text())["utterances"] == len(clips) - 2
+
+
+def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(cli, tmp_path):
+    from test_tracking import records
+
+    arguments = [item for item in SMALL if item != "logger=none"]
+    done = cli("-m", *arguments, "attack=fgsm,pgd", "defence=none", "rounds=1")
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "outputs").iterdir())
+    runs = [[record.run for record in records(folder) if record.WhichOneof("record_type") == "run"] for folder in folders]
+    assert [len(found) for found in runs] == [1, 1]
+    first, second = (found[0] for found in runs)
+    assert first.run_id != second.run_id and first.run_group == second.run_group
+    assert [first.display_name, second.display_name] == [folder.name for folder in folders]
+    for folder, attack in zip(folders, ("fgsm", "pgd"), strict=True):
+        keys = {key for record in records(folder) for item in record.history.item for key in item.nested_key}
+        assert f"uar/adversarial/{attack}" in keys and len([k for k in keys if k.startswith("uar/adversarial/")]) == 1

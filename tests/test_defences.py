@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fedser.config  # noqa: F401 - registers the resolvers that the files use
 from fedser.attacks import Adversary
 from fedser.defences import AdversarialTraining, Randomise
 from fedser.errors import InputError
@@ -225,7 +226,9 @@ def test_every_defence_composes(name, training, inference):
 
 
 def test_training_defaults_to_the_threat_and_can_differ():
-    config = compose("+attack=pgd", "+defence=two_stage", "+attack@attacks.fgsm=fgsm", "+features=logmel", "+dataset=emodb")
+    config = compose(
+        "+attack=pgd", "+defence=two_stage", "+attack@attacks.fgsm=fgsm", "+features=logmel", "+dataset=emodb"
+    )
     assert hydra.utils.instantiate(config.defence.training).attack.name == "pgd"
     config = compose(
         "+attack=pgd", "+attack@attacks.fgsm=fgsm", "+defence=adversarial", "defence.training.attack=${attacks.fgsm}"
