@@ -149,7 +149,7 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(cli, tmp_path):
     arguments = [item for item in SMALL if item != "logger=none"]
     done = cli("-m", *arguments, "attack=fgsm,pgd", "defence=none", "rounds=1")
     assert done.returncode == 0, done.stderr
-    folders = sorted((tmp_path / "outputs").iterdir())
+    folders = sorted(item for item in (tmp_path / "outputs").iterdir() if item.is_dir())
     runs = [[record.run for record in records(folder) if record.WhichOneof("record_type") == "run"] for folder in folders]
     assert [len(found) for found in runs] == [1, 1]
     first, second = (found[0] for found in runs)
