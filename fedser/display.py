@@ -22,7 +22,7 @@ class Display:
     def __init__(self):
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
@@ -45,7 +45,7 @@ class Display:
             worst = min((key for key in row if key.startswith("uar/")), key=row.get)
             self._uar = f"UAR {row['uar/original']:.1%}"
             if worst != "uar/original":
-                self._uar += f", {worst.removeprefix('uar/')} {row[worst]:.1%}"
+                self._uar += f", {worst.split('/')[-1]} {row[worst]:.1%}"
         status = f"loss {row['train/loss']:.3f}  {self._uar}"
         self._progress.update(self._task, completed=row["round"], status=status)
 
@@ -66,7 +66,9 @@ class Display:
         lines.add_row("")
         if note:
             lines.add_row(note)
+        each = f" ({summary['seconds_per_round']:g} s a round)" if "seconds_per_round" in summary else ""
         reused = ", model reused" if summary.get("reused") else ""
-        lines.add_row(f"{summary['rounds']} rounds, {summary['clients']} clients, {summary['seconds']:.0f} s{reused}")
+        size = f"{summary['rounds']} rounds, {summary['clients']} clients"
+        lines.add_row(f"{size}, {summary['seconds']:.0f} s{each}{reused}")
         lines.add_row(f"{folder}")
         Console(soft_wrap=False).print(Panel(lines, title=summary["name"], expand=False))

@@ -154,6 +154,7 @@ class Experiment:
             grid, len(self.shares), self._told(), self.stop, settings["simulation"]["min_reply_fraction"]
         )
         federation.introduce()
+        began = time.monotonic()
         for round, weights, row in known.replay() if known else self._train(federation):
             due = self._due(round)
             if kept:
@@ -165,7 +166,7 @@ class Experiment:
             self.tracker.log(row)
             self.display.round(row)
             self.weights = weights
-        self.evaluated = time.monotonic()
+        self.summary["seconds_per_round"] = float(f"{(time.monotonic() - began) / settings['rounds']:.3g}")
 
     def _train(self, federation) -> Iterator[tuple[int, dict, dict]]:
         strategy = server_app.build_strategy(self.settings, len(self.shares))
