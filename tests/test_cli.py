@@ -150,7 +150,9 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(cli, tmp_path):
     done = cli("-m", *arguments, "attack=fgsm,pgd", "defence=none", "rounds=1")
     assert done.returncode == 0, done.stderr
     folders = sorted(item for item in (tmp_path / "outputs").iterdir() if item.is_dir())
-    runs = [[record.run for record in records(folder) if record.WhichOneof("record_type") == "run"] for folder in folders]
+    runs = [
+        [record.run for record in records(folder) if record.WhichOneof("record_type") == "run"] for folder in folders
+    ]
     assert [len(found) for found in runs] == [1, 1]
     first, second = (found[0] for found in runs)
     assert first.run_id != second.run_id and first.run_group == second.run_group

@@ -18,7 +18,18 @@ def wheel(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     files = ["pyproject.toml", "README.md", "LICENSE", "fedser", "conf"]
     subprocess.run(["cp", "-r", *[str(ROOT / name) for name in files], str(source)], check=True)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(target), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(target),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     (file,) = target.glob("fedser-*.whl")
     return file
@@ -42,7 +53,9 @@ def test_it_composes_without_the_checkout(wheel, tmp_path):
         "print(c.settle(c.compose(['experiment=chang2022', 'attack=pgd', 'defence=two_stage']))['model']['name'])"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     package, conf, model = done.stdout.split()
     assert Path(package).is_relative_to(tmp_path) and Path(conf) == tmp_path / "site/fedser/conf" and model == "vgg15"
