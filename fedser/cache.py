@@ -16,20 +16,36 @@ def folder(*parts: str) -> Path:
 
 @contextlib.contextmanager
 def publish(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; on success it becomes `target` in one rename.
-
-    If another process has published the same entry meanwhile, theirs stays and ours is dropped: entries are
-    named by the hash of what made them, so both hold the same.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    """Yields an empty folder beside `target`; on success it becomes `target` in one rename, else it is removed."""
+    made = scratch(target)
     try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp makes it private
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
+        yield made
+        install(made, target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(made)
+
+
+def scratch(target: Path) -> Path:
+    """A new empty folder beside `target`, hidden."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+
+
+def install(made: Path, target: Path) -> None:
+    """Renames `made` to `target`.
+
+    If another process has published the same entry meanwhile, theirs stays and ours is removed: entries are named by
+    the hash of what made them, so both hold the same.
+    """
+    made.chmod(0o755)  # mkdtemp makes it private
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        remove(made)
+
+
+def remove(made: Path) -> None:
+    """Removes a folder made by `scratch`, if it is still there."""
+    shutil.rmtree(made, ignore_errors=True)

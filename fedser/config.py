@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fedser import identity
 from fedser.errors import FedserError, InputError
@@ -70,6 +71,8 @@ def build(node, **more):
 def explain(error: Exception, overrides=()) -> str:
     """Hydra's own message in one line, with the nearest names for what was misspelt in the overrides."""
     message = " ".join(str(error).split("\n")[0].split())
+    if message.startswith("Ambiguous value"):
+        return f"{message} For a sweep over several values, begin with -m."
     known = _known_names()
     for override in overrides:
         name = override.lstrip("+~").split("=")[0]
@@ -78,7 +81,7 @@ def explain(error: Exception, overrides=()) -> str:
         wrong_options = [option for option in value.split(",") if options and option not in options]
         if wrong_options:
             near = difflib.get_close_matches(wrong_options[0], options, n=1)
-            nearest = f"; did you mean {name}={near[0]}?" if near else ""
+            nearest = f"; did you mean {name}={near[0]}?" if near else "."
             return f"{name} has no option '{wrong_options[0]}'{nearest} There are: {', '.join(sorted(options))}."
         if name and not options and name not in known and not override.startswith(("+", "hydra")):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -118,8 +121,13 @@ def settle(config: DictConfig) -> dict:
 
     Raises InputError naming the key and saying what to set instead.
     """
-    settings = plain(config)
+    try:
+        settings = plain(config)
+    except OmegaConfBaseException as error:
+        raise InputError(" ".join(str(error).split())) from error
     _check_missing(settings)
+    if isinstance(settings["evaluation"]["attacks"], str):
+        settings["evaluation"]["attacks"] = [settings["evaluation"]["attacks"]]
     for attack in [settings["attack"], *settings["attacks"].values(), training_attack(settings)]:
         if attack and attack.get("eps") is not None and attack["name"] in identity.attacks_without_eps():
             log.warning("%s has no ε: attack.eps=%s is ignored", attack["name"], attack["eps"])
@@ -150,7 +158,7 @@ def evaluation_attacks(settings: dict) -> dict[str, dict]:
             chosen[name] = settings["attacks"][name]
         else:
             near = difflib.get_close_matches(str(name), settings["attacks"], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; did you mean '{near[0]}'?" if near else "."
             raise InputError(
                 f"evaluation.attacks names '{name}', which is no attack{hint} Known: {', '.join(settings['attacks'])}."
             )
@@ -197,6 +205,7 @@ CHECKS = {
     "dataset.on_bad_audio": _one_of("error", "skip"),
     "features.normalisation": _one_of("zscore_global", "zscore_client", "minmax_client", "none"),
     "features.frames": _whole(1),
+    "model.bn_momentum": _fraction(),  # null would average by a count of batches that clients do not share
     "partition.test": (lambda value: _number(value) and 0 < value < 1, "must lie between 0 and 1"),
     "partition.validation": (lambda value: _number(value) and 0 <= value < 1, "must be at least 0 and less than 1"),
     "client.epochs": _whole(1),
@@ -206,12 +215,23 @@ CHECKS = {
     "client.precision": _one_of("fp32", "bf16"),
     "client.optimizer_state": _one_of("reset", "persist"),
     "strategy.fraction_train": _fraction(),
+    "evaluation.attacks": (lambda value: isinstance(value, list), "must be a list of names, e.g. [fgsm,pgd]"),
     "evaluation.every": _whole(1),
     "evaluation.batch_size": _whole(1),
     "simulation.num_cpus": _positive(),
-    "simulation.num_gpus": _at_least(0),
+    "simulation.backend": _one_of("ray", "serial"),
     "simulation.min_reply_fraction": _fraction(),
     "simulation.device": _one_of("auto", "cpu", "cuda"),
+}
+# Keys that may be null, or that not every option of their group has.
+OPTIONAL_CHECKS = {
+    "simulation.actors": _whole(1),
+    "simulation.num_gpus": _at_least(0),
+    "simulation.total_gpus": _at_least(0),
+    "model.width": _whole(1),
+    "strategy.proximal_mu": _at_least(0),
+    "strategy.beta": (lambda value: _number(value) and 0 <= value < 0.5, "must be at least 0 and less than 0.5"),
+    "strategy.num_malicious_nodes": _whole(0),
 }
 ATTACK_CHECKS = {
     "eps": _positive(),
@@ -224,13 +244,27 @@ ATTACK_CHECKS = {
 
 def _check_values(settings: dict) -> None:
     for path, (good, must) in CHECKS.items():
-        node = settings
-        for key in path.split("."):
-            node = node[key]
-        if not good(node):
-            raise InputError(f"{path}={node} {must}.")
-    if settings["simulation"]["actors"] is not None and not _whole(1)[0](settings["simulation"]["actors"]):
-        raise InputError(f"simulation.actors={settings['simulation']['actors']} must be null or at least 1.")
+        if not good(value := _at(settings, path)):
+            raise InputError(f"{path}={value} {must}.")
+    for path, (good, must) in OPTIONAL_CHECKS.items():
+        value = _at(settings, path, None)
+        if value is not None and not good(value):
+            raise InputError(f"{path}={value} {must}.")
+
+
+_REQUIRED = object()
+
+
+def _at(settings: dict, path: str, default=_REQUIRED):
+    """The value at a dotted path. Raises InputError where the configuration lacks it and there is no default."""
+    node = settings
+    for key in path.split("."):
+        if not isinstance(node, dict) or key not in node:
+            if default is _REQUIRED:
+                raise InputError(f"The configuration lacks {path}: it was deleted, or set to null above it.")
+            return default
+        node = node[key]
+    return node
 
 
 def _check_attacks(settings: dict) -> None:

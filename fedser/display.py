@@ -70,5 +70,6 @@ class Display:
         reused = ", model reused" if summary.get("reused") else ""
         size = f"{summary['rounds']} rounds, {summary['clients']} clients"
         lines.add_row(f"{size}, {summary['seconds']:.0f} s{each}{reused}")
-        lines.add_row(f"{folder}")
-        Console(soft_wrap=False).print(Panel(lines, title=summary["name"], expand=False))
+        console = Console()
+        console.print(Panel(lines, title=summary["name"], expand=False))
+        console.print(f"{folder}", soft_wrap=True, highlight=False)  # whole, so that it can be copied

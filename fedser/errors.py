@@ -2,7 +2,7 @@
 
 
 class FedserError(Exception):
-    """Shown to the user as one line, without a traceback; the process exits with `exit_code`."""
+    """Shown to the user as its message, without a traceback of ours (a failed client's is part of the message)."""
 
     exit_code = 1
 

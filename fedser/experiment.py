@@ -8,11 +8,12 @@ record                              the run's folder, the dashboard, the box on 
 """
 
 import logging
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from fedser import __version__, corpora, evaluation, features, identity, trained
-from fedser.config import build, evaluation_attacks, plain, settle
+from fedser.config import build, evaluation_attacks, settle
 from fedser.display import Display
 from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.federation import server_app, simulation, transport
@@ -50,29 +51,13 @@ def run(config, folder=None) -> Result:
     Raises InputError before anything is started, RunError when the run fails, Interrupted on Ctrl-C.
     """
     settings = settle(config)
-    name = identity.run_name(plain(config))
-    place = RunFolder(Path(folder) if folder is not None else Path("outputs") / name)
-    if (finished := _finished(place, settings)) is not None:
-        return finished
-    experiment = Experiment(settings, place, name)
-    experiment.prepare()
-    return experiment.run()
-
-
-def _finished(place: RunFolder, settings: dict) -> Result | None:
-    """The result that is there already. Raises InputError when the folder holds another configuration's run."""
-    earlier = place.summary()
-    if earlier is None:
-        return None
-    if earlier.get("identity") != identity.digest(identity.everything(settings)):
-        raise InputError(
-            f"{place.path} holds a run of another configuration (see its config.yaml): "
-            "choose another hydra.run.dir=…, or move that folder away."
-        )
-    if earlier["status"] != "finished" or not settings["reuse"]:
-        return None
-    Display().result(place.path, earlier, note="This run had finished before; reuse=false makes it again.")
-    return Result(place.path, earlier, place.history())
+    name = identity.run_name(settings)
+    place = RunFolder(Path(folder).expanduser() if folder is not None else Path("outputs") / name)
+    with place.locked():
+        experiment = Experiment(settings, place, name)
+        experiment.check_folder()
+        experiment.load()
+        return experiment.finished_before() or experiment.run()
 
 
 @dataclass
@@ -85,7 +70,26 @@ class Experiment:
     stop: threading.Event = field(default_factory=threading.Event)
     matrices: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # client → condition → confusion
 
-    def prepare(self) -> None:
+    def check_folder(self) -> None:
+        """Raises InputError when the folder holds another configuration's run."""
+        self.identity = identity.digest(identity.everything(self.settings))
+        self.earlier = self.place.summary()
+        if self.earlier is not None and self.earlier.get("identity") != self.identity:
+            raise InputError(
+                f"{self.place.path} holds a run of another configuration (see its config.yaml): "
+                "choose another hydra.run.dir=…, or move that folder away."
+            )
+
+    def finished_before(self) -> Result | None:
+        """The result that is there already, of the same configuration and data."""
+        earlier = self.earlier
+        same = earlier is not None and earlier["status"] == "finished" and earlier.get("data") == self.store.folder.name
+        if not same or not self.settings["reuse"]:
+            return None
+        Display().result(self.place.path, earlier, note="This run had finished before; reuse=false makes it again.")
+        return Result(self.place.path, earlier, self.place.history())
+
+    def load(self) -> None:
         """Everything that can go wrong before a run starts: data, features, shares, room on the machine."""
         settings = self.settings
         self.attacks = evaluation_attacks(settings)
@@ -103,7 +107,8 @@ class Experiment:
         self.summary = {
             "status": "running",
             "name": self.name,
-            "identity": identity.digest(identity.everything(self.settings)),
+            "identity": self.identity,
+            "data": self.store.folder.name,
             "version": __version__,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "clients": len(self.shares),
@@ -137,17 +142,21 @@ class Experiment:
         return Result(self.place.path, self.place.summary(), self.place.history())
 
     def _federate(self) -> None:
-        known = trained.Trained.find(self.model_key) if self.settings["reuse"] else None
+        due = [round for round in range(1, self.settings["rounds"] + 1) if self._due(round)]
+        known = trained.Trained.find(self.model_key, due) if self.settings["reuse"] else None
         self.summary["reused"] = known is not None
         if known:
             log.info("the model was trained before: %s", known.folder)
-        recording = nullcontext() if known else trained.record(self.model_key)
-        with recording as kept:
+        kept = None if known else trained.Recording(self.model_key)
+        try:
             simulation.simulate(
                 lambda grid: self._serve(grid, known, kept), client_app, len(self.shares), self.plan, self.stop
             )
+        finally:
+            if kept:
+                kept.discard()
 
-    def _serve(self, grid, known: trained.Trained | None, kept: trained.Trained | None) -> None:
+    def _serve(self, grid, known: trained.Trained | None, kept: trained.Recording | None) -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due and then recorded."""
         settings = self.settings
         federation = server_app.Federation(
@@ -159,9 +168,11 @@ class Experiment:
             due = self._due(round)
             if kept:
                 kept.add(round, weights if due else None, row)
-            if due and weights is not None:
-                self.matrices = federation.evaluate(round, weights)
-                row = row | self._metrics(recall=False)
+                if round == settings["rounds"]:
+                    kept.publish()  # before the last evaluation: should that fail, the training is not lost
+            if due:
+                self.matrices, missing = federation.evaluate(round, weights)
+                row = row | self._metrics(recall=False) | ({"evaluate/missing": missing} if missing else {})
             self.place.append(row)
             self.tracker.log(row)
             self.display.round(row)
@@ -209,6 +220,8 @@ class Experiment:
         self.summary |= {"rounds": len(self.place.history())} | self._metrics(recall=True)
         if error:
             self.summary["error"] = error
+        if status == "finished":
+            shutil.rmtree(self.place.path / "state", ignore_errors=True)  # the clients' moments: of no more use
         try:
             if status == "finished":
                 trained.save_weights(self.weights, self.place.path / "model.safetensors")
@@ -234,6 +247,8 @@ class Experiment:
         for attack in self.attacks.values():
             build(attack)
         build(self.settings["defence"]["training"])
+        build(self.settings["client"]["optimizer"])(self.model.parameters())
+        server_app.build_strategy(self.settings, len(self.shares))
         if (randomise := build(self.settings["defence"]["inference"])) is not None:
             randomise(torch.zeros(1, 1, self.settings["features"]["frames"], self.settings["features"]["mels"]))
 

@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Share:
-    """One client's rows of the table (positions, ascending)."""
+    """One client's rows of the table (positions, ascending); `number` is its place among all clients."""
 
+    number: int
     name: str
     train: np.ndarray
     validation: np.ndarray
@@ -35,7 +36,7 @@ def partition(table: pd.DataFrame, settings: dict, seed: int) -> list[Share]:
     Raises InputError naming a client that is left without training or test utterances.
     """
     hands = build(settings["assign"])(table, seed=seed)
-    shares = [_split(name, hands[name], settings, seed) for name in sorted(hands)]
+    shares = [_split(number, name, hands[name], settings, seed) for number, name in enumerate(sorted(hands))]
     if not shares:
         raise InputError("The corpus has no utterances to deal to clients.")
     return shares
@@ -100,7 +101,7 @@ def warn_of_gaps(table: pd.DataFrame, shares: list[Share], classes: list[str]) -
             log.warning("No test utterance of %s: its recall is undefined and UAR leaves it out.", emotion)
 
 
-def _split(name: str, rows: np.ndarray, settings: dict, seed: int) -> Share:
+def _split(number: int, name: str, rows: np.ndarray, settings: dict, seed: int) -> Share:
     tested = round(settings["test"] * len(rows))
     held_out = round(settings["validation"] * (len(rows) - tested))
     shuffled = _random(seed, "split", name).permutation(np.sort(rows))
@@ -110,7 +111,7 @@ def _split(name: str, rows: np.ndarray, settings: dict, seed: int) -> Share:
             f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings['test']}: it would "
             f"keep {len(train)} to train on and {len(test)} to test on. Remove it or choose another partition=…"
         )
-    return Share(name, np.sort(train), np.sort(validation), np.sort(test))
+    return Share(number, name, np.sort(train), np.sort(validation), np.sort(test))
 
 
 def _client_count(table: pd.DataFrame, clients: int | None) -> int:

@@ -4,6 +4,9 @@ The folder is the truth: `history.jsonl` has one flat JSON object per round, `su
 holds nothing that depends on the clock except in `summary.json`, so equal runs have equal histories, byte for byte.
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
 import math
@@ -13,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from fedser import cache
 from fedser.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
@@ -34,6 +38,28 @@ class RunFolder:
             return json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{file} is damaged ({error}): move the folder away or delete it.") from error
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Holds the folder for one process; the kernel lets go when it dies. Raises InputError when it is taken.
+
+        The lock lies in the cache and not in the folder, which may be moved aside meanwhile.
+        """
+        name = hashlib.blake2b(str(self.path.absolute()).encode(), digest_size=8).hexdigest()
+        file = cache.folder("locks", name)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle = file.open("w")
+        except OSError as error:
+            raise InputError(f"The cache {file.parent} can't be written: {error}. Set FEDSER_CACHE.") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"Another fedser is at work in {self.path}: wait for it, or set hydra.run.dir=…"
+                ) from error
+            yield
 
     def claim(self, settings: dict, summary: dict) -> None:
         """Starts a run here: what an earlier one left is moved aside, never overwritten."""

@@ -72,6 +72,7 @@ def test_evaluation_attacks_meet_overrides():
     assert list(chosen) == ["fgsm", "pgd"]
     assert chosen["fgsm"]["eps"] == 0.1 and chosen["pgd"]["steps"] == 20 and chosen["pgd"]["eps"] == 0.05
     assert evaluation_attacks(settle(compose(["attack=none"]))) == {}
+    assert list(evaluation_attacks(settle(compose(["evaluation.attacks=pgd"])))) == ["pgd"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,15 @@ def test_evaluation_attacks_meet_overrides():
         (["defence=adversarial", "defence.training.alpha=2"], ["defence.training.alpha=2"]),
         (["dataset=manifest"], ["dataset.root"]),
         (["simulation.actors=0"], ["simulation.actors=0"]),
+        (["simulation.backend=foo"], ["simulation.backend=foo", "serial"]),
+        (["simulation.total_gpus=abc"], ["simulation.total_gpus=abc"]),
+        (["model.width=0"], ["model.width=0"]),
+        (["model.bn_momentum=null"], ["model.bn_momentum=None"]),
+        (["strategy=fedtrimmedavg", "strategy.beta=0.7"], ["strategy.beta=0.7"]),
+        (["strategy=fedprox", "strategy.proximal_mu=-1"], ["strategy.proximal_mu=-1"]),
+        (["seed=${foo}"], ["foo"]),
+        (["~client.threads"], ["client.threads"]),
+        (["attack=fgsm,pgd"], ["-m"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )

@@ -121,6 +121,82 @@ def test_runs_that_differ_in_what_they_evaluate_share_a_model(small, tmp_path, m
     assert again.history == second.history  # reused or not: the same numbers
 
 
+def test_a_model_without_the_rounds_to_evaluate_is_trained_again(small, tmp_path, monkeypatch):
+    trained = trainings(monkeypatch)
+    common = ["seed=15", "defence=none", "attack=none"]
+    small(*common, "evaluation.every=2", folder=tmp_path / "two")
+    one = small(*common, "evaluation.every=1", folder=tmp_path / "one")
+    assert trained == [1, 2, 1, 2] and ["uar/original" in row for row in one.history] == [True, True]
+    again = small(*common, "evaluation.every=1", "evaluation.batch_size=8", folder=tmp_path / "again")
+    assert trained == [1, 2, 1, 2] and again.metrics["reused"]  # both rounds are kept now
+    assert again.history == one.history
+
+
+def test_damaged_model_is_trained_again(small, tmp_path, caplog):
+    from fedser.experiment import trained
+
+    common = ["seed=16", "defence=none", "attack=none"]
+    first = small(*common, folder=tmp_path / "first")
+    files = sorted(
+        trained.cache.folder("models").glob("*/round-00002.safetensors"), key=lambda file: file.stat().st_mtime
+    )
+    files[-1].write_bytes(files[-1].read_bytes()[:100])
+    second = small(*common, "evaluation.batch_size=8", folder=tmp_path / "second")
+    assert not second.metrics["reused"] and "damaged" in caplog.text
+    assert second.history == first.history
+
+
+def test_failing_evaluation_does_not_lose_the_training(small, tmp_path, monkeypatch):
+    from fedser.errors import RunError
+
+    trained = trainings(monkeypatch)
+    common = ["seed=17", "defence=none", "evaluation.every=2"]
+    with pytest.raises(RunError, match="fgsm"):
+        small(*common, "attack.box=[0,1]", folder=tmp_path / "outside")  # z-scores leave that box
+    assert small(*common, folder=tmp_path / "free").metrics["reused"]
+    assert trained == [1, 2]
+
+
+def test_changed_data_are_not_answered_with_the_old_result(small, tmp_path):
+    import pandas as pd
+    from conftest import FIXTURES
+
+    clips = [
+        {"path": str(clip), "speaker": clip.name[:2], "emotion": clip.name[5]} for clip in FIXTURES.glob("emodb/wav/*")
+    ]
+    table = pd.DataFrame(sorted(clips, key=lambda clip: clip["path"]))
+    manifest = tmp_path / "clips.csv"
+    common = ["dataset=manifest", f"dataset.root={manifest}", "defence=none", "attack=none", "rounds=1"]
+    table.to_csv(manifest, index=False)
+    whole = small(*common)
+    table.iloc[::2].to_csv(manifest, index=False)
+    half = small(*common)
+    assert half.metrics["utterances"] < whole.metrics["utterances"]
+    assert (tmp_path / "run.old-1").is_dir()
+
+
+def test_two_processes_do_not_share_a_folder(small, tmp_path):
+    from fedser.tracking import RunFolder
+
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(InputError, match="Another fedser"):
+        small("rounds=1")
+    assert small("rounds=1", "defence=none", "attack=none").metrics["status"] == "finished"
+
+
+def test_names_of_speakers_are_no_file_names(small, tmp_path):
+    import pandas as pd
+    from conftest import FIXTURES
+
+    clips = sorted(FIXTURES.glob("emodb/wav/*"))
+    rows = [
+        {"path": str(c), "speaker": "../../up" if c.name[:2] == "14" else "a/b", "emotion": c.name[5]} for c in clips
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "clips.csv", index=False)
+    small("dataset=manifest", f"dataset.root={tmp_path / 'clips.csv'}", "client.optimizer_state=persist", "attack=none",
+          "defence=none", folder=tmp_path / "a" / "b" / "run")  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "clips.csv"]
+
+
 def test_finished_run_returns_at_once(small, tmp_path, monkeypatch):
     trained = trainings(monkeypatch)
     common = ["seed=12", "defence=none", "attack=none"]

@@ -135,7 +135,7 @@ def federate(settings, tmp_path):
 def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     settled = settings("defence=none")
     told, _, weights, serve = federate(settled, tmp_path)
-    by_client = serve(lambda federation: federation.evaluate(1, weights))
+    by_client = serve(lambda federation: federation.evaluate(1, weights)[0])
     pooled = {name: sum(client[name] for client in by_client.values()) for name in ("original", "adversarial/fgsm")}
 
     bench = client_app.Workbench(json.loads(json.dumps(told)))
@@ -185,7 +185,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
     serve(listen)
     model = {"parameters.parameters": weights["parameters"].size, "buffers.buffers": weights["buffers"].size}
     assert kinds == model | {
-        "metrics.num-examples": 1, "metrics.loss": 1, "metrics.test-examples": 1, "metrics.count": 1,
+        "metrics.num-examples": 1, "metrics.loss": 1, "metrics.count": 1,
         "metrics.total": 64, "metrics.squares": 64, "config.name": 1,
         "metrics.original": 49, "metrics.adversarial/fgsm": 49,
     }  # fmt: skip
@@ -291,6 +291,15 @@ class TestPlan:
         assert self.plan(settings, "simulation=cpu", "simulation.num_cpus=3").actors == 2
         assert self.plan(settings, "simulation=cpu", clients=3).actors == 3
 
+    def test_a_fraction_fits_on_one_card(self, settings, monkeypatch):
+        monkeypatch.setattr(simulation, "machine", lambda wanted: (64.0, 2.0))
+        assert self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.6").actors == 2
+        assert self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.3").actors == 6
+        assert self.plan(settings, "simulation=gpu", "simulation.num_gpus=2").actors == 1
+        with pytest.raises(InputError, match="whole number"):
+            self.plan(settings, "simulation=gpu", "simulation.num_gpus=1.5")
+        assert self.plan(settings, "simulation=auto").actors == 8
+
     def test_auto_without_a_gpu_is_cpu(self, settings, monkeypatch):
         monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
         assert self.plan(settings, "simulation=auto").num_gpus == 0
@@ -301,6 +310,8 @@ class TestPlan:
             self.plan(settings, "simulation=gpu", "simulation.num_gpus=1")
         with pytest.raises(InputError, match=r"simulation\.num_cpus=4 .* 2 CPU cores"):
             self.plan(settings, "simulation=cpu", "simulation.num_cpus=4")
+        with pytest.raises(InputError, match=r"simulation\.num_gpus=2 .* has 0 GPUs"):
+            self.plan(settings, "simulation=auto", "simulation.num_gpus=2")
         monkeypatch.setattr(simulation, "machine", lambda wanted: (8.0, 1.0))
         with pytest.raises(InputError, match="at most 2"):
             self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.5", "simulation.actors=3")

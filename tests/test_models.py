@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedser import config
 from fedser.models import ConvNorm, halve
 from fedser.models.cnn4 import CNN4
 from fedser.models.vgg15 import VGG15
@@ -102,7 +103,9 @@ def test_configured_vgg15():
     assert model.fc.out_features == 5
     assert {(bn.momentum, bn.eps) for bn in batch_norms(model)} == {(0.2, 1e-3)}
     default = hydra.utils.instantiate(compose("+model=vgg15").model.module, classes=7)
-    assert {bn.momentum for bn in batch_norms(default)} == {0.01}
+    assert {bn.momentum for bn in batch_norms(default)} == {0.1}
+    paper = config.compose(["experiment=chang2022"])
+    assert (paper.model.name, paper.model.bn_momentum, paper.model.bn_eps) == ("vgg15", 0.01, 1e-3)
 
 
 def test_configured_cnn4():

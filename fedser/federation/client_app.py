@@ -91,7 +91,6 @@ def query(bench: Workbench, share: Share, message: Message) -> RecordDict:
     sums = Sums.of(bench.store.frames[share.train])
     numbers = {
         "num-examples": len(share.train),
-        "test-examples": len(share.test),
         "count": sums.count,
         "total": sums.total.tolist(),
         "squares": sums.squares.tolist(),
@@ -105,7 +104,9 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
     round, client = int(config["server-round"]), settings["client"]
     _load(bench, message)
     optimizer = bench.optimizer()
-    moments = OptimizerState(bench.state_folder / share.name) if client["optimizer_state"] == "persist" else None
+    moments = None
+    if client["optimizer_state"] == "persist":  # by number: a speaker's name is the corpus's, and may be no file name
+        moments = OptimizerState(bench.state_folder / f"client-{share.number:05d}")
     if moments:
         moments.restore(optimizer, round)
 

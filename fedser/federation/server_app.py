@@ -31,7 +31,7 @@ class Federation:
     """The clients behind a grid, by partition number.
 
     `experiment` is what every client is told (plain values); `stop` is set when the run shall end early;
-    `names[i]` and `examples[i]` are what client i says of itself.
+    `names[i]` is the name that client i gives itself.
     """
 
     grid: Grid
@@ -40,18 +40,18 @@ class Federation:
     stop: threading.Event
     min_reply_fraction: float = 1.0
     names: list[str] = field(default_factory=list)
-    examples: list[int] = field(default_factory=list)
 
     def introduce(self) -> None:
         """The query round: who is behind which node, and the sums for the global normalisation."""
         self._nodes = self._wait_for_nodes()
         self._config = ConfigRecord({"experiment": json.dumps(self.experiment)})
         content = RecordDict({"config": self._config})
-        replies, _ = self._exchange([self._message(content, node, MessageType.QUERY) for node in self._nodes])
+        # The normalisation and the order of the clients rest on everyone, so nobody may be missing here.
+        messages = [self._message(content, node, MessageType.QUERY) for node in self._nodes]
+        replies, _ = self._exchange(messages, tolerated=0)
         by_name = sorted(replies, key=lambda reply: reply.content["config"]["name"])
         self._nodes = [reply.metadata.src_node_id for reply in by_name]
         self.names = [reply.content["config"]["name"] for reply in by_name]
-        self.examples = [int(reply.content["metrics"]["num-examples"]) for reply in by_name]
         sums = [_sums(reply.content["metrics"]) for reply in by_name]
         everyone = sum(sums[1:], sums[0])  # in the order of names: float addition is not associative
         self._config["count"] = everyone.count
@@ -78,22 +78,24 @@ class Federation:
         new = {PARAMETERS: transport.from_record(aggregated).astype(np.float32, copy=False), BUFFERS: averaged}
         return new, dict(metrics), missing
 
-    def evaluate(self, round: int, weights: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-        """Every client's confusion matrices: {client: {condition: [classes, classes]}}."""
+    def evaluate(self, round: int, weights: dict[str, np.ndarray]):
+        """Every client's confusion matrices {client: {condition: [classes, classes]}}, and the names of the missing."""
         config = ConfigRecord(dict(self._config) | {"server-round": round})
         records = {key: transport.to_record(key, array) for key, array in weights.items()}
         content = RecordDict(records | {"config": config})
-        replies, _ = self._exchange([self._message(content, node, MessageType.EVALUATE) for node in self._nodes])
+        messages = [self._message(content, node, MessageType.EVALUATE) for node in self._nodes]
+        replies, missing = self._exchange(messages)
         classes = len(self.experiment["classes"])
-        return {
+        matrices = {
             reply.content["config"]["name"]: {
                 condition: np.array(counts, dtype=np.int64).reshape(classes, classes)
                 for condition, counts in reply.content["metrics"].items()
             }
             for reply in replies
         }
+        return matrices, missing
 
-    def _exchange(self, messages: list[Message]) -> tuple[list[Message], list[str]]:
+    def _exchange(self, messages: list[Message], tolerated: int | None = None) -> tuple[list[Message], list[str]]:
         """Sends, waits, and returns the replies in the order of the messages, and who is missing.
 
         Raises RunError at the first failure that `min_reply_fraction` does not cover, Interrupted when stopped.
@@ -102,7 +104,8 @@ class Federation:
         waiting = set(self.grid.push_messages(messages))
         replies: dict[int, Message] = {}
         failed: dict[int, str] = {}
-        tolerated = int((1 - self.min_reply_fraction) * len(messages) + 1e-9)
+        if tolerated is None:
+            tolerated = int((1 - self.min_reply_fraction) * len(messages) + 1e-9)
         while waiting:
             if self.stop.is_set():
                 raise Interrupted("stopped")
@@ -113,7 +116,7 @@ class Federation:
                 if not reply.has_error():
                     replies[node] = reply
                     continue
-                failed[node] = reply.error.reason or f"error {reply.error.code}"
+                failed[node] = self._reason(node, reply)
                 if len(failed) > tolerated:
                     raise RunError(failed[node])
             if waiting and not arrived:
@@ -122,6 +125,13 @@ class Federation:
             log.warning("going on without %s", reason.splitlines()[0])
         missing = [self._name(node) for node in nodes if node in failed]
         return [replies[node] for node in nodes if node in replies], missing
+
+    def _reason(self, node: int, reply: Message) -> str:
+        """What went wrong, by name: a client that could answer names itself, one whose worker died cannot."""
+        reason = reply.error.reason or f"error {reply.error.code}"
+        if reason.startswith("client "):
+            return reason
+        return f"client '{self._name(node)}': its worker failed or died: {' '.join(reason.split())}"
 
     def _wait_for_nodes(self) -> list[int]:
         # Flower starts the server before all nodes are registered; a strategy would sample from those it sees.

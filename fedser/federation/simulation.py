@@ -20,6 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedser.errors import InputError
 
 log = logging.getLogger(__name__)
+SHARE_OF_A_GPU = 0.25  # what `simulation=auto` gives a client
+SECONDS_TO_STOP = 30  # for the clients at work to finish, once the run has failed or been interrupted
 
 
 @dataclass(frozen=True)
@@ -45,28 +47,33 @@ def plan(settings: dict, clients: int) -> Plan:
     Raises InputError, saying which number to change, when not even one client fits.
     """
     wanted = settings["simulation"]
-    if wanted["backend"] == "serial":
-        return Plan("serial", 1, 1, 0.0, 0.0)
     cpus, gpus = machine(wanted)
     num_cpus, num_gpus = wanted["num_cpus"], wanted["num_gpus"]
-    if wanted["device"] == "auto" and not gpus:
-        num_gpus = 0.0
+    if num_gpus is None:
+        num_gpus = SHARE_OF_A_GPU if gpus else 0.0
     if num_gpus > gpus:
         raise InputError(
             f"simulation.num_gpus={num_gpus:g} per client, but this machine has {gpus:g} GPUs: "
             "choose simulation=cpu, or lower simulation.num_gpus."
         )
+    if num_gpus > 1 and num_gpus != int(num_gpus):
+        raise InputError(f"simulation.num_gpus={num_gpus:g} must be a fraction of one GPU or a whole number of them.")
+    if wanted["backend"] == "serial":
+        return Plan("serial", 1, 1, 0.0, 0.0)
     if wanted["actors"] is None and num_cpus > cpus:
         raise InputError(
             f"simulation.num_cpus={num_cpus:g} per client, but this machine has {cpus:g} CPU cores: "
             f"set simulation.num_cpus to at most {cpus:g}."
         )
-    fits = min(int(cpus / num_cpus), int(gpus / num_gpus) if num_gpus else clients)
+    on_gpus = clients
+    if num_gpus:  # a fraction must fit on one card: two clients of 0.6 do not share what is left of two
+        on_gpus = int(gpus) * int(1 / num_gpus + 1e-9) if num_gpus < 1 else int(gpus / num_gpus)
+    fits = min(int(cpus / num_cpus), on_gpus)
     actors = min(wanted["actors"] or max(fits, 1), clients)
-    if num_gpus and actors * num_gpus > gpus + 1e-9:
+    if actors > on_gpus:
         raise InputError(
-            f"simulation.actors={actors} with simulation.num_gpus={num_gpus:g} each need {actors * num_gpus:g} GPUs, "
-            f"but there are {gpus:g}: set simulation.actors to at most {int(gpus / num_gpus)}, or lower num_gpus."
+            f"simulation.actors={actors} with simulation.num_gpus={num_gpus:g} each do not fit on {gpus:g} GPUs: "
+            f"set simulation.actors to at most {on_gpus}, or lower simulation.num_gpus."
         )
     if actors * num_cpus > cpus:
         log.warning(
@@ -97,6 +104,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
         with _threads_restored(), _task_identity(), _quiet_flower():
             serve(SerialGrid(client_app, clients))
         return
+    import ray
     from flwr.simulation import run_simulation
 
     server_app = ServerApp()
@@ -108,13 +116,22 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
             serve(grid)
         except BaseException as error:
             raised.append(error)
+            impatience.start()
 
-    resources = {"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus}
+    impatience = threading.Timer(SECONDS_TO_STOP, ray.shutdown)  # a client that hangs must not hold the run for ever
+    impatience.daemon = True
+    joined = ray.is_initialized()
+    # In a Ray of our own a CPU is a place for one client: Flower makes as many actors as the logical CPUs allow.
+    resources = {"num_cpus": plan.num_cpus if joined else 1, "num_gpus": plan.num_gpus}
     with _ray(plan), _quiet_flower():
         try:
             run_simulation(server_app, client_app, clients, backend_config={"client_resources": resources})
+        except RuntimeError:
+            if not raised:
+                raise
         finally:
             stop.set()
+            impatience.cancel()
     if raised:
         raise raised[0]
 
@@ -132,7 +149,7 @@ def _ray(plan: Plan) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(
-            num_cpus=max(1, int(plan.actors * plan.num_cpus + 0.999)),
+            num_cpus=plan.actors,
             num_gpus=plan.total_gpus if plan.num_gpus else 0,
             include_dashboard=False,
             log_to_driver=False,
