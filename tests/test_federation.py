@@ -245,6 +245,21 @@ def test_a_failing_client_fails_the_run_and_is_named(small, failing_client, tmp_
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_a_client_that_cannot_speak_for_itself_is_named_too(small, monkeypatch):
+    """As when its worker dies: Flower answers in its place, and knows no names."""
+    from flwr.app import Error, Message
+
+    import fedser.experiment
+
+    app = client_app.make_app()
+    monkeypatch.setitem(
+        app._registered_funcs, "train.default", lambda m, c: Message(Error(0, "actor\ndied"), reply_to=m)
+    )
+    monkeypatch.setattr(fedser.experiment, "client_app", app)
+    with pytest.raises(RunError, match=r"client 'client-0': its worker failed or died: actor died"):
+        small(*FOUR, "reuse=false", "defence=none", "attack=none")
+
+
 def test_min_reply_fraction_goes_on_without_it_and_says_so(small, failing_client, caplog):
     failing_client("client-2")
     result = small(*FOUR, "reuse=false", "defence=none", "attack=none", "simulation.min_reply_fraction=0.75")
