@@ -39,6 +39,7 @@ class DeepFool(Attack):
         self.clip = clip
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x_adv of x [B, ...] and labels [B], or None for the model's own predictions; same shape, detached."""
         x = images.detach()
         x_adv = x.clone()
         labels = self._predict(x) if labels is None else labels

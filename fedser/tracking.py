@@ -146,6 +146,7 @@ class Wandb(Tracker):
         self.run = None
 
     def start(self, run_name: str, settings: dict, folder: Path) -> None:
+        """Starts W&B's run in `folder`, offline where it can't be reached."""
         import wandb
 
         mode = self.mode or _mode()
@@ -171,6 +172,7 @@ class Wandb(Tracker):
         self.run.log({key: value for key, value in row.items() if not isinstance(value, list)})
 
     def finish(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
+        """Logs confusion matrices and the final table; a run that did not finish exits with 1 and shows as failed."""
         import wandb
 
         if self.run is None:
