@@ -254,15 +254,21 @@ class Experiment:
 
     @contextmanager
     def _stop_on_ctrl_c(self):
-        """The first Ctrl-C lets the clients that are at work finish; the second one does not."""
+        """The first Ctrl-C lets the clients that are at work finish; the second one ends them."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def ask(signum, frame):
             self.stop.set()
+            signal.signal(signal.SIGINT, insist)
+            log.warning("stopping when the clients at work are done; Ctrl-C again ends them")
+
+        def insist(signum, frame):
             signal.signal(signal.SIGINT, before)
-            log.warning("stopping when the clients at work are done; Ctrl-C again stops at once")
+            if self.plan.backend == "serial":
+                raise KeyboardInterrupt
+            simulation.end_clients()
 
         before = signal.signal(signal.SIGINT, ask)
         try:

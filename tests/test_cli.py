@@ -123,6 +123,24 @@ def test_ctrl_c_finishes_cleanly(tmp_path, simulation):
     assert "The same command" in errors and "Traceback" not in errors
 
 
+@pytest.mark.ray
+def test_second_ctrl_c_ends_clients_that_hang(tmp_path):
+    arguments = [*QUICK, "client.epochs=1000000", "simulation=cpu", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "fedser", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    errors = ""
+    while "clients at a time on Ray" not in errors:
+        errors += process.stderr.readline()
+    time.sleep(12)  # by now the clients are in their first round
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1)
+    errors += process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "interrupted"
+    assert "Ctrl-C again ends them" in errors and "Traceback" not in errors
+
+
 def test_bad_audio_is_named_or_skipped(cli, tmp_path):
     import shutil
 

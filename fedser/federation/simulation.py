@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import uuid
@@ -118,7 +119,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
             raised.append(error)
             impatience.start()
 
-    impatience = threading.Timer(SECONDS_TO_STOP, ray.shutdown)  # a client that hangs must not hold the run for ever
+    impatience = threading.Timer(SECONDS_TO_STOP, end_clients)  # a client that hangs must not hold the run for ever
     impatience.daemon = True
     joined = ray.is_initialized()
     # In a Ray of our own a CPU is a place for one client: Flower makes as many actors as the logical CPUs allow.
@@ -134,6 +135,24 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
             impatience.cancel()
     if raised:
         raise raised[0]
+
+
+def end_clients() -> None:
+    """Kills this job's workers on this machine, so that what waits for their replies goes on; nothing without Ray.
+
+    `ray.shutdown` would not do: a `ray.get` in another thread, where Flower waits, sleeps through it.
+    """
+    import ray
+    from ray._private import state
+
+    if not ray.is_initialized():
+        return
+    job, here = ray.get_runtime_context().get_job_id(), ray.util.get_node_ip_address()
+    for actor in state.actors().values():
+        ours = actor["JobID"] == job and actor["Address"]["IPAddress"] == here
+        if ours and actor["State"] == "ALIVE":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(actor["Pid"], signal.SIGKILL)
 
 
 @contextlib.contextmanager
