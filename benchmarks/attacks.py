@@ -1,10 +1,18 @@
-"""How long the attacks take: fedser's DeepFool against torchattacks', the adapter against torchattacks alone.
+"""How long the attacks take: fedser's against torchattacks', and against the network passes that they consist of.
 
     python benchmarks/attacks.py [--json PATH] [--model vgg15|cnn4] [--frames 96] [--inputs 32] [--repeats 1]
 
-One thread, CPU. Both sides attack the same inputs of a lightly trained network with the same settings: true labels,
-overshoot at every step, clamped to [0, 1], which the inputs keep well inside of. Runs alternate and medians of
-CPU time are shown. By default 32 clips of 96 frames on VGG-15, three minutes; 373 frames take four times as long.
+One thread, CPU. The first table is fedser's DeepFool against torchattacks', and the adapter against torchattacks alone.
+Both sides attack the same inputs of a lightly trained network with the same settings: true labels, overshoot at every
+step, clamped to [0, 1], which the inputs keep well inside of.
+
+The second table is the attacks as they are trained against (`conf/attack`: predicted labels, no box) against their
+floor: the same number of forward passes and backward passes to the input, on the same inputs in batches of the same
+size, through the network in eval mode with its batch norm folded, and nothing else. The pass that finds the predicted
+labels counts in; `labels` is its share of the floor, which an attack could save that takes them from its first step.
+
+Runs alternate and medians of CPU time are shown, of three times as many for the second table, whose ratios are close to
+one. By default 32 clips of 96 frames on VGG-15, five minutes; 373 frames take four times as long.
 """
 
 import argparse
@@ -18,7 +26,8 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 
-from fedser.attacks import Adversary
+from fedser.attacks import CPU_CHUNK, Adversary
+from fedser.config import build, compose, settle
 from fedser.deepfool import DeepFool
 from fedser.models.cnn4 import CNN4
 from fedser.models.vgg15 import VGG15
@@ -60,22 +69,82 @@ def timed(function):
     return time.process_time() - start, result
 
 
+def alternate(functions, repeats):
+    """Median CPU seconds of each function, and what each returned last."""
+    seconds, results = {name: [] for name in functions}, {}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            elapsed, results[name] = timed(function)
+            seconds[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in seconds.items()}, results
+
+
 def compare(ours, theirs, repeats):
     """Median CPU seconds of both, and how far apart their results are."""
-    seconds = {"ours": [], "theirs": []}
-    for _ in range(repeats):
-        for name, function in (("ours", ours), ("theirs", theirs)):
-            elapsed, result = timed(function)
-            seconds[name].append(elapsed)
-            if name == "ours":
-                x_adv = result
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians, results = alternate({"ours": ours, "theirs": theirs}, repeats)
     return {
         "fedser_s": medians["ours"],
         "torchattacks_s": medians["theirs"],
         "times_faster": medians["theirs"] / medians["ours"],
-        "largest_difference": (x_adv - result).abs().max().item(),
+        "largest_difference": (results["ours"] - results["theirs"]).abs().max().item(),
     }
+
+
+class Recorder(torch.nn.Module):
+    """A network that keeps count of its passes: `passes` is [samples, backward passes] of every forward pass."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.passes = []
+
+    def forward(self, x):
+        record = [len(x), 0]
+        self.passes.append(record)
+        if x.requires_grad:
+            x = x.view_as(x)  # a hook on x itself would outlive this pass
+            x.register_hook(lambda gradient: record.__setitem__(1, record[1] + 1))
+        return self.model(x)
+
+
+def replay(model, x, passes):
+    """The recorded passes and nothing else, gradients to the input alone."""
+    for samples, backward in passes:
+        inputs = x[:samples].clone().requires_grad_(backward > 0)
+        with torch.set_grad_enabled(backward > 0):
+            logits = model(inputs)
+        for number in range(backward):  # DeepFool: one for each class but the label
+            labels = torch.full((samples,), number % CLASSES)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            torch.autograd.grad(loss, inputs, retain_graph=number + 1 < backward)
+
+
+def over_floor(attack, model, x, repeats):
+    """Median CPU seconds of the attack and of its floor, and the passes that both consist of."""
+    recorder = Recorder(model)
+    attack(recorder, x, None, 0)
+    floor = {
+        "ours": lambda: attack(model, x, None, 0),
+        "floor": lambda: replay(model, x, recorder.passes),
+        # The first pass of each chunk is the one that predicts the labels: it has as many samples as the chunk.
+        "labels": lambda: replay(model, x, [[samples, 0] for samples in chunks(len(x))]),
+    }
+    model.requires_grad_(False)  # as the adapter does, or the folded weights would have a graph of their own
+    medians, _ = alternate(floor, repeats)
+    model.requires_grad_(True)
+    return {
+        "fedser_s": medians["ours"],
+        "floor_s": medians["floor"],
+        "labels_s": medians["labels"],
+        "over_floor": medians["ours"] / medians["floor"],
+        "forward_per_input": sum(samples for samples, _ in recorder.passes) / len(x),
+        "backward_per_input": sum(samples * backward for samples, backward in recorder.passes) / len(x),
+    }
+
+
+def chunks(n):
+    """The sizes of the batches that the adapter attacks n samples in."""
+    return [len(rows) for rows in torch.arange(n).split(CPU_CHUNK)]
 
 
 def moves(model, x, y, most):
@@ -111,6 +180,11 @@ def measure(model, x, y, repeats):
     }
 
 
+def measure_floors(model, x, repeats):
+    adversaries = {name: build(settle(compose([f"attack={name}"]))["attack"]) for name in ("fgsm", "pgd", "deepfool")}
+    return {f"{name}, floor": over_floor(attack, model, x, repeats) for name, attack in adversaries.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -138,6 +212,15 @@ def main():
             f"{name:20}{row['fedser_s']:9.2f}s{row['torchattacks_s']:13.2f}s{row['times_faster']:8.2f}"
             f"{row['largest_difference']:12.1e}"
         )
+    floors = measure_floors(model, x, 3 * arguments.repeats)
+    print(f"\n{'as trained against':20}{'fedser':>10}{'floor':>10}{'labels':>10}{'ratio':>8}   passes per input")
+    for name, row in floors.items():
+        passes = f"{row['forward_per_input']:.1f} forward, {row['backward_per_input']:.1f} backward"
+        print(
+            f"{name.split(',')[0]:20}{row['fedser_s']:9.3f}s{row['floor_s']:9.3f}s{row['labels_s']:9.3f}s"
+            f"{row['over_floor']:8.3f}   {passes}"
+        )
+    rows |= floors
     if arguments.json:
         report = {"model": arguments.model, "inputs": len(x), "accuracy": accuracy, "deepfool_steps": needed, **rows}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")

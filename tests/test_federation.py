@@ -77,24 +77,21 @@ def test_mu_zero_is_fedavg_and_mu_pulls_towards_the_start(small, tmp_path, setti
     assert np.linalg.norm(strong["parameters"] - start) < 0.9 * np.linalg.norm(avg["parameters"] - start)
 
 
-def test_fedavg_weights_by_utterances(settings, tmp_path):
+def test_fedavg_weights_by_utterances(settings, tmp_path, monkeypatch):
     """The aggregate of one round equals the weighted mean of what the clients send, computed here in float64."""
     sent = []
     uneven = settings("defence=none", "partition=dirichlet", "partition.clients=3", "partition.alpha=1.0")
     _, strategy, weights, serve = federate(uneven, tmp_path)
-    original = server_app._average
+    accepted = server_app.Exchange._accepted
 
-    def spy(replies):
-        sent.extend(
-            (r.content["metrics"]["num-examples"], transport.from_record(r.content["parameters"])) for r in replies
-        )
-        return original(replies)
+    def spy(exchange, reply):
+        if "parameters" in reply.content:
+            parameters = transport.from_record(reply.content["parameters"]).copy()
+            sent.append((reply.content["metrics"]["num-examples"], parameters))
+        return accepted(exchange, reply)
 
-    server_app._average = spy
-    try:
-        new = serve(lambda f: f.train(strategy, 1, weights, list(range(f.clients)))[0])
-    finally:
-        server_app._average = original
+    monkeypatch.setattr(server_app.Exchange, "_accepted", spy)
+    new = serve(lambda f: f.train(strategy, 1, weights, list(range(f.clients)))[0])
     counts = np.array([count for count, _ in sent], dtype=np.float64)
     expected = np.average(np.stack([array.astype(np.float64) for _, array in sent]), axis=0, weights=counts)
     assert len(set(counts)) > 1

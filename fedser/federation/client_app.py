@@ -41,6 +41,7 @@ class Workbench:
         self.store = FeatureStore.open(Path(experiment["store"]))
         self.shares = partition(self.store.table, settings["partition"], settings["seed"])
         self.model = build(settings["model"]["module"], classes=len(self.classes)).to(self.device)
+        self.weights = transport.Packed(self.model)
         self.attacks = {name: build(attack) for name, attack in experiment["attacks"].items()}
         self.training_defence = build(settings["defence"]["training"])
         self.inference_defence = build(settings["defence"]["inference"])
@@ -102,7 +103,7 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
     """A local epoch from the global weights, adversarial where the defence says so; replies with weights and loss."""
     config, settings = message.content["config"], bench.settings
     round, client = int(config["server-round"]), settings["client"]
-    _load(bench, message)
+    bench.weights.load(transport.from_records(message.content))
     optimizer = bench.optimizer()
     moments = None
     if client["optimizer_state"] == "persist":  # by number: a speaker's name is the corpus's, and may be no file name
@@ -127,14 +128,14 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
     )
     if moments:
         moments.save(optimizer, round)
-    records = {key: transport.to_record(key, array) for key, array in transport.pack(bench.model).items()}
-    return RecordDict(records | {"metrics": MetricRecord({"num-examples": len(share.train), "loss": loss})})
+    metrics = MetricRecord({"num-examples": len(share.train), "loss": loss})
+    return RecordDict(transport.to_records(bench.weights.arrays()) | {"metrics": metrics})
 
 
 def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
     """Confusion matrices of the client's own test utterances, one per condition, flattened row by row."""
     config, settings = message.content["config"], bench.settings
-    _load(bench, message)
+    bench.weights.load(transport.from_records(message.content))
     x, y = bench.tensors(share.test, _normaliser(bench, share, config))
     matrices = evaluation.evaluate(
         bench.model,
@@ -148,11 +149,6 @@ def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
     )
     counts = {condition: matrix.reshape(-1).tolist() for condition, matrix in matrices.items()}
     return RecordDict({"metrics": MetricRecord(counts), "config": ConfigRecord({"name": share.name})})
-
-
-def _load(bench: Workbench, message: Message) -> None:
-    keys = (transport.PARAMETERS, transport.BUFFERS)
-    transport.unpack({key: transport.from_record(message.content[key]) for key in keys}, bench.model)
 
 
 def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normaliser:

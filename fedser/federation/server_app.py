@@ -8,12 +8,14 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fedser.config import build
 from fedser.errors import Interrupted, RunError
@@ -23,15 +25,16 @@ from fedser.normalisation import Sums
 from fedser.randomness import derive
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.005
+SECONDS_TO_LIVE = 365 * 86400.0  # Flower drops messages after twelve hours, which a large round may take
 
 
 @dataclass
 class Federation:
-    """The clients behind a grid, by partition number.
+    """The clients behind a grid, by number in the order of their names.
 
-    `experiment` is what every client is told (plain values); `stop` is set when the run shall end early;
-    `names[i]` is the name that client i gives itself.
+    `experiment` is what every client is told (plain values); `stop` is set when the run shall end early; at most
+    `window` messages are on their way or not yet added up at a time, which bounds the memory they take.
     """
 
     grid: Grid
@@ -39,19 +42,23 @@ class Federation:
     experiment: dict
     stop: threading.Event
     min_reply_fraction: float = 1.0
-    names: list[str] = field(default_factory=list)
+    window: int = 12
+    names: list[str] = field(default_factory=list)  # what client i calls itself
+    sizes: list[int] = field(default_factory=list)  # how many utterances client i trains on
 
     def introduce(self) -> None:
         """The query round: who is behind which node, and the sums for the global normalisation."""
         self._nodes = self._wait_for_nodes()
         self._config = ConfigRecord({"experiment": json.dumps(self.experiment)})
+        self._sent: tuple[dict, dict] = ({}, {})
         content = RecordDict({"config": self._config})
+        messages = [Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in self._nodes]
         # The normalisation and the order of the clients rest on everyone, so nobody may be missing here.
-        messages = [self._message(content, node, MessageType.QUERY) for node in self._nodes]
-        replies, _ = self._exchange(messages, tolerated=0)
+        replies = [reply for batch in Exchange(self, messages, tolerated=0) for reply in batch]
         by_name = sorted(replies, key=lambda reply: reply.content["config"]["name"])
         self._nodes = [reply.metadata.src_node_id for reply in by_name]
         self.names = [reply.content["config"]["name"] for reply in by_name]
+        self.sizes = [int(reply.content["metrics"]["num-examples"]) for reply in by_name]
         sums = [_sums(reply.content["metrics"]) for reply in by_name]
         everyone = sum(sums[1:], sums[0])  # in the order of names: float addition is not associative
         self._config["count"] = everyone.count
@@ -61,77 +68,51 @@ class Federation:
     def train(self, strategy, round: int, weights: dict[str, np.ndarray], chosen: list[int]):
         """One round on the chosen clients → (new weights, metrics, names of those who were missing)."""
         present = _Present(self.grid, [self._nodes[client] for client in chosen])
-        config = ConfigRecord(dict(self._config))
-        record = transport.to_record(PARAMETERS, weights[PARAMETERS])
-        messages = list(strategy.configure_train(round, record, config, present))
-        buffers = transport.to_record(BUFFERS, weights[BUFFERS])
-        for message in messages:
-            message.content[BUFFERS] = buffers
-        order = {node: client for client, node in enumerate(self._nodes)}
-        messages.sort(key=lambda message: order[message.metadata.dst_node_id])
-
-        replies, missing = self._exchange(messages)
-        averaged = _average(replies)
-        for reply in replies:
-            del reply.content[BUFFERS]
+        records = self._records(weights)
+        messages = strategy.configure_train(round, records[PARAMETERS], ConfigRecord(dict(self._config)), present)
+        by_node = {message.metadata.dst_node_id: message for message in messages}
+        for message in by_node.values():
+            message.content[BUFFERS] = records[BUFFERS]
+        asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
+        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked])
+        gather = _averaged if adds_up(strategy) else _collected
+        replies, buffers = gather(exchange, sum(self.sizes[client] for client in asked))
         aggregated, metrics = strategy.aggregate_train(round, replies)
-        new = {PARAMETERS: transport.from_record(aggregated).astype(np.float32, copy=False), BUFFERS: averaged}
-        return new, dict(metrics), missing
+        parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
+        return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), exchange.missing
 
     def evaluate(self, round: int, weights: dict[str, np.ndarray]):
         """Every client's confusion matrices {client: {condition: [classes, classes]}}, and the names of the missing."""
         config = ConfigRecord(dict(self._config) | {"server-round": round})
-        records = {key: transport.to_record(key, array) for key, array in weights.items()}
-        content = RecordDict(records | {"config": config})
-        messages = [self._message(content, node, MessageType.EVALUATE) for node in self._nodes]
-        replies, missing = self._exchange(messages)
+        content = RecordDict(self._records(weights) | {"config": config})
+        nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
+        exchange = Exchange(
+            self, [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in nodes]
+        )
         classes = len(self.experiment["classes"])
         matrices = {
             reply.content["config"]["name"]: {
                 condition: np.array(counts, dtype=np.int64).reshape(classes, classes)
                 for condition, counts in reply.content["metrics"].items()
             }
-            for reply in replies
+            for batch in exchange
+            for reply in batch
         }
-        return matrices, missing
+        return {name: matrices[name] for name in self.names if name in matrices}, exchange.missing
 
-    def _exchange(self, messages: list[Message], tolerated: int | None = None) -> tuple[list[Message], list[str]]:
-        """Sends, waits, and returns the replies in the order of the messages, and who is missing.
+    def name(self, node: int) -> str:
+        """The name of the client behind a node, once it has introduced itself."""
+        return self.names[self._nodes.index(node)] if self.names else str(node)
 
-        Raises RunError at the first failure that `min_reply_fraction` does not cover, Interrupted when stopped.
-        """
-        nodes = [message.metadata.dst_node_id for message in messages]
-        waiting = set(self.grid.push_messages(messages))
-        replies: dict[int, Message] = {}
-        failed: dict[int, str] = {}
-        if tolerated is None:
-            tolerated = int((1 - self.min_reply_fraction) * len(messages) + 1e-9)
-        while waiting:
-            if self.stop.is_set():
-                raise Interrupted("stopped")
-            arrived = list(self.grid.pull_messages(waiting))
-            for reply in arrived:
-                waiting.discard(reply.metadata.reply_to_message_id)
-                node = reply.metadata.src_node_id
-                if not reply.has_error():
-                    replies[node] = reply
-                    continue
-                failed[node] = self._reason(node, reply)
-                if len(failed) > tolerated:
-                    raise RunError(failed[node])
-            if waiting and not arrived:
-                time.sleep(POLL_SECONDS)
-        for reason in failed.values():
-            log.warning("going on without %s", reason.splitlines()[0])
-        missing = [self._name(node) for node in nodes if node in failed]
-        return [replies[node] for node in nodes if node in replies], missing
+    def _longest_first(self, clients: Iterable[int]) -> list[int]:
+        """So that the last wave of a round is short. The order, and with it every sum, is the same in each run."""
+        return sorted(clients, key=lambda client: (-self.sizes[client], client))
 
-    def _reason(self, node: int, reply: Message) -> str:
-        """What went wrong, by name: a client that could answer names itself, one whose worker died cannot."""
-        reason = reply.error.reason or f"error {reply.error.code}"
-        if reason.startswith("client "):
-            return reason
-        return f"client '{self._name(node)}': its worker failed or died: {' '.join(reason.split())}"
+    def _records(self, weights: dict[str, np.ndarray]) -> dict:
+        """The weights' records, the same as long as the weights are the same: they go to the object store once."""
+        if self._sent[0] is not weights:
+            self._sent = (weights, transport.to_records(weights, shared=True))
+        return dict(self._sent[1])
 
     def _wait_for_nodes(self) -> list[int]:
         # Flower starts the server before all nodes are registered; a strategy would sample from those it sees.
@@ -141,12 +122,127 @@ class Federation:
             time.sleep(POLL_SECONDS)
         return nodes
 
-    def _name(self, node: int) -> str:
-        return self.names[self._nodes.index(node)] if self.names else str(node)
 
-    @staticmethod
-    def _message(content: RecordDict, node: int, kind: str) -> Message:
-        return Message(content, dst_node_id=node, message_type=kind)
+class Exchange:
+    """Messages sent and replies received: iterating yields batches of replies, in the order of the messages.
+
+    A reply waits for those before it only, and a message is held back while `window` before it are on their way. Raises
+    RunError at the first failure that `min_reply_fraction` does not cover, Interrupted when stopped. Afterwards
+    `missing` has the names of the clients that failed.
+    """
+
+    def __init__(self, federation: Federation, messages: list[Message], tolerated: int | None = None):
+        self._federation, self._messages = federation, messages
+        for message in messages:
+            message.metadata.ttl = SECONDS_TO_LIVE
+        if tolerated is None:
+            tolerated = int((1 - federation.min_reply_fraction) * len(messages) + 1e-9)
+        self._tolerated = tolerated
+        self._failed: dict[int, str] = {}  # node → why
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the clients that failed."""
+        return sorted(self._federation.name(node) for node in self._failed)
+
+    def sender(self, reply: Message) -> str:
+        """The name of the client that a reply comes from."""
+        return self._federation.name(reply.metadata.src_node_id)
+
+    def __iter__(self) -> Iterator[list[Message]]:
+        federation, grid = self._federation, self._federation.grid
+        waiting: dict[str, int] = {}  # message id → position
+        ready: dict[int, Message | None] = {}  # position → reply, None where it failed
+        sent = done = 0
+        while done < len(self._messages):
+            if federation.stop.is_set():
+                raise Interrupted("stopped")
+            more = self._messages[sent : done + federation.window]
+            waiting |= {key: sent + place for place, key in enumerate(grid.push_messages(more))}
+            sent += len(more)
+            arrived = list(grid.pull_messages(set(waiting)))
+            if not arrived:
+                time.sleep(POLL_SECONDS)
+            while arrived:
+                reply = arrived.pop()
+                ready[waiting.pop(reply.metadata.reply_to_message_id)] = self._accepted(reply)
+                del reply  # what is still referred to stays in the object store
+            batch = []
+            while done in ready:
+                if (reply := ready.pop(done)) is not None:
+                    batch.append(reply)
+                    del reply
+                done += 1
+            if batch:
+                yield batch
+        for reason in self._failed.values():
+            log.warning("going on without %s", reason.splitlines()[0])
+
+    def _accepted(self, reply: Message) -> Message | None:
+        if not reply.has_error():
+            return reply
+        node = reply.metadata.src_node_id
+        self._failed[node] = self._reason(node, reply)
+        if len(self._failed) > self._tolerated:
+            raise RunError(self._failed[node])
+        return None
+
+    def _reason(self, node: int, reply: Message) -> str:
+        """What went wrong, by name: a client that could answer names itself, one whose worker died cannot."""
+        reason = reply.error.reason or f"error {reply.error.code}"
+        if reason.startswith("client "):
+            return reason
+        return f"client '{self._federation.name(node)}': its worker failed or died: {' '.join(reason.split())}"
+
+
+def adds_up(strategy) -> bool:
+    """Whether the strategy needs only the replies' weighted mean, so that they can be added up as they arrive.
+
+    True for Flower's FedAvg and its relatives, which average first and then step. Any other (Krum, a median, one of the
+    user's own, one with its own rule for metrics) is given every reply.
+    """
+    owner = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
+    averages = owner in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+    return averages and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+
+
+def _averaged(exchange: Exchange, expected: int) -> tuple[list[Message], np.ndarray]:
+    """The replies as a single one with their weighted mean, and the mean of the batch-norm buffers."""
+    parameters, buffers = transport.Average(expected), transport.Average(expected, np.float64)
+    single, loss = None, 0.0
+    for batch in exchange:
+        counts = [int(reply.content["metrics"]["num-examples"]) for reply in batch]
+        for average, key in ((parameters, PARAMETERS), (buffers, BUFFERS)):
+            vectors = [transport.from_record(reply.content[key]) for reply in batch]
+            average.add(list(zip(counts, vectors, strict=True)))
+        loss += sum(n * reply.content["metrics"]["loss"] for n, reply in zip(counts, batch, strict=True))
+        if batch and single is None:
+            single = batch[0]
+            single.content = RecordDict()
+        batch.clear()
+        vectors = None
+    if single is None:
+        raise RunError("no client was left in this round: see the warnings before this line")
+    metrics = {"num-examples": int(parameters.seen), "loss": loss / parameters.seen}
+    single.content["metrics"] = MetricRecord(metrics)
+    single.content[PARAMETERS] = transport.to_record(PARAMETERS, parameters.result())
+    return [single], buffers.result()
+
+
+def _collected(exchange: Exchange, expected: int) -> tuple[list[Message], np.ndarray]:
+    """Every reply, ordered by the clients' names, and the mean of the batch-norm buffers."""
+    buffers = transport.Average(expected, np.float64)
+    replies = []
+    for batch in exchange:
+        for reply in batch:
+            transport.detach(reply.content)  # so that they do not fill the object store
+            count = int(reply.content["metrics"]["num-examples"])
+            buffers.add([(count, transport.from_record(reply.content[BUFFERS]))])
+            del reply.content[BUFFERS]
+            replies.append(reply)
+    if not replies:
+        raise RunError("no client was left in this round: see the warnings before this line")
+    return sorted(replies, key=exchange.sender), buffers.result()
 
 
 class _Present:
@@ -198,12 +294,3 @@ def build_strategy(settings: dict, clients: int):
 
 def _sums(metrics) -> Sums:
     return Sums(int(metrics["count"]), np.array(metrics["total"]), np.array(metrics["squares"]))
-
-
-def _average(replies: list[Message]) -> np.ndarray:
-    """Batch-norm buffers, averaged with the utterances as weights (in message order, in float64)."""
-    counts = [float(reply.content["metrics"]["num-examples"]) for reply in replies]
-    total = np.zeros(transport.from_record(replies[0].content[BUFFERS]).shape)
-    for reply, count in zip(replies, counts, strict=True):
-        total += count / sum(counts) * transport.from_record(reply.content[BUFFERS])
-    return total.astype(np.float32)

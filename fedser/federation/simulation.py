@@ -4,6 +4,7 @@ The only file that knows Ray.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -18,11 +19,14 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedser.errors import InputError
+from fedser.errors import InputError, Interrupted
+from fedser.federation import transport
 
 log = logging.getLogger(__name__)
 SHARE_OF_A_GPU = 0.25  # what `simulation=auto` gives a client
-SECONDS_TO_STOP = 30  # for the clients at work to finish, once the run has failed or been interrupted
+SECONDS_TO_STOP = 30  # for the clients at work to finish, once the run has been interrupted
+LEAST_STORE = 100 * 2**20  # bytes of the object store beside the global model and the replies under way
+RETRIES = 2  # a client whose worker died is done again so many times
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,21 @@ class Plan:
     num_cpus: float
     num_gpus: float
     total_gpus: float
+    reply_bytes: int = 0
+
+    @property
+    def window(self) -> int:
+        """How many messages may be on their way: so many that no actor waits for work, Flower looks ten times a second."""
+        return 2 * self.actors + 8
+
+    @property
+    def store_bytes(self) -> int:
+        """Ray's object store. Small, as each process pays for every page of it that it ever touched.
+
+        It has room for this round's and the last round's global model, and for each actor a reply under way and one
+        that waits to be added; should that not do, Ray puts the rest on disk.
+        """
+        return LEAST_STORE + (2 * self.actors + 4) * self.reply_bytes
 
     def __str__(self) -> str:
         if self.backend == "serial":
@@ -115,16 +134,21 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
     def main(grid: Grid, context: Context) -> None:
         try:
             serve(grid)
-        except BaseException as error:
+        except Interrupted as error:
             raised.append(error)
             impatience.start()
+        except BaseException as error:
+            raised.append(error)
+            end_clients()
 
     impatience = threading.Timer(SECONDS_TO_STOP, end_clients)  # a client that hangs must not hold the run for ever
     impatience.daemon = True
     joined = ray.is_initialized()
     # In a Ray of our own a CPU is a place for one client: Flower makes as many actors as the logical CPUs allow.
     resources = {"num_cpus": plan.num_cpus if joined else 1, "num_gpus": plan.num_gpus}
-    with _ray(plan), _quiet_flower():
+    # Flower hands these on to Ray, which restarts a worker that died and repeats its client on it.
+    resources |= {"max_restarts": -1, "max_task_retries": RETRIES}
+    with _ray(plan), _quiet_flower(), _adapted_flower(plan):
         try:
             run_simulation(server_app, client_app, clients, backend_config={"client_resources": resources})
         except RuntimeError:
@@ -138,21 +162,22 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
 
 
 def end_clients() -> None:
-    """Kills this job's workers on this machine, so that what waits for their replies goes on; nothing without Ray.
+    """Kills this job's workers, so that what waits for their replies goes on; nothing without Ray.
 
-    `ray.shutdown` would not do: a `ray.get` in another thread, where Flower waits, sleeps through it.
+    `ray.shutdown` would not do: a `ray.get` in another thread, where Flower waits, sleeps through it. Killing their
+    processes would not either: Ray would start them again.
     """
     import ray
     from ray._private import state
+    from ray._private.worker import global_worker
 
     if not ray.is_initialized():
         return
-    job, here = ray.get_runtime_context().get_job_id(), ray.util.get_node_ip_address()
-    for actor in state.actors().values():
-        ours = actor["JobID"] == job and actor["Address"]["IPAddress"] == here
-        if ours and actor["State"] == "ALIVE":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(actor["Pid"], signal.SIGKILL)
+    job = ray.get_runtime_context().get_job_id()
+    for key, actor in state.actors().items():
+        if actor["JobID"] == job and actor["State"] != "DEAD":
+            with contextlib.suppress(Exception):  # it may have ended meanwhile
+                global_worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(key)), True, True)
 
 
 @contextlib.contextmanager
@@ -173,6 +198,7 @@ def _ray(plan: Plan) -> Iterator[None]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            object_store_memory=plan.store_bytes,
             _temp_dir=scratch,
         )
         yield
@@ -191,6 +217,38 @@ def _quiet_flower() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _adapted_flower(plan: Plan) -> Iterator[None]:
+    """Two things that Flower's simulation fixes and a run must choose.
+
+    It waits for clients in min(32, cores + 4) threads whatever the number of actors, and it shuts Ray down at its end,
+    be it a cluster's or the caller's.
+    """
+    from flwr.server.superlink.fleet.vce import vce_api
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    threads, ray = vce_api.ThreadPoolExecutor, raybackend.ray
+    vce_api.ThreadPoolExecutor = functools.partial(threads, max_workers=max(plan.actors, 1))
+    raybackend.ray = _LastingRay(ray)
+    try:
+        yield
+    finally:
+        vce_api.ThreadPoolExecutor, raybackend.ray = threads, ray
+
+
+class _LastingRay:
+    """The ray module as Flower's backend sees it."""
+
+    def __init__(self, ray):
+        self._ray = ray
+
+    def shutdown(self) -> None:
+        """Left to whoever started Ray."""
+
+    def __getattr__(self, name):
+        return getattr(self._ray, name)
 
 
 @contextlib.contextmanager
@@ -259,7 +317,10 @@ class SerialGrid(Grid):
         if identifier is None:
             return []
         message = self._inbox.pop(identifier)
-        return [self._app(message, self._contexts[message.metadata.dst_node_id])]
+        reply = self._app(message, self._contexts[message.metadata.dst_node_id])
+        if not reply.has_error():
+            transport.detach(reply.content)
+        return [reply]
 
     def send_and_receive(self, messages, *, timeout=None):
         waiting = list(self.push_messages(messages))
