@@ -2,13 +2,15 @@
 
     python benchmarks/transport.py [--json PATH] [--clients 68] [--rounds 5] [--actors 2] [--only stock|fedser]
 
-Clients that do nothing but load VGG-15's weights (59 MB) into their model and send the model back. Stock: `FedAvg.start`,
-the state dict in an `ArrayRecord`, as Flower's quickstart does it. fedser: its own round over the same stock strategy.
-Each side runs in a process of its own, on the same number of Ray actors; seconds per round are the median of rounds 2
-to the last, messages and aggregation together; memory is the peak of the driver, shared pages included.
+Clients that do nothing but load VGG-15's weights (59 MB) into their model and send the model back. Stock:
+`FedAvg.start`, the state dict in an `ArrayRecord`, as Flower's quickstart does it. fedser: its own round over the same
+stock strategy. Each side runs in a process of its own, on the same number of Ray actors; seconds per round are the
+median of rounds 2 to the last, messages and aggregation together; memory is the peak of the driver, shared pages
+included.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -24,7 +26,7 @@ CLASSES = 7
 
 
 def kept(make):
-    """What `make` returned at this worker's first client. What is defined here comes to workers anew with each message."""
+    """What `make` returned at this worker's first client. What is defined here reaches workers anew each time."""
     import builtins
 
     if not hasattr(builtins, "kept_by_benchmark"):
@@ -71,7 +73,7 @@ def stock(clients, rounds, actors):
         ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False, _temp_dir=scratch)
         resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
         run_simulation(server, client, num_supernodes=clients, backend_config=resources)
-    return [after - before for before, after in zip(moments, moments[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(moments)]
 
 
 def fedser(clients, rounds, actors):

@@ -1,6 +1,7 @@
 """The cache folder: what can be made again. `FEDSER_CACHE` moves it; entries appear whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,6 +13,18 @@ def folder(*parts: str) -> Path:
     """The path of a cache entry, under `FEDSER_CACHE` or `~/.cache/fedser`. Nothing is created."""
     root = os.environ.get("FEDSER_CACHE") or Path.home() / ".cache" / "fedser"
     return Path(root).expanduser().joinpath(*parts)
+
+
+@contextlib.contextmanager
+def lock(file: Path) -> Iterator[None]:
+    """Holds a lock for one process; the kernel lets go when it dies.
+
+    Raises BlockingIOError when another holds it, OSError when the cache can't be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 @contextlib.contextmanager

@@ -202,6 +202,8 @@ CHECKS = {
     "rounds": _whole(1),
     "seed": _whole(0),
     "reuse": (lambda value: isinstance(value, bool), "must be true or false"),
+    "resume": (lambda value: isinstance(value, bool), "must be true or false"),
+    "checkpoint.keep": _one_of("last", "evaluated"),
     "dataset.on_bad_audio": _one_of("error", "skip"),
     "features.normalisation": _one_of("zscore_global", "zscore_client", "minmax_client", "none"),
     "features.frames": _whole(1),
@@ -225,6 +227,8 @@ CHECKS = {
 }
 # Keys that may be null, or that not every option of their group has.
 OPTIONAL_CHECKS = {
+    "checkpoint.every": _whole(1),
+    "client.timeout": _positive(),
     "simulation.actors": _whole(1),
     "simulation.num_gpus": _at_least(0),
     "simulation.total_gpus": _at_least(0),

@@ -32,10 +32,10 @@ class Display:
         self._uar = ""
 
     @contextmanager
-    def rounds(self, name: str, total: int, plan: dict):
-        """The progress bar, alive inside the block."""
+    def rounds(self, name: str, total: int, plan: dict, done: int = 0):
+        """The progress bar, alive inside the block; `done` rounds lie behind."""
         self._progress.console.print(f"[bold]{name}[/]\n{plan['clients']} clients, {plan['plan']}", highlight=False)
-        self._task = self._progress.add_task("round", total=total, status="")
+        self._task = self._progress.add_task("round", total=total, completed=done, status="")
         with self._progress:
             yield
 

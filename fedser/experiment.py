@@ -2,19 +2,22 @@
 
 settings = settle(config)           checked plain values
 corpus → features → shares          what the clients hold
+a checkpoint, if there is one       where an interrupted run goes on
 train, or replay a trained model    the rounds
 evaluate                            UAR per condition, every few rounds and at the end
-record                              the run's folder, the dashboard, the box on the terminal
+record                              the run's folder, a checkpoint, the dashboard, the box on the terminal
 """
 
+import json
 import logging
+import math
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,11 +25,13 @@ import numpy as np
 import torch
 
 from fedser import __version__, corpora, evaluation, features, identity, trained
+from fedser.checkpoint import Checkpoints, State
 from fedser.config import build, evaluation_attacks, settle
 from fedser.display import Display
 from fedser.errors import FedserError, InputError, Interrupted, RunError
-from fedser.federation import server_app, simulation, transport
+from fedser.federation import server_app, simulation, strategies, transport
 from fedser.federation.client_app import app as client_app
+from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter, folder_of
 from fedser.partition import Share, partition, warn_of_gaps
 from fedser.randomness import derive
 from fedser.tracking import RunFolder, disk_error, dumps
@@ -84,7 +89,7 @@ class Experiment:
         """The result that is there already, of the same configuration and data."""
         earlier = self.earlier
         same = earlier is not None and earlier["status"] == "finished" and earlier.get("data") == self.store.folder.name
-        if not same or not self.settings["reuse"]:
+        if not same or not (self.settings["reuse"] and self.settings["resume"]):
             return None
         Display().result(self.place.path, earlier, note="This run had finished before; reuse=false makes it again.")
         return Result(self.place.path, earlier, self.place.history())
@@ -99,30 +104,23 @@ class Experiment:
         warn_of_gaps(self.store.table, self.shares, self.corpus.classes)
         self.plan = simulation.plan(settings, len(self.shares))
         self.model = self._initial_model()
+        self.reply_bytes = sum(array.nbytes for array in transport.pack(self.model).values())
         self._check_defences()
+        self._check_room()
         self.model_key = identity.digest(identity.training(settings) | {"data": self.store.folder.name})
 
     def run(self) -> Result:
         """Trains or replays, evaluates, records. A failing run is marked so everywhere before its error goes on."""
-        self.summary = {
-            "status": "running",
-            "name": self.name,
-            "identity": self.identity,
-            "data": self.store.folder.name,
-            "version": __version__,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "clients": len(self.shares),
-            "utterances": len(self.store),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "plan": str(self.plan),
-        }
-        self.place.claim(self.settings, self.summary)
+        self._begin()
         self.tracker = build(self.settings["logger"])
         self.display = Display()
-        self.started = time.monotonic()
+        self.started = time.monotonic() - self.state.seconds
         try:
-            self.tracker.start(self.name, self.settings, self.place.path)
-            with self._stop_on_ctrl_c(), self.display.rounds(self.name, self.settings["rounds"], self.summary):
+            self.tracker.start(self.name, self.settings, self.place.path, self.state.history)
+            with (
+                self._stop_on_ctrl_c(),
+                self.display.rounds(self.name, self.settings["rounds"], self.summary, self.state.round),
+            ):
                 self._federate()
             self._finish("finished")
         except OSError as error:
@@ -131,9 +129,10 @@ class Experiment:
         except (Interrupted, KeyboardInterrupt) as error:
             done = len(self.place.history())
             self._finish("interrupted", error=f"stopped after round {done} of {self.settings['rounds']}")
+            then = f"goes on after round {self.state.round}" if self.state.round else "starts it again"
             raise Interrupted(
                 f"Stopped after round {done} of {self.settings['rounds']}; what there is stays in {self.place.path}. "
-                "The same command starts this run again."
+                f"The same command {then}."
             ) from error
         except Exception as error:
             self._finish("failed", error=f"{type(error).__name__}: {error}")
@@ -141,47 +140,144 @@ class Experiment:
         self.display.result(self.place.path, self.summary)
         return Result(self.place.path, self.place.summary(), self.place.history())
 
-    def _federate(self) -> None:
-        due = [round for round in range(1, self.settings["rounds"] + 1) if self._due(round)]
-        known = trained.Trained.find(self.model_key, due) if self.settings["reuse"] else None
-        self.summary["reused"] = known is not None
-        if known:
-            log.info("the model was trained before: %s", known.folder)
-        kept = None if known else trained.Recording(self.model_key)
-        try:
-            simulation.simulate(
-                lambda grid: self._serve(grid, known, kept), client_app, len(self.shares), self.plan, self.stop
-            )
-        finally:
-            if kept:
-                kept.discard()
+    def _begin(self) -> None:
+        """Takes the folder: goes on from its newest checkpoint, or starts over and moves aside what is there."""
+        self.checkpoints = Checkpoints(
+            self.place.path / "checkpoint", identity.digest({"run": self.identity, "data": self.store.folder.name})
+        )
+        unfinished = self.earlier is not None and self.earlier["status"] != "finished"
+        goes_on = self.settings["resume"] and unfinished and self.earlier.get("data") == self.store.folder.name
+        state = self.checkpoints.newest(self._objection) if goes_on else None
+        self.state = state or State(0)
+        self.summary = {
+            "status": "running",
+            "name": self.name,
+            "identity": self.identity,
+            "data": self.store.folder.name,
+            "version": __version__,
+            "started": self.earlier["started"] if state else datetime.now(UTC).isoformat(timespec="seconds"),
+            "clients": len(self.shares),
+            "utterances": len(self.store),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "plan": str(self.plan),
+        }
+        if state is None:
+            self.place.claim(self.settings, self.summary)
+            shutil.rmtree(self._state_folder(), ignore_errors=True)  # elsewhere, it was not moved aside
+            return
+        state.resumed.append(state.round)
+        self.matrices = {
+            client: {condition: np.array(matrix) for condition, matrix in found.items()}
+            for client, found in state.matrices.items()
+        }
+        self.place.resume(state.history, self.summary)
+        log.warning("going on after round %d of %d (resume=false starts over)", state.round, self.settings["rounds"])
 
-    def _serve(self, grid, known: trained.Trained | None, kept: trained.Recording | None) -> None:
-        """The server's work behind the grid: the rounds, each evaluated when it is due and then recorded."""
+    def _objection(self, state: State) -> str | None:
+        """Why a checkpoint is of no use here, or None."""
+        if self._persists():
+            for share, round in zip(self.shares, state.moments, strict=True):
+                file = OptimizerState(folder_of(self._state_folder(), share.number)).file(round)
+                if round and not file.is_file():
+                    return f"the optimizer's moments of client '{share.name}' after round {round} are gone ({file})"
+        due = [round for round in self._due_rounds() if round > state.round]
+        if not state.arrays and due and not trained.Trained.find(self.model_key, due):
+            return "it replays a trained model that is no longer in the cache"
+        return None
+
+    def _federate(self) -> None:
+        due = [round for round in self._due_rounds() if round > self.state.round]
+        lock = trained.Lock(self.model_key)
+        if self.settings["reuse"]:
+            lock.acquire(self.stop)
+        try:
+            known = trained.Trained.find(self.model_key, due) if self.settings["reuse"] else None
+            self.summary["reused"] = known is not None
+            if known:
+                lock.release()
+                log.info("the model was trained before: %s", known.folder)
+            if self.state.round < self.settings["rounds"]:
+                clients = len(self.shares)
+                simulation.simulate(
+                    lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, self.stop
+                )
+        finally:
+            lock.release()
+
+    def _serve(self, grid, known: trained.Trained | None, lock: trained.Lock) -> None:
+        """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""
         settings = self.settings
         federation = server_app.Federation(
-            grid, len(self.shares), self._told(), self.stop, settings["simulation"]["min_reply_fraction"]
+            grid,
+            len(self.shares),
+            self._told(),
+            self.stop,
+            settings["simulation"]["min_reply_fraction"],
+            self.plan.window,
+            moments=self.state.moments,
         )
         federation.introduce()
-        began = time.monotonic()
-        for round, weights, row in known.replay() if known else self._train(federation):
+        strategy = strategies.build_strategy(settings, len(self.shares))
+        last = time.monotonic()
+        for round, weights, row in known.replay() if known else self._train(federation, strategy):
+            if round <= self.state.round:
+                continue
+            self.state.train_seconds.append(round_to(time.monotonic() - last, 4))
             due = self._due(round)
-            if kept:
-                kept.add(round, weights if due else None, row)
-                if round == settings["rounds"]:
-                    kept.publish()  # before the last evaluation: should that fail, the training is not lost
+            if due and (settings["checkpoint"]["keep"] == "evaluated" or round == settings["rounds"]):
+                self._keep(round, weights, known)
+            if round == settings["rounds"] and not known:
+                # Before the last evaluation: should that fail, the training is not lost.
+                trained.publish(self.model_key, self.place.path / "weights", [*self.state.history, row])
+                lock.release()
             if due:
                 self.matrices, missing = federation.evaluate(round, weights)
                 row = row | self._metrics(recall=False) | ({"evaluate/missing": missing} if missing else {})
-            self.place.append(row)
-            self.tracker.log(row)
-            self.display.round(row)
-            self.weights = weights
-        self.summary["seconds_per_round"] = float(f"{(time.monotonic() - began) / settings['rounds']:.3g}")
+            self._record(row, weights if not known else {}, federation, strategy)
+            last = time.monotonic()
 
-    def _train(self, federation) -> Iterator[tuple[int, dict, dict]]:
-        strategy = server_app.build_strategy(self.settings, len(self.shares))
-        return server_app.train_rounds(federation, strategy, transport.pack(self.model), self.settings)
+    def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:
+        weights = transport.pack(self.model)
+        if self.state.arrays:
+            weights = {key: self.state.arrays[key] for key in transport.KEYS}
+            strategies.restore(strategy, self.state.strategy, self.state.arrays)
+            self.state.arrays = {}
+        return server_app.train_rounds(federation, strategy, weights, self.settings, self.state.round)
+
+    def _keep(self, round: int, weights: dict, known: trained.Trained | None) -> None:
+        """The weights of an evaluated round, in the run's folder; a reused model's are not stored twice."""
+        file = trained.weights_file(self.place.path / "weights", round)
+        if known:
+            trained.link(trained.weights_file(known.folder, round), file)
+        else:
+            trained.save_weights(weights, file)
+
+    def _record(self, row: dict, weights: dict, federation, strategy) -> None:
+        """One round is complete: its row in the history, on the dashboard and the terminal, and a checkpoint."""
+        self.place.append(row)
+        self.tracker.log(row)
+        self.display.round(row)
+        self.state.history.append(row)
+        round, every = row["round"], self.settings["checkpoint"]["every"]
+        if every and (round % every == 0 or round == self.settings["rounds"]):
+            plain, arrays = strategies.state(strategy) if weights else ({}, {})
+            matrices = json.loads(dumps(self.matrices))
+            self.checkpoints.save(
+                replace(
+                    self.state,
+                    round=round,
+                    arrays=weights | arrays,
+                    strategy=plain,
+                    moments=federation.moments,
+                    matrices=matrices,
+                    seconds=time.monotonic() - self.started,
+                )
+            )
+            self.state.round = round
+            federation.commit()
+
+    def _due_rounds(self) -> list[int]:
+        return [round for round in range(1, self.settings["rounds"] + 1) if self._due(round)]
 
     def _due(self, round: int) -> bool:
         return round % self.settings["evaluation"]["every"] == 0 or round == self.settings["rounds"]
@@ -193,8 +289,19 @@ class Experiment:
             "classes": self.corpus.classes,
             "attacks": self.attacks,
             "store": str(self.store.folder),
-            "state": str(self.place.path.absolute() / "state"),
+            "state": str(self._state_folder()),
+            "clients_per_gpu": int(1 / self.plan.num_gpus) if 0 < self.plan.num_gpus <= 1 else 1,
         }
+
+    def _persists(self) -> bool:
+        return self.settings["client"]["optimizer_state"] == "persist"
+
+    def _state_folder(self) -> Path:
+        """Where the clients keep their optimizers' moments: in the run's folder, or in one of its name elsewhere."""
+        elsewhere = self.settings["client"]["state_folder"]
+        if elsewhere is None:
+            return self.place.path.absolute() / "state"
+        return Path(elsewhere).expanduser().absolute() / self.name
 
     def _metrics(self, recall: bool) -> dict[str, float]:
         """UAR and accuracy per condition (and the recall per class), from the clients' matrices added up."""
@@ -220,11 +327,15 @@ class Experiment:
         self.summary |= {"rounds": len(self.place.history())} | self._metrics(recall=True)
         if error:
             self.summary["error"] = error
-        if status == "finished":
-            shutil.rmtree(self.place.path / "state", ignore_errors=True)  # the clients' moments: of no more use
+        if self.state.train_seconds:
+            seconds = self.state.train_seconds
+            self.summary |= {"train_seconds": seconds, "seconds_per_round": round_to(sum(seconds) / len(seconds), 3)}
+        if self.state.resumed:
+            self.summary["resumed_after"] = self.state.resumed
         try:
             if status == "finished":
-                trained.save_weights(self.weights, self.place.path / "model.safetensors")
+                final = trained.weights_file(self.place.path / "weights", self.settings["rounds"])
+                trained.link(final, self.place.path / "model.safetensors")
             if pooled:
                 confusion = {"classes": self.corpus.classes, "rounds": self.summary["rounds"]}
                 confusion |= {"conditions": pooled, "clients": self.matrices}
@@ -236,6 +347,9 @@ class Experiment:
                 raise
             log.error("the run's last files could not be written: %s", problem)
         self.tracker.finish(self.summary, pooled, self.corpus.classes)
+        if status == "finished":  # nothing more to go on from
+            shutil.rmtree(self._state_folder(), ignore_errors=True)
+            shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
 
     def _initial_model(self) -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -248,9 +362,33 @@ class Experiment:
             build(attack)
         build(self.settings["defence"]["training"])
         build(self.settings["client"]["optimizer"])(self.model.parameters())
-        server_app.build_strategy(self.settings, len(self.shares))
+        strategy = strategies.build_strategy(self.settings, len(self.shares))
+        if not strategies.adds_up(strategy):
+            clients = strategies.clients_per_round(self.settings, len(self.shares))
+            log.warning(
+                "%s needs all replies of a round at once: %d of %s take %s of this process's memory",
+                type(strategy).__name__, clients, size(self.reply_bytes), size(clients * self.reply_bytes),
+            )  # fmt: skip
         if (randomise := build(self.settings["defence"]["inference"])) is not None:
             randomise(torch.zeros(1, 1, self.settings["features"]["frames"], self.settings["features"]["mels"]))
+
+    def _check_room(self) -> None:
+        """Raises InputError when the clients' moments will not fit where they are kept."""
+        if not self._persists():
+            return
+        optimizer = build(self.settings["client"]["optimizer"])(self.model.parameters())
+        generations = 2 if self.settings["checkpoint"]["every"] == 1 else 3  # also that of the last checkpoint
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        needed = generations * len(self.shares) * bytes_per_parameter(optimizer) * parameters
+        folder = self._state_folder()
+        there = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+        room = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free + there
+        if needed > room:
+            raise InputError(
+                f"client.optimizer_state=persist needs {size(needed)} for the moments of {len(self.shares)} clients, "
+                f"{generations} times, and {folder} has room for {size(room)}: set client.state_folder=… or "
+                "client.optimizer_state=reset."
+            )
 
     @contextmanager
     def _stop_on_ctrl_c(self):
@@ -275,3 +413,14 @@ class Experiment:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def round_to(value: float, digits: int) -> float:
+    """The value to so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def size(count: float) -> str:
+    """Bytes for people: 59.5 MB."""
+    power = min(int(math.log10(max(count, 1)) / 3), 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"

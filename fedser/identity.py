@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedser import __version__
 
+IDLE = ("timeout", "state_folder")  # of `client`: they change where and whether, not what
 TRAINING = ("seed", "rounds", "features", "partition", "model", "client", "strategy")
 
 
@@ -19,6 +20,7 @@ def training(settings: dict) -> dict:
     return {
         "version": __version__,
         **{key: settings[key] for key in TRAINING},
+        "client": {key: value for key, value in settings["client"].items() if key not in IDLE},
         "dataset": _dataset(settings["dataset"]),
         "defence": _without_idle_eps(settings["defence"]["training"]),
         "device": device(settings),

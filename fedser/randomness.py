@@ -1,6 +1,8 @@
 """All randomness derives from (seed, keys...): the same numbers whatever the number of actors or their order."""
 
+import contextlib
 import hashlib
+import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,3 +24,18 @@ def generator(seed: int, *keys: int | str) -> "torch.Generator":
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *keys))
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """A block in which Python's and NumPy's global generators start from `seed`; afterwards they are as before."""
+    import numpy as np
+
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -5,12 +5,12 @@ holds nothing that depends on the clock except in `summary.json`, so equal runs 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +46,16 @@ class RunFolder:
         The lock lies in the cache and not in the folder, which may be moved aside meanwhile.
         """
         name = hashlib.blake2b(str(self.path.absolute()).encode(), digest_size=8).hexdigest()
-        file = cache.folder("locks", name)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle = file.open("w")
-        except OSError as error:
-            raise InputError(f"The cache {file.parent} can't be written: {error}. Set FEDSER_CACHE.") from error
-        with handle:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(cache.lock(cache.folder("locks", name)))
             except BlockingIOError as error:
                 raise InputError(
                     f"Another fedser is at work in {self.path}: wait for it, or set hydra.run.dir=…"
+                ) from error
+            except OSError as error:
+                raise InputError(
+                    f"The cache {cache.folder('locks')} can't be written: {error}. Set FEDSER_CACHE."
                 ) from error
             yield
 
@@ -73,14 +71,23 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"The run's folder {self.path} can't be written: {error}. Set hydra.run.dir=…") from error
 
+    def resume(self, history: list[dict], summary: dict) -> None:
+        """Goes on where a checkpoint was: rows of later rounds, which will come again, are dropped."""
+        try:
+            self.write("history.jsonl", "".join(dumps(row) + "\n" for row in history))
+            self.write("summary.json", dumps(summary, indent=2))
+        except OSError as error:
+            raise InputError(f"The run's folder {self.path} can't be written: {error}. Set hydra.run.dir=…") from error
+
     def append(self, row: dict) -> None:
         """One round more in `history.jsonl`."""
         with (self.path / "history.jsonl").open("a") as file:
             file.write(dumps(row) + "\n")
 
     def history(self) -> list[dict]:
-        """The rows of `history.jsonl`."""
-        return [json.loads(line) for line in (self.path / "history.jsonl").read_text().splitlines()]
+        """The rows of `history.jsonl`, but for a last one that a full disk cut off."""
+        lines = (self.path / "history.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file in one step: a reader sees the old or the new one, whole."""
@@ -122,8 +129,8 @@ class Tracker:
     def __init__(self, name: str = "none", **_):
         self.name = name
 
-    def start(self, run_name: str, settings: dict, folder: Path) -> None:
-        """A run begins; `settings` are the plain values of its configuration."""
+    def start(self, run_name: str, settings: dict, folder: Path, history: list[dict]) -> None:
+        """A run begins, or goes on after `history`; `settings` are the plain values of its configuration."""
 
     def log(self, row: dict) -> None:
         """One row of the history."""
@@ -136,7 +143,9 @@ class Wandb(Tracker):
     """Weights & Biases: the history's curves against `round`, confusion matrices and the final table.
 
     Online when a key is configured, otherwise offline without asking. One W&B run per job: it is finished before the
-    next one starts (several Hydra jobs would merge into one otherwise).
+    next one starts (several Hydra jobs would merge into one otherwise). A run that is taken up again keeps its W&B id
+    and is told its history once more, each row with its round as W&B's step: online, W&B passes over the steps that it
+    has; offline, where it can't resume, the new record is whole and the earlier one is moved to `wandb/replaced-N`.
     """
 
     def __init__(self, project, entity=None, group=None, tags=(), mode=None, name="wandb"):
@@ -145,20 +154,21 @@ class Wandb(Tracker):
         self.mode = mode
         self.run = None
 
-    def start(self, run_name: str, settings: dict, folder: Path) -> None:
+    def start(self, run_name: str, settings: dict, folder: Path, history: list[dict]) -> None:
         """Starts W&B's run in `folder`, offline where it can't be reached."""
         import wandb
 
         mode = self.mode or _mode()
         options = self.options | {
             "name": run_name,
+            "id": _run_id(folder / "wandb"),
             "dir": folder,
             "job_type": "train",
             "config": {key: value for key, value in settings.items() if key not in ("logger", "attacks")},
             "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
         }
         try:
-            self.run = wandb.init(mode=mode, **options)
+            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **options)
         except wandb.errors.Error as error:
             if mode != "online":
                 raise
@@ -167,16 +177,27 @@ class Wandb(Tracker):
             self.run = wandb.init(mode="offline", **options)
         self.run.define_metric("round")
         self.run.define_metric("*", step_metric="round")
+        for row in history:
+            self.log(row)
 
     def log(self, row: dict) -> None:
-        self.run.log({key: value for key, value in row.items() if not isinstance(value, list)})
+        values = {key: value for key, value in row.items() if not isinstance(value, list)}
+        self.run.log(values, step=row["round"], commit=True)
 
     def finish(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
         """Logs confusion matrices and the final table; a run that did not finish exits with 1 and shows as failed."""
-        import wandb
-
         if self.run is None:
             return
+        finished = summary["status"] == "finished"
+        if finished:  # the steps after the last round are taken by these, and a run may yet go on
+            self._final(summary, matrices, classes)
+        self.run.summary.update(json.loads(dumps(summary)))
+        self.run.finish(exit_code=0 if finished else 1)
+        self.run = None
+
+    def _final(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
+        import wandb
+
         for condition, matrix in matrices.items():
             pairs = np.repeat(np.indices(matrix.shape).reshape(2, -1), matrix.reshape(-1), axis=1)
             plot = wandb.plot.confusion_matrix(
@@ -186,9 +207,23 @@ class Wandb(Tracker):
         rows = [[key.removeprefix("uar/"), value] for key, value in summary.items() if key.startswith("uar/")]
         if rows:
             self.run.log({"uar": wandb.Table(columns=["condition", "UAR"], data=rows)})
-        self.run.summary.update(json.loads(dumps(summary)))
-        self.run.finish(exit_code=0 if summary["status"] == "finished" else 1)
-        self.run = None
+
+
+def _run_id(folder: Path) -> str:
+    """The W&B id of the run in this folder, the same when it is taken up again; earlier offline records give way."""
+    file = folder / "run-id"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4))
+    earlier = list(folder.glob("offline-run-*"))
+    if earlier:
+        number = 1
+        while (aside := folder / f"replaced-{number}").exists():
+            number += 1
+        aside.mkdir()
+        for record in earlier:
+            record.rename(aside / record.name)
+    return file.read_text().strip()
 
 
 def _mode() -> str:

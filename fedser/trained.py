@@ -1,10 +1,14 @@
 """Trained models in the cache, found by the hash of what made them, so that no model is trained twice.
 
-An entry holds the weights of every evaluated round and the history of the training; it appears whole, by a rename.
+An entry holds the weights of the rounds that were kept and the history of the training; it appears whole, by a rename.
 """
 
+import contextlib
 import json
 import logging
+import os
+import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from fedser import cache
-from fedser.errors import InputError
+from fedser.errors import InputError, Interrupted
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
 
 
 class Trained:
@@ -39,15 +44,11 @@ class Trained:
         """Yields (round, weights, row) as the training did; weights are None for rounds that were not kept."""
         for line in (self.folder / "history.jsonl").read_text().splitlines():
             row = json.loads(line)
-            file = self.file(row["round"])
+            file = weights_file(self.folder, row["round"])
             yield row["round"], load_file(file) if file.is_file() else None, row
 
-    def file(self, round: int) -> Path:
-        """Where the weights after `round` are, if they were kept."""
-        return self.folder / f"round-{round:05d}.safetensors"
-
     def _whole(self, round: int) -> bool:
-        file = self.file(round)
+        file = weights_file(self.folder, round)
         if not file.is_file():
             return False
         try:
@@ -59,37 +60,76 @@ class Trained:
             return False
 
 
-class Recording(Trained):
-    """A model under training: visible to others once `publish` has been called, gone after `discard`."""
+def publish(key: str, kept: Path, history: list[dict]) -> None:
+    """Makes a model available: the weights in the folder `kept`, and what its history says of the training.
+
+    Where the model is there already with other rounds, ours are added.
+    """
+    target = cache.folder("models", key)
+    with cache.publish(target) as made:
+        for file in kept.glob("round-*.safetensors"):
+            link(file, made / file.name)
+            if target.is_dir():
+                link(file, target / file.name)
+        rows = [{name: row[name] for name in row if name == "round" or name.startswith("train/")} for row in history]
+        (made / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Lock:
+    """Held while a model is trained, so that a second process waits for it instead of training it too."""
 
     def __init__(self, key: str):
-        self._target = cache.folder("models", key)
-        try:
-            super().__init__(cache.scratch(self._target))
-        except OSError as error:
-            raise InputError(f"The cache {self._target.parent} can't be written: {error}. Set FEDSER_CACHE.") from error
+        self._path = cache.folder("locks", f"model-{key}")
+        self._held = contextlib.ExitStack()
 
-    def add(self, round: int, weights: dict[str, np.ndarray] | None, row: dict) -> None:
-        """Keeps one more round. Raises OSError when the disk is full."""
-        if weights is not None:
-            save_weights(weights, self.file(round))
-        with (self.folder / "history.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def acquire(self, stop: threading.Event) -> None:
+        """Waits until no other process holds it. Raises Interrupted when `stop` is set, InputError without a cache."""
+        waited = False
+        while True:
+            try:
+                self._held.enter_context(cache.lock(self._path))
+                return
+            except BlockingIOError:
+                if not waited:
+                    log.warning("another run is training this model: waiting for it (reuse=false trains regardless)")
+                waited = True
+            except OSError as error:
+                raise InputError(
+                    f"The cache {self._path.parent} can't be written: {error}. Set FEDSER_CACHE."
+                ) from error
+            if stop.wait(POLL_SECONDS):
+                raise Interrupted("stopped")
 
-    def publish(self) -> None:
-        """Makes the model available; where it is there already with other rounds, adds ours."""
-        if self._target.is_dir():
-            for file in self.folder.glob("round-*.safetensors"):
-                file.replace(self._target / file.name)
-        cache.install(self.folder, self._target)
-        self.folder = self._target
+    def release(self) -> None:
+        """Lets go; nothing if it is not held."""
+        self._held.close()
 
-    def discard(self) -> None:
-        """Removes what was not published."""
-        if self.folder != self._target:
-            cache.remove(self.folder)
+
+def weights_file(folder: Path, round: int) -> Path:
+    """Where the weights after `round` are in a folder of weights."""
+    return folder / f"round-{round:05d}.safetensors"
 
 
 def save_weights(weights: dict[str, np.ndarray], file: Path) -> None:
     """Packed weights as a safetensors file. Raises OSError when the disk is full (safetensors' own writer does not)."""
-    file.write_bytes(save(weights))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(save(weights))
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def link(file: Path, target: Path) -> None:
+    """The same file under another name, replacing what is there; a copy where the file system has no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        try:
+            os.link(file, scratch)
+        except OSError:
+            shutil.copyfile(file, scratch)
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)

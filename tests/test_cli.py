@@ -69,10 +69,10 @@ def test_bad_input_exits_2_in_one_line_and_leaves_nothing(cli, tmp_path, argumen
 
 def test_another_runs_folder_exits_2(cli, tmp_path):
     assert cli(*QUICK, "hydra.run.dir=here").returncode == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
     done = cli(*QUICK, "seed=1", "hydra.run.dir=here")
     assert done.returncode == 2 and "another configuration" in done.stderr
-    assert {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
 
 
 def test_unwritable_folder_exits_2(cli, tmp_path):

@@ -27,7 +27,11 @@ def result(tmp_path_factory):
 
 def test_folder_holds_what_it_should(result):
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"config.yaml", "history.jsonl", "summary.json", "model.safetensors", "confusion.json"}
+    assert names == {"config.yaml", "history.jsonl", "summary.json", "model.safetensors", "confusion.json", "weights"}
+    assert {path.name for path in (result.folder / "weights").iterdir()} == {
+        "round-00002.safetensors",
+        "round-00003.safetensors",
+    }
 
 
 def test_config_is_resolved(result):
@@ -211,10 +215,10 @@ def test_finished_run_returns_at_once(small, tmp_path, monkeypatch):
 
 def test_another_configurations_folder_is_not_touched(small, tmp_path):
     small("seed=12", "defence=none", "attack=none")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(InputError, match="another configuration"):
         small("seed=13", "defence=none", "attack=none")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 def test_default_folder_is_the_command_lines(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from fedser import evaluation, features
 from fedser.errors import InputError, RunError
-from fedser.federation import client_app, server_app, simulation, transport
+from fedser.federation import client_app, server_app, simulation, strategies, transport
 
 STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"]
 FOUR = ["partition=iid", "partition.clients=4"]
@@ -111,7 +111,7 @@ def federate(settings, tmp_path):
     told = {"settings": settings, "classes": corpus.classes, "attacks": {"fgsm": settings["attacks"]["fgsm"]},
             "store": str(store.folder), "state": str(tmp_path / "state")}  # fmt: skip
     plan = simulation.plan(settings, clients)
-    strategy = server_app.build_strategy(settings, clients)
+    strategy = strategies.build_strategy(settings, clients)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         weights = transport.pack(instantiate(settings["model"]["module"], classes=len(corpus.classes)))
@@ -189,13 +189,14 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
 
 
 def test_sampling_is_seeded_and_sized():
-    chosen = [server_app.sample_clients(68, 0.25, seed=3, round=r) for r in range(1, 6)]
+    chosen = [server_app.sample_clients(68, 17, seed=3, round=r) for r in range(1, 6)]
     assert all(len(set(clients)) == 17 and clients == sorted(clients) for clients in chosen)
-    assert chosen == [server_app.sample_clients(68, 0.25, seed=3, round=r) for r in range(1, 6)]
+    assert chosen == [server_app.sample_clients(68, 17, seed=3, round=r) for r in range(1, 6)]
     assert chosen[0] != chosen[1]
-    assert server_app.sample_clients(68, 0.25, seed=4, round=1) != chosen[0]
-    assert server_app.sample_clients(5, 1.0, seed=0, round=1) == [0, 1, 2, 3, 4]
-    assert len(server_app.sample_clients(5, 0.01, seed=0, round=1)) == 1
+    assert server_app.sample_clients(68, 17, seed=4, round=1) != chosen[0]
+    assert server_app.sample_clients(5, 5, seed=0, round=1) == [0, 1, 2, 3, 4]
+    assert strategies.clients_per_round({"strategy": {"fraction_train": 0.01}}, 5) == 1
+    assert strategies.clients_per_round({"strategy": {"fraction_train": 0.5}}, 5) == 3
 
 
 def test_fraction_train_trains_only_the_sampled(small):

@@ -28,7 +28,7 @@ def same(one, other):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [1, 2, 4])
 def test_ray_gives_the_serial_numbers_to_the_bit(small, serial, actors, monkeypatch):
     scratch = tempfile.mkdtemp(prefix="t")  # short: Ray's sockets lie below it
     monkeypatch.setattr(tempfile, "tempdir", scratch)

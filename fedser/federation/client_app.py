@@ -4,10 +4,14 @@ Clients answer three kinds of message: *query* (sums for the global normalisatio
 is answered with a Flower error that names the client and carries its traceback.
 """
 
+import contextlib
 import functools
 import json
+import os
+import signal
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +24,13 @@ from fedser import evaluation
 from fedser.config import build
 from fedser.features import FeatureStore
 from fedser.federation import transport
-from fedser.federation.optimizer_state import OptimizerState
+from fedser.federation.optimizer_state import OptimizerState, folder_of
 from fedser.federation.training import train as train_locally
 from fedser.normalisation import Normaliser, Sums, normaliser
 from fedser.partition import Share, partition
 from fedser.randomness import derive
 
+SECONDS_OF_GRACE = 5  # for a client that is out of time to notice
 CLIENT_FAILED = 1  # Flower's error code for an exception raised in a ClientApp
 
 
@@ -33,6 +38,7 @@ class Workbench:
     """What every client on this worker shares: settings, features (memory-mapped), model and attacks."""
 
     def __init__(self, experiment: dict):
+        self.experiment = experiment
         self.settings = settings = experiment["settings"]
         self.classes: list[str] = experiment["classes"]
         self.state_folder = Path(experiment["state"])
@@ -67,21 +73,64 @@ def device(settings: dict) -> str:
     return "cuda" if settings["simulation"]["device"] != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+@contextlib.contextmanager
+def time_limit(seconds: float | None, expendable: bool) -> Iterator[None]:
+    """A block that raises TimeoutError after so many seconds; None for no limit.
+
+    What hangs outside of Python does not notice. An `expendable` process, a worker that will be started again, is ended
+    some seconds later then. Signals reach the main thread only, so elsewhere there is no limit.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(signum, frame):
+        raise TimeoutError(f"no answer within client.timeout={seconds:g} s")
+
+    end = threading.Timer(seconds + SECONDS_OF_GRACE, os.kill, (os.getpid(), signal.SIGKILL))
+    end.daemon = True
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    if expendable:
+        end.start()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        end.cancel()
+
+
+def advice(error: Exception, bench: Workbench) -> str:
+    """What to set when a client ran out of memory; nothing for other errors."""
+    if isinstance(error, torch.OutOfMemoryError):
+        shared = bench.experiment.get("clients_per_gpu", 1)
+        return (
+            f" (out of GPU memory with {shared} clients on the card at a time: raise simulation.num_gpus, the share of "
+            "the card that each is given, or lower client.batch_size or evaluation.batch_size)"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return " (out of memory: lower simulation.actors, client.batch_size or evaluation.batch_size)"
+    return ""
+
+
 def answer(handle: Callable[[Workbench, Share, Message], RecordDict]) -> Callable[[Message, Context], Message]:
     """Finds the client whom the message is for; turns its exception into an error reply that names it."""
 
     @functools.wraps(handle)
     def handler(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        name = f"number {number}"
+        name, bench = f"number {number}", None
         try:
             bench = workbench(message.content["config"]["experiment"])
             torch.set_num_threads(bench.settings["client"]["threads"])
             share = bench.shares[number]
             name = f"'{share.name}'"
-            return Message(handle(bench, share, message), reply_to=message)
+            with time_limit(bench.settings["client"]["timeout"], bench.settings["simulation"]["backend"] == "ray"):
+                return Message(handle(bench, share, message), reply_to=message)
         except Exception as error:
-            reason = f"client {name}: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            more = advice(error, bench) if bench else ""
+            reason = f"client {name}: {type(error).__name__}: {error}{more}\n{traceback.format_exc()}"
             return Message(Error(CLIENT_FAILED, reason), reply_to=message)
 
     return handler
@@ -106,10 +155,10 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
     bench.weights.load(transport.from_records(message.content))
     optimizer = bench.optimizer()
     moments = None
-    if client["optimizer_state"] == "persist":  # by number: a speaker's name is the corpus's, and may be no file name
-        moments = OptimizerState(bench.state_folder / f"client-{share.number:05d}")
-    if moments:
-        moments.restore(optimizer, round)
+    if client["optimizer_state"] == "persist":
+        moments = OptimizerState(folder_of(bench.state_folder, share.number))
+        before = config["moments"][share.number]
+        moments.restore(optimizer, before)
 
     x, y = bench.tensors(share.train, _normaliser(bench, share, config))
     weight = torch.ones(len(x), device=x.device)
@@ -127,7 +176,7 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
         seed=derive(settings["seed"], "train", round, share.name),
     )
     if moments:
-        moments.save(optimizer, round)
+        moments.save(optimizer, round, keep={before, config["committed"][share.number]})
     metrics = MetricRecord({"num-examples": len(share.train), "loss": loss})
     return RecordDict(transport.to_records(bench.weights.arrays()) | {"metrics": metrics})
 

@@ -1,14 +1,18 @@
 """Each client's optimizer moments between rounds, in files that never leave the client.
 
-Round r reads the newest generation before r and writes its own beside it; two generations stay, so that a round done
-again starts from the same state (the paper's released clients live on between rounds).
+Round r reads the generation that the server names, the one the client wrote when it last took part, and writes its own
+beside it, so that a round done again starts from the same state: after a worker died, or after the whole run was
+killed and resumed from its last checkpoint (the paper's released clients live on between rounds).
 """
 
 import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+
+from fedser.errors import RunError
 
 
 class OptimizerState:
@@ -18,30 +22,54 @@ class OptimizerState:
         self.folder = folder
 
     def restore(self, optimizer: torch.optim.Optimizer, round: int) -> None:
-        """Loads what the client had before `round`; a client that has not trained yet keeps its fresh optimizer."""
-        earlier = [number for number in self._generations() if number < round]
-        if not earlier:
+        """Loads what the client had after `round`; 0 leaves the optimizer fresh. Raises RunError when it is gone."""
+        if not round:
             return
-        tensors = load_file(self._file(max(earlier)))
+        file = self.file(round)
+        try:
+            tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"the optimizer's moments of round {round} can't be read from {file}: {error}. All clients' machines "
+                "must see that folder (client.state_folder=…); resume=false starts the run over."
+            ) from error
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-    def save(self, optimizer: torch.optim.Optimizer, round: int) -> None:
-        """Writes the moments after `round`, atomically, and drops what is older than the generation before."""
+    def save(self, optimizer: torch.optim.Optimizer, round: int, keep: set[int]) -> None:
+        """Writes the moments after `round`, atomically, and drops all other generations but those to `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = optimizer.state_dict()["state"]
         tensors = {f"{i}.{key}": torch.as_tensor(value).cpu() for i, s in state.items() for key, value in s.items()}
-        scratch = self._file(round).with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(save(tensors))
-        scratch.replace(self._file(round))
-        for number in sorted(self._generations())[:-2]:
-            self._file(number).unlink()
+        scratch = self.file(round).with_suffix(f".{os.getpid()}")
+        try:
+            scratch.write_bytes(save(tensors))
+            scratch.replace(self.file(round))
+        finally:
+            scratch.unlink(missing_ok=True)
+        for path in self.folder.glob("round-*.safetensors"):
+            if path not in {self.file(number) for number in keep | {round}}:
+                path.unlink(missing_ok=True)
 
-    def _file(self, round: int) -> Path:
+    def file(self, round: int) -> Path:
+        """Where the moments after `round` are."""
         return self.folder / f"round-{round:05d}.safetensors"
 
-    def _generations(self) -> list[int]:
-        return [int(path.stem.removeprefix("round-")) for path in self.folder.glob("round-*.safetensors")]
+
+def folder_of(state: Path, number: int) -> Path:
+    """The folder of client `number`: by number, as a speaker's name is the corpus's and may be no file name."""
+    return state / f"client-{number:05d}"
+
+
+def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> int:
+    """What this kind of optimizer remembers per parameter (Adam: two float32, 8 bytes)."""
+    probe = torch.nn.Parameter(torch.zeros(8))
+    probe.grad = torch.ones(8)
+    group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    copy = type(optimizer)([{"params": [probe], **group}])
+    copy.step()
+    kept = [value for value in copy.state[probe].values() if torch.is_tensor(value) and value.numel() == 8]
+    return sum(value.element_size() for value in kept)

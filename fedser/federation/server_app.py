@@ -14,15 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedser.config import build
 from fedser.errors import Interrupted, RunError
-from fedser.federation import transport
+from fedser.federation import strategies, transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
 from fedser.normalisation import Sums
-from fedser.randomness import derive
+from fedser.randomness import derive, seeded
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.005
@@ -45,6 +42,8 @@ class Federation:
     window: int = 12
     names: list[str] = field(default_factory=list)  # what client i calls itself
     sizes: list[int] = field(default_factory=list)  # how many utterances client i trains on
+    moments: list[int] = field(default_factory=list)  # after which round client i last kept its optimizer's, 0: never
+    committed: list[int] = field(default_factory=list)  # … and of which round they were at the last checkpoint
 
     def introduce(self) -> None:
         """The query round: who is behind which node, and the sums for the global normalisation."""
@@ -64,22 +63,32 @@ class Federation:
         self._config["count"] = everyone.count
         self._config["total"] = everyone.total.tolist()
         self._config["squares"] = everyone.squares.tolist()
+        self.moments = self.moments or [0] * self.clients
+        self.commit()
+
+    def commit(self) -> None:
+        """A checkpoint has been written: clients must keep the moments they have now until the next one."""
+        self.committed = list(self.moments)
 
     def train(self, strategy, round: int, weights: dict[str, np.ndarray], chosen: list[int]):
         """One round on the chosen clients → (new weights, metrics, names of those who were missing)."""
         present = _Present(self.grid, [self._nodes[client] for client in chosen])
         records = self._records(weights)
-        messages = strategy.configure_train(round, records[PARAMETERS], ConfigRecord(dict(self._config)), present)
+        config = ConfigRecord(dict(self._config) | {"moments": self.moments, "committed": self.committed})
+        messages = strategy.configure_train(round, records[PARAMETERS], config, present)
         by_node = {message.metadata.dst_node_id: message for message in messages}
         for message in by_node.values():
             message.content[BUFFERS] = records[BUFFERS]
         asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
         exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked])
-        gather = _averaged if adds_up(strategy) else _collected
+        gather = _averaged if strategies.adds_up(strategy) else _collected
         replies, buffers = gather(exchange, sum(self.sizes[client] for client in asked))
+        missing = exchange.missing
+        answered = {client for client in asked if self.names[client] not in missing}
+        self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]
         aggregated, metrics = strategy.aggregate_train(round, replies)
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
-        return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), exchange.missing
+        return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), missing
 
     def evaluate(self, round: int, weights: dict[str, np.ndarray]):
         """Every client's confusion matrices {client: {condition: [classes, classes]}}, and the names of the missing."""
@@ -195,17 +204,6 @@ class Exchange:
         return f"client '{self._federation.name(node)}': its worker failed or died: {' '.join(reason.split())}"
 
 
-def adds_up(strategy) -> bool:
-    """Whether the strategy needs only the replies' weighted mean, so that they can be added up as they arrive.
-
-    True for Flower's FedAvg and its relatives, which average first and then step. Any other (Krum, a median, one of the
-    user's own, one with its own rule for metrics) is given every reply.
-    """
-    owner = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
-    averages = owner in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
-    return averages and strategy.train_metrics_aggr_fn is aggregate_metricrecords
-
-
 def _averaged(exchange: Exchange, expected: int) -> tuple[list[Message], np.ndarray]:
     """The replies as a single one with their weighted mean, and the mean of the batch-norm buffers."""
     parameters, buffers = transport.Average(expected), transport.Average(expected, np.float64)
@@ -262,34 +260,26 @@ class _Present:
         return getattr(self._grid, name)
 
 
-def train_rounds(federation: Federation, strategy, weights, settings: dict) -> Iterator[tuple[int, dict, dict]]:
-    """Yields (round, weights, row) for rounds 1, 2, …; `row` is what the history keeps of the training."""
-    for round in range(1, settings["rounds"] + 1):
-        chosen = sample_clients(federation.clients, settings["strategy"]["fraction_train"], settings["seed"], round)
-        weights, metrics, missing = federation.train(strategy, round, weights, chosen)
+def train_rounds(
+    federation: Federation, strategy, weights, settings: dict, start: int = 0
+) -> Iterator[tuple[int, dict, dict]]:
+    """Yields (round, weights, row) for the rounds after `start`; `row` is what the history keeps of the training."""
+    seed = settings["seed"]
+    count = strategies.clients_per_round(settings, federation.clients)
+    for round in range(start + 1, settings["rounds"] + 1):
+        chosen = sample_clients(federation.clients, count, seed, round)
+        with seeded(derive(seed, "strategy", round)):  # some strategies add noise from the global generators
+            weights, metrics, missing = federation.train(strategy, round, weights, chosen)
         if not np.isfinite(weights[PARAMETERS]).all():
             raise RunError(f"the global model became NaN or infinite in round {round} under {type(strategy).__name__}")
         row = {"round": round, "train/loss": metrics["loss"], "train/clients": len(chosen) - len(missing)}
         yield round, weights, row | ({"train/missing": missing} if missing else {})
 
 
-def sample_clients(clients: int, fraction: float, seed: int, round: int) -> list[int]:
-    """The clients of one round, ascending: all of them, or `fraction` of them drawn with the run's seed."""
-    count = max(1, round_half_up(fraction * clients))
+def sample_clients(clients: int, count: int, seed: int, round: int) -> list[int]:
+    """The `count` clients of one round, ascending, drawn with the run's seed."""
     drawn = np.random.default_rng(derive(seed, "sample", round)).choice(clients, size=count, replace=False)
     return sorted(int(client) for client in drawn)
-
-
-def round_half_up(value: float) -> int:
-    """Nearest whole number; halves go up."""
-    return int(value + 0.5)
-
-
-def build_strategy(settings: dict, clients: int):
-    """The stock Flower strategy of the settings, told to take every client that it is shown."""
-    count = max(1, round_half_up(settings["strategy"]["fraction_train"] * clients))
-    everyone = {"min_train_nodes": count, "min_available_nodes": count, "fraction_train": 1.0}
-    return build(settings["strategy"]["aggregator"], arrayrecord_key=PARAMETERS, **everyone)
 
 
 def _sums(metrics) -> Sums:

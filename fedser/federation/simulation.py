@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import uuid
@@ -177,7 +176,7 @@ def end_clients() -> None:
     for key, actor in state.actors().items():
         if actor["JobID"] == job and actor["State"] != "DEAD":
             with contextlib.suppress(Exception):  # it may have ended meanwhile
-                global_worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(key)), True, True)
+                global_worker.core_worker.kill_actor(ray.ActorID(bytes.fromhex(key)), True)
 
 
 @contextlib.contextmanager

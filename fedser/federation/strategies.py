@@ -1,0 +1,94 @@
+"""Flower's strategies as the round loop needs them: built from settings, asked what they need, saved and restored."""
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from fedser.config import build
+from fedser.errors import RunError
+from fedser.federation.transport import PARAMETERS, Flat
+
+
+def build_strategy(settings: dict, clients: int) -> Strategy:
+    """The stock Flower strategy of the settings, told to take every client that it is shown."""
+    count = clients_per_round(settings, clients)
+    everyone = {"min_train_nodes": count, "min_available_nodes": count, "fraction_train": 1.0}
+    return build(settings["strategy"]["aggregator"], arrayrecord_key=PARAMETERS, **everyone)
+
+
+def clients_per_round(settings: dict, clients: int) -> int:
+    """How many of the clients train in a round: `strategy.fraction_train` of them, halves rounded up, at least one."""
+    return max(1, int(settings["strategy"]["fraction_train"] * clients + 0.5))
+
+
+def adds_up(strategy: Strategy) -> bool:
+    """Whether the strategy needs only the replies' weighted mean, so that they can be added up as they arrive.
+
+    True for Flower's FedAvg and its relatives, which average first and then step. Any other (Krum, a median, one of the
+    user's own, one with its own rule for metrics) is given every reply.
+    """
+    owner = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
+    averages = owner in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+    return averages and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+
+
+def state(strategy: Strategy) -> tuple[dict, dict[str, np.ndarray]]:
+    """What a strategy remembers between rounds: plain values, and its arrays by name ("strategy/m_t/parameters").
+
+    Raises RunError naming an attribute that a file can't hold.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    return _plain(strategy, "strategy", arrays)["object"], arrays
+
+
+def restore(strategy: Strategy, plain: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Puts a strategy, built from the same settings, back to a state."""
+    for name, value in plain.items():
+        held = getattr(strategy, name, None)
+        if "object" in value and held is not None:
+            restore(held, value["object"], arrays)
+        else:
+            setattr(strategy, name, _live(value, arrays))
+
+
+def _plain(value, path: str, arrays: dict) -> dict:
+    """A value as {its kind: JSON}; arrays go to `arrays` under their path."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    if isinstance(value, np.generic):
+        return {"value": value.item()}
+    if isinstance(value, np.ndarray):
+        arrays[path] = value
+        return {"array": path}
+    if isinstance(value, Array):
+        return {"flat": _plain(value.numpy(), path, arrays)["array"]}
+    if isinstance(value, ArrayRecord):
+        return {"record": {key: _plain(item, f"{path}/{key}", arrays) for key, item in value.items()}}
+    if isinstance(value, dict):
+        return {"dict": {key: _plain(item, f"{path}/{key}", arrays) for key, item in value.items()}}
+    if isinstance(value, list | tuple):
+        return {"list": [_plain(item, f"{path}/{number}", arrays) for number, item in enumerate(value)]}
+    if isinstance(value, Strategy):  # one may wrap another
+        kept = {key: item for key, item in vars(value).items() if not callable(item)}
+        return {"object": {key: _plain(item, f"{path}/{key}", arrays) for key, item in kept.items()}}
+    raise RunError(
+        f"{path.replace('/', '.')} is a {type(value).__name__}, which a checkpoint can't hold: "
+        "checkpoint.every=null runs without checkpoints."
+    )
+
+
+def _live(node: dict, arrays: dict):
+    ((kind, value),) = node.items()
+    if kind == "value":
+        return value
+    if kind == "array":
+        return arrays[value]
+    if kind == "flat":
+        return Flat(arrays[value])
+    if kind == "list":
+        return [_live(item, arrays) for item in value]
+    made = ArrayRecord() if kind == "record" else {}
+    for key, item in value.items():
+        made[key] = _live(item, arrays)
+    return made

@@ -1,0 +1,96 @@
+"""What goes wrong on the clients, for real: workers killed, hanging, out of time, raising."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedser.errors import RunError
+
+COMMON = ["partition=iid", "partition.clients=2", "attack=fgsm", "defence=two_stage", "client.epochs=1", "reuse=false",
+          "client.optimizer_state=persist"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def workers_find_the_faults(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture
+def faulty(small, tmp_path):
+    """faulty(fault, *overrides, at=…): the small run with a fault on one client (at=0: on each)."""
+
+    def go(fault, *overrides, at=5, **options):
+        marks = tmp_path / f"marks-{fault}"
+        marks.mkdir()
+        target = ["client.optimizer._target_=faults.adam", f"+client.optimizer.marks={marks}",
+                  f"+client.optimizer.at={at}", f"+client.optimizer.fault={fault}"]  # fmt: skip
+        return small(*COMMON, *target, *overrides, **options)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    from conftest import SMALL
+
+    from fedser import compose, run
+
+    return run(compose([*SMALL, *COMMON]), tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def same(one, other):
+    for name in ("history.jsonl", "model.safetensors", "confusion.json"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("fault", ["die", "deaf"])
+def test_a_worker_that_dies_or_is_ended_is_replaced_and_its_client_done_again(faulty, undisturbed, tmp_path, fault):
+    result = faulty(
+        fault, "simulation=cpu", "simulation.actors=2", "client.timeout=30" if fault == "die" else "client.timeout=4"
+    )
+    same(undisturbed, result)
+    assert len(list((tmp_path / f"marks-{fault}").iterdir())) == 7  # 2 to check, 2 + 2 clients, 1 done again
+
+
+@pytest.mark.ray
+def test_a_client_that_always_kills_its_worker_ends_in_an_error(faulty, tmp_path):
+    with pytest.raises(RunError, match=r"client 'client-[01]': its worker failed or died"):
+        faulty("die", "simulation=cpu", at=0)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.ray
+def test_a_failing_client_does_not_wait_for_a_hanging_one(small, tmp_path):
+    """The other client would hang for an hour."""
+    (tmp_path / "marks").mkdir()
+    target = [
+        "client.optimizer._target_=faults.first_fails_second_hangs",
+        f"+client.optimizer.marks={tmp_path / 'marks'}",
+    ]
+    with pytest.raises(RunError, match=r"client 'client-[01]': ValueError: as asked"):
+        small(*COMMON, *target, "simulation=cpu", "simulation.actors=2")
+
+
+@pytest.mark.parametrize("simulation", ["serial", pytest.param("cpu", marks=pytest.mark.ray)])
+def test_a_hanging_client_runs_out_of_time(faulty, simulation):
+    with pytest.raises(RunError, match=r"client 'client-[01]': TimeoutError: no answer within client\.timeout=3 s"):
+        faulty("hang", f"simulation={simulation}", "client.timeout=3")
+
+
+def test_going_on_without_one_that_is_out_of_time(faulty, tmp_path):
+    result = faulty("hang", "client.timeout=3", "simulation.min_reply_fraction=0.5")
+    assert [row.get("train/missing") for row in result.history] == [None, ["client-0"]]
+    assert result.history[1]["train/clients"] == 1
+
+
+def test_a_fast_client_is_not_disturbed(faulty, undisturbed):
+    same(undisturbed, faulty("hang", "client.timeout=100", at=99))
+
+
+def test_out_of_gpu_memory_says_what_to_set(faulty):
+    with pytest.raises(
+        RunError, match=r"client 'client-[01]': OutOfMemoryError.*1 clients on the card.*simulation\.num_gpus"
+    ):
+        faulty("oom")

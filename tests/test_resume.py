@@ -1,0 +1,279 @@
+"""Interrupted runs go on where they stopped, with the numbers of an undisturbed one to the bit."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import wandb
+from conftest import SMALL
+from safetensors.numpy import load_file
+
+from fedser.display import Display
+from fedser.errors import InputError, Interrupted, RunError
+
+FOUR = ["partition=iid", "partition.clients=4", "defence=two_stage", "rounds=4", "evaluation.every=2", "reuse=false"]
+FILES = ("history.jsonl", "model.safetensors", "confusion.json")
+
+
+def same(one, other):
+    for name in FILES:
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
+
+
+@pytest.fixture
+def interrupted(small, monkeypatch):
+    """interrupted(round, *overrides): the small run, stopped when `round` is in the history but not in a checkpoint."""
+
+    def go(round, *overrides, error=None, **options):
+        error = error or Interrupted("stopped")
+
+        def show(display, row):
+            if row["round"] == round:
+                raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Display, "round", show)
+            with pytest.raises(type(error)):
+                small(*FOUR, *overrides, **options)
+
+    return go
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["client.optimizer_state=persist"],
+        ["client.optimizer_state=persist", "checkpoint.every=2", "strategy.fraction_train=0.5"],
+        ["strategy=fedavgm"],
+        ["strategy=fedadam"],
+        ["strategy=krum"],
+    ],
+    ids=" ".join,
+)
+def test_resumed_equals_undisturbed(small, interrupted, tmp_path, overrides):
+    whole = small(*FOUR, *overrides, folder=tmp_path / "whole")
+    interrupted(4, *overrides)
+    before = json.loads((tmp_path / "run/summary.json").read_text())
+    assert before["status"] == "interrupted" and before["rounds"] == 4
+    again = small(*FOUR, *overrides)
+    same(whole, again)
+    assert again.metrics["resumed_after"] == [2 if "checkpoint.every=2" in overrides else 3]
+    assert again.metrics["started"] == before["started"] and len(again.metrics["train_seconds"]) == 4
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {*FILES, "config.yaml", "summary.json", "weights"}  # neither checkpoints nor moments
+    assert not list(tmp_path.glob("run.old-*"))
+
+
+def test_interrupted_twice(small, interrupted, tmp_path):
+    whole = small(*FOUR, folder=tmp_path / "whole")
+    interrupted(2)
+    interrupted(4)
+    again = small(*FOUR)
+    same(whole, again)
+    assert again.metrics["resumed_after"] == [1, 3]
+
+
+def test_failed_runs_go_on_too(small, interrupted, tmp_path):
+    whole = small(*FOUR, folder=tmp_path / "whole")
+    interrupted(3, error=RunError("as a client's"))
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
+    same(whole, small(*FOUR))
+
+
+def newest(folder):
+    return sorted((folder / "checkpoint").glob("round-*.safetensors"))[-1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_damaged_checkpoint_is_refused_and_the_one_before_used(small, interrupted, tmp_path, damage, caplog):
+    whole = small(*FOUR, folder=tmp_path / "whole")
+    interrupted(4)
+    file = newest(tmp_path / "run")
+    content = bytearray(file.read_bytes())
+    if damage == "flipped":
+        content[-5] ^= 1
+    file.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    again = small(*FOUR)
+    same(whole, again)
+    assert again.metrics["resumed_after"] == [2]
+    assert f"{file} can't be used: it is damaged" in caplog.text
+
+
+def test_another_configurations_checkpoint_is_refused(small, interrupted, tmp_path, caplog):
+    whole = small(*FOUR, folder=tmp_path / "whole")
+    interrupted(4, "seed=5", folder=tmp_path / "other")
+    interrupted(3)
+    newest(tmp_path / "other").rename(tmp_path / "run/checkpoint/round-00003.safetensors")
+    again = small(*FOUR)
+    same(whole, again)
+    assert again.metrics["resumed_after"] == [2] and "it is of another configuration" in caplog.text
+
+
+def test_lost_moments_are_noticed(small, interrupted, tmp_path, caplog):
+    persist = "client.optimizer_state=persist"
+    whole = small(*FOUR, persist, folder=tmp_path / "whole")
+    interrupted(4, persist)
+    (tmp_path / "run/state/client-00001/round-00003.safetensors").unlink()
+    again = small(*FOUR, persist)
+    same(whole, again)
+    assert "the optimizer's moments of client 'client-1' after round 3 are gone" in caplog.text
+
+
+def test_moments_can_be_kept_elsewhere_and_two_generations_are(small, interrupted, tmp_path):
+    overrides = ["client.optimizer_state=persist", f"client.state_folder={tmp_path / 'scratch'}"]
+    whole = small(*FOUR, "client.optimizer_state=persist", folder=tmp_path / "whole")
+    interrupted(4, *overrides)
+    (folder,) = (tmp_path / "scratch").iterdir()
+    assert not (tmp_path / "run/state").exists()
+    kept = [path.name for path in sorted((folder / "client-00000").iterdir())]
+    assert kept == ["round-00003.safetensors", "round-00004.safetensors"]
+    same(whole, small(*FOUR, *overrides))
+    assert not folder.exists()
+
+
+def test_too_little_room_for_moments_is_said_before(small, tmp_path, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    with pytest.raises(InputError, match=r"needs .* for the moments of 4 clients, 2 times, .* room for 10 kB"):
+        small(*FOUR, "client.optimizer_state=persist")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_false_starts_over_and_moves_the_old_folder_aside(small, interrupted, tmp_path):
+    whole = small(*FOUR, folder=tmp_path / "whole")
+    interrupted(3)
+    again = small(*FOUR, "resume=false")
+    same(whole, again)
+    assert "resumed_after" not in again.metrics
+    assert json.loads((tmp_path / "run.old-1/summary.json").read_text())["status"] == "interrupted"
+    assert newest(tmp_path / "run.old-1").name == "round-00002.safetensors"
+
+
+def test_without_checkpoints_it_starts_over(small, interrupted, tmp_path):
+    interrupted(3, "checkpoint.every=null")
+    assert not (tmp_path / "run/checkpoint").exists()
+    assert "resumed_after" not in small(*FOUR, "checkpoint.every=null").metrics
+    assert (tmp_path / "run.old-1").is_dir()
+
+
+def test_keep_says_which_weights_stay(small, tmp_path):
+    every = small(*FOUR, folder=tmp_path / "every")
+    last = small(*FOUR, "checkpoint.keep=last", folder=tmp_path / "last")
+    weights = sorted(path.name for path in (every.folder / "weights").iterdir())
+    assert weights == ["round-00002.safetensors", "round-00004.safetensors"]
+    assert [path.name for path in (last.folder / "weights").iterdir()] == ["round-00004.safetensors"]
+    early = load_file(every.folder / "weights/round-00002.safetensors")
+    final = load_file(every.folder / "model.safetensors")
+    assert early["parameters"].shape == final["parameters"].shape and (early["parameters"] != final["parameters"]).any()
+
+
+def test_replayed_run_goes_on_too(small, interrupted, tmp_path):
+    reuse = ["reuse=true", "seed=21"]
+    whole = small(*FOUR, *reuse, folder=tmp_path / "whole")
+    interrupted(4, *reuse)
+    again = small(*FOUR, *reuse)
+    same(whole, again)
+    assert again.metrics["reused"] and again.metrics["resumed_after"] == [3]
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(small, tmp_path, monkeypatch):
+    """A limit on file size stands in for a full disk: the kernel refuses the write the same way."""
+    whole = small(*FOUR, folder=tmp_path / "whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(display, row):
+        if row["round"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "round", fill)
+        try:
+            with pytest.raises(RunError, match="Free some space"):
+                small(*FOUR)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = sorted(path.name for path in (tmp_path / "run/checkpoint").iterdir())
+    assert left == ["round-00001.safetensors", "round-00002.safetensors"]
+    again = small(*FOUR)
+    same(whole, again)
+    assert again.metrics["resumed_after"] == [2]
+
+
+def test_wandb_gets_one_unbroken_curve(small, interrupted, tmp_path):
+    from test_tracking import records
+
+    interrupted(3, "logger=wandb")
+    small(*FOUR, "logger=wandb")
+    wandb.teardown()
+    rounds, ids = [], set()
+    for record in records(tmp_path / "run"):
+        if record.WhichOneof("record_type") == "history":
+            row = {i.nested_key[0] if i.nested_key else i.key: json.loads(i.value_json) for i in record.history.item}
+            rounds += [row["round"]] if "train/loss" in row else []
+        elif record.WhichOneof("record_type") == "run":
+            ids.add(record.run.run_id)
+    assert rounds == [1, 2, 3, 4]
+    assert ids == {(tmp_path / "run/wandb/run-id").read_text()}
+    assert len(list((tmp_path / "run/wandb/replaced-1").iterdir())) == 1  # the record of the first attempt
+
+
+def start(tmp_path, *arguments):
+    command = [sys.executable, "-m", "fedser", *SMALL, *FOUR, *arguments]
+    return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for_rounds(process, folder, rounds):
+    deadline = time.monotonic() + 120
+    while not ((folder / "history.jsonl").exists() and (folder / "history.jsonl").read_text().count("\n") >= rounds):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+def test_killed_driver_loses_nothing_but_the_current_round(small, tmp_path):
+    """kill -9 of the driver on Ray, in the middle of a round; the same command line goes on."""
+    more = ["rounds=8", "client.optimizer_state=persist", "evaluation.every=4"]
+    whole = small(*FOUR, *more, folder=tmp_path / "whole")
+    process = start(tmp_path, *more, "simulation=cpu", "hydra.run.dir=run")
+    wait_for_rounds(process, tmp_path / "run", 3)
+    process.kill()
+    process.communicate(timeout=60)
+    done = (tmp_path / "run/history.jsonl").read_text().count("\n")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "running"
+    again = small(*FOUR, *more)  # serial this time: where it runs decides nothing
+    same(whole, again)
+    assert again.metrics["resumed_after"][0] >= done - 1 >= 2
+
+
+def test_two_processes_train_a_model_once(tmp_path):
+    """The second one waits for the first one's model, killed or not."""
+    common = ["reuse=true", "seed=31", "rounds=30", "defence=none", "evaluation.every=30"]
+    first = start(tmp_path, *common, "attack=fgsm", "hydra.run.dir=first")
+    wait_for_rounds(first, tmp_path / "first", 1)
+    second = start(tmp_path, *common, "attack=none", "hydra.run.dir=second")
+    assert "waiting for it" in second.stderr.read()
+    for process in (first, second):
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert not json.loads((tmp_path / "first/summary.json").read_text())["reused"]
+    assert json.loads((tmp_path / "second/summary.json").read_text())["reused"]
+
+
+def test_waiting_for_a_killed_process_ends(tmp_path):
+    common = ["reuse=true", "seed=32", "rounds=40", "defence=none", "attack=none", "evaluation.every=40"]
+    first = start(tmp_path, *common, "hydra.run.dir=first")
+    wait_for_rounds(first, tmp_path / "first", 1)
+    second = start(tmp_path, *common, "evaluation.batch_size=8", "hydra.run.dir=second")
+    while "waiting for it" not in (line := second.stderr.readline()):
+        assert line, "it did not wait"
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    assert second.wait(timeout=120) == 0
+    assert not json.loads((tmp_path / "second/summary.json").read_text())["reused"]
