@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--json PATH] [--clients 68 272 1088] [--rounds 4] [--actors 2]
 
-As benchmarks/transport.py: each client loads VGG-15's weights (59 MB) and sends them back. Goals: the time per client the
-same within 20 %, the driver's memory flat. Each number of clients runs in a process of its own.
+As benchmarks/transport.py: each client loads VGG-15's weights (59 MB) and sends them back. Goals: the time per client
+the same within 20 %, the driver's memory flat. Each number of clients runs in a process of its own.
 """
 
 import argparse

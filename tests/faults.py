@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 
-def adam(params, lr, marks, at=5, eps=1e-7, fault=None):
+def adam(params, lr, marks, at=5, eps=1e-7, fused=True, fault=None):
     """Adam, but the `at`-th one built has the fault at its first step (at=0: each one has)."""
-    optimizer = torch.optim.Adam(params, lr=lr, eps=eps)
+    optimizer = torch.optim.Adam(params, lr=lr, eps=eps, fused=fused)
     if at and count(Path(marks)) != at:
         return optimizer
     step = optimizer.step
@@ -63,9 +63,9 @@ def out_of_memory():
 FAULTS = {"die": die, "fail": fail, "hang": hang, "deaf": hang_deaf, "oom": out_of_memory}
 
 
-def first_fails_second_hangs(params, lr, marks, eps=1e-7):
+def first_fails_second_hangs(params, lr, marks, eps=1e-7, fused=True):
     """Of a round's two clients the first to come fails, a moment later, and the other one hangs (1 and 2 are checks)."""
-    optimizer = torch.optim.Adam(params, lr=lr, eps=eps)
+    optimizer = torch.optim.Adam(params, lr=lr, eps=eps, fused=fused)
     number = count(Path(marks))
 
     def step():

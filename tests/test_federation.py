@@ -12,7 +12,8 @@ from fedser import evaluation, features
 from fedser.errors import InputError, RunError
 from fedser.federation import client_app, server_app, simulation, strategies, transport
 
-STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"]
+STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum",
+              "multikrum", "bulyan", "qfedavg", "dp"]  # fmt: skip
 FOUR = ["partition=iid", "partition.clients=4"]
 
 
@@ -333,3 +334,26 @@ class TestPlan:
         monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
         assert self.plan(settings, "simulation=cpu", "simulation.actors=4").actors == 4
         assert "take turns" in caplog.text
+
+
+def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path):
+    from fedser.normalisation import Sums, zscore
+
+    told, _, _, _ = federate(settings(), tmp_path)
+    bench = client_app.Workbench(json.loads(json.dumps(told)))
+    rows = bench.shares[0].train
+    normalise = zscore(Sums.of(bench.store.frames[rows]))
+    x, y = bench.tensors(rows, normalise)
+    bench.resident = torch.from_numpy(np.array(bench.store.frames, np.float32))
+    again, labels = bench.tensors(rows, normalise)
+    assert torch.equal(x, again) and torch.equal(y, labels)
+
+
+def test_precision_of_attacks_and_evaluation_can_be_halved(small, tmp_path):
+    common = ["defence=adversarial", "reuse=false"]
+    full = small(*common, folder=tmp_path / "full")
+    attack = small(*common, "client.attack_precision=bf16", folder=tmp_path / "attack")
+    tested = small(*common, "evaluation.precision=bf16", folder=tmp_path / "tested")
+    losses = [[row["train/loss"] for row in result.history] for result in (full, attack, tested)]
+    assert losses[0] == losses[2] and losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1] and losses[0][1] == pytest.approx(losses[1][1], rel=0.05)

@@ -53,6 +53,7 @@ def interrupted(small, monkeypatch):
         ["strategy=fedavgm"],
         ["strategy=fedadam"],
         ["strategy=krum"],
+        ["strategy=dp"],
     ],
     ids=" ".join,
 )

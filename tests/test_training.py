@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from fedser.errors import RunError
-from fedser.federation import transport
-from fedser.federation.optimizer_state import OptimizerState
+from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter
 from fedser.federation.training import proximal, train
 
 
@@ -76,11 +75,11 @@ def test_moments_persist_by_round(tmp_path):
         for number in range(1, rounds + 1):
             adam = torch.optim.Adam(model.parameters(), lr=0.1)
             if restore:
-                state.restore(adam, number)
+                state.restore(adam, number - 1)
             (model(torch.ones(1, 1, 1, 1))[0, 0] * number).backward()
             adam.step()
             adam.zero_grad()
-            state.save(adam, number) if restore else None
+            state.save(adam, number, keep={number - 1}) if restore else None
         return model[1].weight.detach()[0].item()
 
     once = nn.Parameter(torch.zeros(2, 1))
@@ -100,27 +99,34 @@ def test_a_round_done_again_starts_from_the_same_moments(tmp_path):
     def step(number, value):
         adam = torch.optim.Adam([parameter], lr=0.1)
         state = OptimizerState(tmp_path)
-        state.restore(adam, number)
+        state.restore(adam, number - 1)
         parameter.grad = torch.full((3,), value)
         adam.step()
-        state.save(adam, number)
+        state.save(adam, number, keep={number - 1})
         return adam.state[parameter]["exp_avg"].clone()
 
     step(1, 1.0)
     assert (step(2, 2.0) == step(2, 2.0)).all()
 
 
-def test_pack_and_unpack_are_inverse_and_copy():
-    source, target = (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)) for _ in range(2))
-    source(torch.randn(4, 1, 5, 5))
-    weights = transport.pack(source)
-    assert weights["parameters"].size == 2 * 9 + 2 + 2 + 2 and weights["buffers"].size == 4
-    weights["parameters"].setflags(write=False)
-    transport.unpack(weights, target)
-    before = weights["parameters"].copy()
-    with torch.no_grad():
-        target[0].weight.add_(1)
-    assert (weights["parameters"] == before).all()
-    assert torch.equal(target[1].running_mean, source[1].running_mean)
-    with pytest.raises(ValueError, match="do not fit"):
-        transport.unpack(weights, nn.Linear(2, 2))
+def test_a_lost_generation_is_an_error_and_not_a_fresh_start(tmp_path):
+    adam = torch.optim.Adam([nn.Parameter(torch.zeros(3))])
+    with pytest.raises(RunError, match=r"moments of round 7 can't be read .*client\.state_folder"):
+        OptimizerState(tmp_path).restore(adam, 7)
+
+
+def test_generations_to_keep_stay(tmp_path):
+    """With a checkpoint every few rounds: that of the checkpoint, the last one, and the new one."""
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    adam = torch.optim.Adam([parameter])
+    adam.step()
+    state = OptimizerState(tmp_path)
+    for number in range(1, 9):
+        state.save(adam, number, keep={number - 1, 5})
+    assert [path.name[6:11] for path in sorted(tmp_path.iterdir())] == ["00005", "00007", "00008"]
+
+
+@pytest.mark.parametrize(("kind", "size"), [(torch.optim.Adam, 8), (torch.optim.SGD, 0), (torch.optim.Adagrad, 4)])
+def test_room_that_moments_take(kind, size):
+    assert bytes_per_parameter(kind([nn.Parameter(torch.zeros(5))], lr=0.1)) == size

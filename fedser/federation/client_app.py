@@ -25,12 +25,14 @@ from fedser.config import build
 from fedser.features import FeatureStore
 from fedser.federation import transport
 from fedser.federation.optimizer_state import OptimizerState, folder_of
+from fedser.federation.training import autocast
 from fedser.federation.training import train as train_locally
 from fedser.normalisation import Normaliser, Sums, normaliser
 from fedser.partition import Share, partition
 from fedser.randomness import derive
 
 SECONDS_OF_GRACE = 5  # for a client that is out of time to notice
+RESIDENT = 0.1  # of a client's share of the GPU's free memory may hold the features
 CLIENT_FAILED = 1  # Flower's error code for an exception raised in a ClientApp
 
 
@@ -43,11 +45,13 @@ class Workbench:
         self.classes: list[str] = experiment["classes"]
         self.state_folder = Path(experiment["state"])
         torch.set_num_threads(settings["client"]["threads"])
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings["client"]["tf32"]
         self.device = torch.device(device(settings))
         self.store = FeatureStore.open(Path(experiment["store"]))
         self.shares = partition(self.store.table, settings["partition"], settings["seed"])
         self.model = build(settings["model"]["module"], classes=len(self.classes)).to(self.device)
         self.weights = transport.Packed(self.model)
+        self.resident = self._resident()
         self.attacks = {name: build(attack) for name, attack in experiment["attacks"].items()}
         self.training_defence = build(settings["defence"]["training"])
         self.inference_defence = build(settings["defence"]["inference"])
@@ -57,9 +61,24 @@ class Workbench:
 
     def tensors(self, rows: np.ndarray, normalise: Normaliser) -> tuple[Tensor, Tensor]:
         """Inputs [n, 1, frames, mels] and labels [n] of these rows, on the device."""
-        x = torch.from_numpy(normalise(self.store.frames[rows])).unsqueeze(1)
-        y = torch.from_numpy(self.store.table["label"].to_numpy()[rows].astype(np.int64))
-        return x.to(self.device), y.to(self.device)
+        labels = torch.from_numpy(self.store.table["label"].to_numpy()[rows].astype(np.int64))
+        if self.resident is not None:
+            frames = self.resident[torch.from_numpy(rows).to(self.device)]
+            shift, scale = (torch.from_numpy(part).to(self.device) for part in (normalise.shift, normalise.scale))
+            return ((frames - shift) / scale).unsqueeze(1), labels.to(self.device)
+        inputs = torch.from_numpy(normalise(self.store.frames[rows])).unsqueeze(1)
+        if self.device.type == "cuda":
+            inputs = inputs.pin_memory()
+        return inputs.to(self.device, non_blocking=True), labels.to(self.device)
+
+    def _resident(self) -> Tensor | None:
+        """The whole store's log-Mels on the GPU, where that takes a small part of this client's share of it."""
+        if self.device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if self.store.frames.nbytes > RESIDENT * free / self.experiment.get("clients_per_gpu", 1):
+            return None
+        return torch.from_numpy(np.array(self.store.frames, np.float32)).to(self.device)
 
 
 @functools.lru_cache(maxsize=2)
@@ -164,7 +183,8 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
     weight = torch.ones(len(x), device=x.device)
     if bench.training_defence is not None:
         seed = derive(settings["seed"], "defence", round, share.name)
-        x, y, weight = bench.training_defence.batch(bench.model, x, y, round=round, seed=seed)
+        with autocast(client["attack_precision"], bench.device):
+            x, y, weight = bench.training_defence.batch(bench.model, x, y, round=round, seed=seed)
     loss = train_locally(
         bench.model,
         optimizer,
@@ -186,16 +206,17 @@ def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
     config, settings = message.content["config"], bench.settings
     bench.weights.load(transport.from_records(message.content))
     x, y = bench.tensors(share.test, _normaliser(bench, share, config))
-    matrices = evaluation.evaluate(
-        bench.model,
-        x,
-        y,
-        classes=len(bench.classes),
-        attacks=bench.attacks,
-        randomise=bench.inference_defence,
-        batch_size=settings["evaluation"]["batch_size"],
-        seed=derive(settings["seed"], "evaluate", int(config["server-round"]), share.name),
-    )
+    with autocast(settings["evaluation"]["precision"], bench.device):
+        matrices = evaluation.evaluate(
+            bench.model,
+            x,
+            y,
+            classes=len(bench.classes),
+            attacks=bench.attacks,
+            randomise=bench.inference_defence,
+            batch_size=settings["evaluation"]["batch_size"],
+            seed=derive(settings["seed"], "evaluate", int(config["server-round"]), share.name),
+        )
     counts = {condition: matrix.reshape(-1).tolist() for condition, matrix in matrices.items()}
     return RecordDict({"metrics": MetricRecord(counts), "config": ConfigRecord({"name": share.name})})
 

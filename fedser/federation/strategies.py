@@ -12,9 +12,16 @@ from fedser.federation.transport import PARAMETERS, Flat
 
 def build_strategy(settings: dict, clients: int) -> Strategy:
     """The stock Flower strategy of the settings, told to take every client that it is shown."""
-    count = clients_per_round(settings, clients)
-    everyone = {"min_train_nodes": count, "min_available_nodes": count, "fraction_train": 1.0}
-    return build(settings["strategy"]["aggregator"], arrayrecord_key=PARAMETERS, **everyone)
+    return _build(settings["strategy"]["aggregator"], clients_per_round(settings, clients))
+
+
+def _build(node: dict, clients: int) -> Strategy:
+    more = {"num_sampled_clients": clients} if "num_sampled_clients" in node else {}
+    if "strategy" in node:  # one that wraps another
+        outer = {key: value for key, value in node.items() if key != "strategy"}
+        return build(outer, strategy=_build(node["strategy"], clients), **more)
+    everyone = {"min_train_nodes": clients, "min_available_nodes": clients, "fraction_train": 1.0}
+    return build(node, arrayrecord_key=PARAMETERS, **everyone, **more)
 
 
 def clients_per_round(settings: dict, clients: int) -> int:

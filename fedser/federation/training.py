@@ -19,22 +19,26 @@ def train(model, optimizer, batch: tuple[Tensor, Tensor, Tensor], *, epochs, bat
     x, y, weight = batch
     start = [parameter.detach().clone() for parameter in model.parameters()] if mu else []
     model.train()
-    total, seen = 0.0, 0
+    losses, sizes, finite = [], [], []
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=generator(seed, "shuffle", epoch)).to(x.device)
         for rows in order.split(batch_size):
             optimizer.zero_grad(set_to_none=True)
             with autocast(precision, x.device):
-                losses = functional.cross_entropy(model(x[rows]).float(), y[rows], reduction="none")
-                loss = (losses * weight[rows]).mean()
+                each = functional.cross_entropy(model(x[rows]).float(), y[rows], reduction="none")
+                loss = (each * weight[rows]).mean()
             objective = loss + proximal(model, start, mu) if mu else loss
-            value = loss.item()
-            if not torch.isfinite(objective):
-                raise RunError(f"the training loss became {value}; a smaller client.lr may help")
             objective.backward()
             optimizer.step()
-            total, seen = total + value * len(rows), seen + len(rows)
-    return total / seen
+            losses.append(loss.detach())
+            finite.append(objective.detach().isfinite())
+            sizes.append(len(rows))
+    # Looked at only now: to look at a loss is to wait for the GPU, which would then wait for the next step's launch.
+    values = torch.stack(losses).tolist()
+    if not torch.stack(finite).all():
+        first = values[torch.stack(finite).tolist().index(False)]
+        raise RunError(f"the training loss became {first}; a smaller client.lr may help")
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
 def proximal(model: nn.Module, start: list[Tensor], mu: float) -> Tensor:
