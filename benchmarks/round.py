@@ -48,6 +48,7 @@ OVERRIDES = [
     "evaluation.every=1000000",
     "logger=none",
     "reuse=false",
+    "resume=false",
 ]
 VARIANTS = {  # threads per process, one entry per process
     "bare_one_process_two_threads": [2],
@@ -93,7 +94,7 @@ def check(settings):
     """The bare loop knows no other settings than these."""
     client, defence, attack = settings["client"], settings["defence"]["training"], settings["attack"]
     assert client["optimizer"]["_target_"] == "torch.optim.Adam" and client["optimizer_state"] == "reset"
-    assert client["precision"] == "fp32" and client["threads"] == 1
+    assert client["precision"] == "fp32" and client["attack_precision"] == "fp32" and client["threads"] == 1
     assert defence["attack"] == attack and defence["pairing"] == "disjoint"
     assert defence["alpha"] == 0.5 and defence["start_round"] == 2
     assert attack["name"] == "fgsm" and attack["labels"] == "predicted" and attack["box"] is None

@@ -227,6 +227,7 @@ CHECKS = {
     "simulation.backend": _one_of("ray", "serial"),
     "simulation.min_reply_fraction": _fraction(),
     "simulation.device": _one_of("auto", "cpu", "cuda"),
+    "simulation.probe": (lambda value: isinstance(value, bool), "must be true or false"),
 }
 # Keys that may be null, or that not every option of their group has.
 OPTIONAL_CHECKS = {
@@ -235,6 +236,10 @@ OPTIONAL_CHECKS = {
     "simulation.actors": _whole(1),
     "simulation.num_gpus": _at_least(0),
     "simulation.total_gpus": _at_least(0),
+    "simulation.address": (
+        lambda value: isinstance(value, str) and (value == "auto" or value.rpartition(":")[2].isdigit()),
+        "must be null, auto, HOST:PORT or ray://HOST:PORT",
+    ),
     "model.width": _whole(1),
     "strategy.proximal_mu": _at_least(0),
     "strategy.beta": (lambda value: _number(value) and 0 <= value < 0.5, "must be at least 0 and less than 0.5"),

@@ -1,11 +1,12 @@
 """What the terminal shows: a progress bar over rounds, and at the end a box with the table, the times and the place."""
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 CONDITIONS = {
@@ -26,16 +27,17 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=Console(stderr=True),
         )
         self._uar = ""
 
     @contextmanager
-    def rounds(self, name: str, total: int, plan: dict, done: int = 0):
-        """The progress bar, alive inside the block; `done` rounds lie behind."""
-        self._progress.console.print(f"[bold]{name}[/]\n{plan['clients']} clients, {plan['plan']}", highlight=False)
-        self._task = self._progress.add_task("round", total=total, completed=done, status="")
+    def rounds(self, name: str, total: int, plan, done: int = 0):
+        """The plan and a progress bar, alive inside the block; `done` rounds lie behind."""
+        self._progress.console.print(f"[bold]{name}[/]\n{plan}", highlight=False)
+        self._total, self._each, self._last = total, plan.seconds_per_round, time.monotonic()
+        self._task = self._progress.add_task("round", total=total, completed=done, status="", left=self._left(done))
         with self._progress:
             yield
 
@@ -46,8 +48,17 @@ class Display:
             self._uar = f"UAR {row['uar/original']:.1%}"
             if worst != "uar/original":
                 self._uar += f", {worst.split('/')[-1]} {row[worst]:.1%}"
+        now = time.monotonic()
+        took, self._last = now - self._last, now
+        self._each = took if self._each is None else (self._each + took) / 2
         status = f"loss {row['train/loss']:.3f}  {self._uar}"
-        self._progress.update(self._task, completed=row["round"], status=status)
+        self._progress.update(self._task, completed=row["round"], status=status, left=self._left(row["round"]))
+
+    def _left(self, done: int) -> str:
+        """What the plan's estimate, corrected by the rounds so far, gives for the rest."""
+        if self._each is None or done >= self._total:
+            return ""
+        return f"about {duration(self._each * (self._total - done))} left"
 
     def result(self, folder: Path, summary: dict, note: str = "") -> None:
         """The box: UAR in % by condition and attack."""
@@ -73,3 +84,11 @@ class Display:
         console = Console()
         console.print(Panel(lines, title=summary["name"], expand=False))
         console.print(f"{folder}", soft_wrap=True, highlight=False)  # whole, so that it can be copied
+
+
+def duration(seconds: float) -> str:
+    """4 s, 2.5 min, 3 h: two digits, for people."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds:.2g}'):g} s"

@@ -32,6 +32,7 @@ from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.federation import server_app, simulation, strategies, transport
 from fedser.federation.client_app import app as client_app
 from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter, folder_of
+from fedser.federation.probe import probe
 from fedser.partition import Share, partition, warn_of_gaps
 from fedser.randomness import derive
 from fedser.tracking import RunFolder, disk_error, dumps
@@ -95,14 +96,13 @@ class Experiment:
         return Result(self.place.path, earlier, self.place.history())
 
     def load(self) -> None:
-        """Everything that can go wrong before a run starts: data, features, shares, room on the machine."""
+        """What can go wrong before a run starts: data, features, shares, defences, room on the disk."""
         settings = self.settings
         self.attacks = evaluation_attacks(settings)
         self.corpus = corpora.load(settings)
         self.store = features.extract(self.corpus, settings["features"], settings["dataset"]["on_bad_audio"])
         self.shares: list[Share] = partition(self.store.table, settings["partition"], settings["seed"])
         warn_of_gaps(self.store.table, self.shares, self.corpus.classes)
-        self.plan = simulation.plan(settings, len(self.shares))
         self.model = self._initial_model()
         self.reply_bytes = sum(array.nbytes for array in transport.pack(self.model).values())
         self._check_defences()
@@ -111,6 +111,8 @@ class Experiment:
 
     def run(self) -> Result:
         """Trains or replays, evaluates, records. A failing run is marked so everywhere before its error goes on."""
+        probed = probe(self.settings, len(self.corpus.classes), self.shares, self.attacks)
+        self.plan = simulation.plan(self.settings, self.shares, self.reply_bytes, probed)
         self._begin()
         self.tracker = build(self.settings["logger"])
         self.display = Display()
@@ -119,7 +121,7 @@ class Experiment:
             self.tracker.start(self.name, self.settings, self.place.path, self.state.history)
             with (
                 self._stop_on_ctrl_c(),
-                self.display.rounds(self.name, self.settings["rounds"], self.summary, self.state.round),
+                self.display.rounds(self.name, self.settings["rounds"], self.plan, self.state.round),
             ):
                 self._federate()
             self._finish("finished")

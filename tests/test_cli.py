@@ -129,7 +129,7 @@ def test_second_ctrl_c_ends_clients_that_hang(tmp_path):
     command = [sys.executable, "-m", "fedser", *arguments]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     errors = ""
-    while "clients at a time on Ray" not in errors:
+    while "at a time on Ray" not in errors:
         errors += process.stderr.readline()
     time.sleep(12)  # by now the clients are in their first round
     for _ in range(2):

@@ -290,52 +290,6 @@ def test_vgg15_really_trains(small):
     assert result.metrics["clients"] == 2 and np.isfinite(result.history[0]["train/loss"])
 
 
-class TestPlan:
-    def plan(self, settings, *overrides, clients=68):
-        return simulation.plan(settings(*overrides), clients)
-
-    def test_serial_needs_no_ray(self, settings):
-        assert self.plan(settings).backend == "serial"
-
-    def test_as_many_as_fit(self, settings, monkeypatch):
-        monkeypatch.setattr(simulation, "machine", lambda wanted: (8.0, 1.0))
-        plan = self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.25")
-        assert (plan.actors, plan.num_gpus) == (4, 0.25)
-        assert self.plan(settings, "simulation=cpu").actors == 8
-        assert self.plan(settings, "simulation=cpu", "simulation.num_cpus=3").actors == 2
-        assert self.plan(settings, "simulation=cpu", clients=3).actors == 3
-
-    def test_a_fraction_fits_on_one_card(self, settings, monkeypatch):
-        monkeypatch.setattr(simulation, "machine", lambda wanted: (64.0, 2.0))
-        assert self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.6").actors == 2
-        assert self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.3").actors == 6
-        assert self.plan(settings, "simulation=gpu", "simulation.num_gpus=2").actors == 1
-        with pytest.raises(InputError, match="whole number"):
-            self.plan(settings, "simulation=gpu", "simulation.num_gpus=1.5")
-        assert self.plan(settings, "simulation=auto").actors == 8
-
-    def test_auto_without_a_gpu_is_cpu(self, settings, monkeypatch):
-        monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
-        assert self.plan(settings, "simulation=auto").num_gpus == 0
-
-    def test_what_cannot_fit_is_refused(self, settings, monkeypatch):
-        monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
-        with pytest.raises(InputError, match=r"simulation\.num_gpus=1 .* has 0 GPUs"):
-            self.plan(settings, "simulation=gpu", "simulation.num_gpus=1")
-        with pytest.raises(InputError, match=r"simulation\.num_cpus=4 .* 2 CPU cores"):
-            self.plan(settings, "simulation=cpu", "simulation.num_cpus=4")
-        with pytest.raises(InputError, match=r"simulation\.num_gpus=2 .* has 0 GPUs"):
-            self.plan(settings, "simulation=auto", "simulation.num_gpus=2")
-        monkeypatch.setattr(simulation, "machine", lambda wanted: (8.0, 1.0))
-        with pytest.raises(InputError, match="at most 2"):
-            self.plan(settings, "simulation=gpu", "simulation.num_gpus=0.5", "simulation.actors=3")
-
-    def test_more_actors_than_cores_is_a_warning(self, settings, monkeypatch, caplog):
-        monkeypatch.setattr(simulation, "machine", lambda wanted: (2.0, 0.0))
-        assert self.plan(settings, "simulation=cpu", "simulation.actors=4").actors == 4
-        assert "take turns" in caplog.text
-
-
 def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path):
     from fedser.normalisation import Sums, zscore
 

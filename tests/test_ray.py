@@ -33,7 +33,7 @@ def test_ray_gives_the_serial_numbers_to_the_bit(small, serial, actors, monkeypa
     scratch = tempfile.mkdtemp(prefix="t")  # short: Ray's sockets lie below it
     monkeypatch.setattr(tempfile, "tempdir", scratch)
     result = small(*TRAINED, "simulation=cpu", f"simulation.actors={actors}")
-    assert result.metrics["plan"].startswith(f"{actors} clients at a time on Ray")
+    assert result.metrics["plan"].startswith(f"5 clients · {actors} at a time on Ray")
     assert result.history[0]["train/loss"] != result.history[1]["train/loss"]  # really trained
     same(serial, result)
     assert not list(Path(scratch).glob("fedser-ray-*"))
@@ -45,7 +45,7 @@ def test_clients_share_a_gpu(small, serial):
     gpu = ["simulation=gpu", "simulation.total_gpus=1", "simulation.num_gpus=0.25", "simulation.num_cpus=0.5",
            "simulation.device=cpu"]  # fmt: skip
     result = small(*TRAINED, *gpu)
-    assert result.metrics["plan"] == "4 clients at a time on Ray, each with 0.5 CPU and 0.25 GPU"
+    assert result.metrics["plan"] == "5 clients · 4 at a time on Ray, each with 0.5 CPU and 0.25 GPU · 2 waves"
     same(serial, result)
 
 

@@ -10,7 +10,7 @@ from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import nn
 
-from fedser.federation import simulation, strategies, transport
+from fedser.federation import cluster, simulation, strategies, transport
 
 
 def conv():
@@ -77,7 +77,7 @@ def test_replies_are_pickled_beside_the_pickle():
 def test_the_global_model_enters_the_object_store_once():
     import ray
 
-    with simulation._ray(simulation.Plan("ray", 1, 1, 0.0, 0.0)):
+    with cluster._own(simulation.Plan("ray", 1, 1, 0.0, 0.0)):
         shared = transport.Flat(np.ones(100_000, np.float32), shared=True)
         (function, (one,)), (_, (two,)) = shared.__reduce__(), shared.__reduce__()
         assert one == two  # the same reference in every message

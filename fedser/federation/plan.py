@@ -1,0 +1,288 @@
+"""How many clients run at a time and what each is given: settings fitted to machines, before anything starts."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedser.display import duration
+from fedser.errors import InputError
+from fedser.federation import cluster
+from fedser.federation.machine import Machine, this_machine
+from fedser.federation.probe import Probe
+from fedser.federation.strategies import clients_per_round
+from fedser.partition import Share
+
+log = logging.getLogger(__name__)
+SHARE_OF_A_GPU = 0.25  # what a client is given where nothing was measured
+ROOM_ON_A_CARD = 0.9  # the share of its memory that clients may take
+DRIVER_BYTES = 2**30  # left to this process
+LEAST_STORE = 100 * 2**20  # bytes of the object store beside the global model and the replies under way
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many clients run at a time (`actors`), where, and what each is given.
+
+    `clients` there are in all, `clients_per_round` train in a round. `seconds_per_round` and `peak_bytes`, a worker's
+    memory, are estimates; None where nothing was measured.
+    """
+
+    backend: str
+    actors: int
+    num_cpus: float
+    num_gpus: float
+    total_gpus: float
+    reply_bytes: int = 0
+    address: str | None = None
+    clients: int = 0
+    clients_per_round: int = 0
+    seconds_per_round: float | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def window(self) -> int:
+        """How many messages may be on their way. So many that no actor waits: Flower looks ten times a second."""
+        return 2 * self.actors + 8
+
+    @property
+    def store_bytes(self) -> int:
+        """Ray's object store. Small, as each process pays for every page of it that it ever touched.
+
+        It has room for this round's and the last round's global model, and for each actor a reply under way and one
+        that waits to be added; should that not do, Ray puts the rest on disk.
+        """
+        return LEAST_STORE + (2 * self.actors + 4) * self.reply_bytes
+
+    @property
+    def waves(self) -> int:
+        """How often in a round the actors take up new clients."""
+        return math.ceil(self.clients_per_round / self.actors)
+
+    def __str__(self) -> str:
+        sampled = f", {self.clients_per_round} a round" if self.clients_per_round < self.clients else ""
+        who = f"{self.clients} clients{sampled}"
+        if self.backend == "serial":
+            return f"{who} · one at a time in this process"
+        where = f" at {self.address}" if self.address else ""
+        gpu = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
+        time = f" · about {duration(self.seconds_per_round)} a round" if self.seconds_per_round else ""
+        waves = f"{self.waves} wave{'s' if self.waves > 1 else ''}"
+        return f"{who} · {self.actors} at a time on Ray{where}, each with {self.num_cpus:g} CPU{gpu} · {waves}{time}"
+
+
+@dataclass(frozen=True)
+class Room:
+    """The machines on which clients may run; `free` is what other jobs leave of a Ray that is not this run's own."""
+
+    machines: list[Machine]
+    free: Machine | None = None
+
+    @property
+    def joined(self) -> bool:
+        """Whether they are those of a Ray that is not this run's own."""
+        return self.free is not None
+
+    @property
+    def cpus(self) -> float:
+        """Cores, all machines together."""
+        return sum(machine.cpus for machine in self.machines)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs, all machines together."""
+        return sum(machine.gpus for machine in self.machines)
+
+    @property
+    def most(self) -> Machine:
+        """The most cores and GPUs that any of the machines has."""
+        return Machine(*(max(getattr(machine, key) for machine in self.machines) for key in ("cpus", "gpus")))
+
+    @property
+    def has(self) -> str:
+        """The beginning of a message about `most`."""
+        return "no machine of the Ray cluster has more than" if self.joined else "this machine has"
+
+    def places(self, need: "Need") -> int:
+        """How many clients have cores and GPUs at a time."""
+        return sum(need.places(machine) for machine in self.machines)
+
+    def fits(self, need: "Need") -> int:
+        """How many clients have cores, GPUs and memory at a time."""
+        return sum(int(min(need.places(machine), need.in_memory(machine))) for machine in self.machines)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one client takes of a machine, and how many clients a machine has room for; `memory` in bytes."""
+
+    cpus: float
+    gpus: float
+    memory: int | None = None
+
+    def places(self, machine: Machine) -> int:
+        """As many as Ray, and Flower's `pool_size_from_resources`, put on the machine."""
+        places = int(machine.cpus / self.cpus)
+        return min(places, self.on_gpus(machine)) if self.gpus else places
+
+    def on_gpus(self, machine: Machine) -> int:
+        """A fraction of a GPU must fit on one card: two clients of 0.6 do not share what is left of two."""
+        if self.gpus < 1:
+            return int(machine.gpus) * int(1 / self.gpus + 1e-9)
+        return int(machine.gpus / self.gpus)
+
+    def in_memory(self, machine: Machine) -> float:
+        """As many as the machine's free memory holds; infinity where nothing is known."""
+        return machine.memory // self.memory if self.memory and machine.memory is not None else math.inf
+
+
+def plan(settings: dict, shares: Sequence[Share] | int, reply_bytes: int = 0, probed: Probe | None = None) -> Plan:
+    """Fits the settings to this machine, or to the cluster at `simulation.address`.
+
+    `shares` are the clients', or just how many clients there are; `reply_bytes` is the size of one packed model;
+    `probed` is what one client was measured to take.
+    Raises InputError, saying which key to change, when not even one client has a place, or no cluster answers.
+    """
+    wanted = settings["simulation"]
+    clients = shares if isinstance(shares, int) else len(shares)
+    chosen = clients_per_round(settings, clients)
+    common = {"reply_bytes": reply_bytes, "clients": clients, "clients_per_round": chosen}
+    if wanted["backend"] == "serial":
+        _check_serial(wanted)
+        return Plan("serial", 1, 1, 0.0, 0.0, **common)
+    room = survey(wanted, reply_bytes)
+    asked = min(wanted["actors"] or 0, clients)  # 0: as many as fit
+    need = _need(settings, room, asked or chosen, probed)
+    _check(asked, room, need)
+    if probed is not None and (probed.device == "cuda") != (need.gpus > 0):
+        probed = None  # measured on another kind of device than the clients will have
+    if probed is not None:
+        need = replace(need, memory=probed.peak_bytes + (0 if room.joined else 2 * reply_bytes))
+        _warn_of_memory(settings, room, need, asked or min(room.places(need), clients), probed)
+    actors = asked or min(max(room.fits(need), 1), clients)
+    _warn_of_turns(settings, room, need, actors)
+    seconds = None
+    if probed is not None and not isinstance(shares, int):
+        at_once = actors if need.gpus else min(actors, room.cpus / settings["client"]["threads"])
+        seconds = _seconds_per_round(settings, shares, probed, at_once)
+    return Plan(
+        "ray", actors, need.cpus, need.gpus, room.gpus, **common, address=wanted["address"],
+        seconds_per_round=seconds, peak_bytes=probed.peak_bytes if probed else None,
+    )  # fmt: skip
+
+
+def survey(wanted: dict, reply_bytes: int = 0) -> Room:
+    """The machines of the Ray cluster at `simulation.address`, or that this process has joined; else this machine.
+
+    Of this machine's memory, what the driver and Ray's object store take is left out.
+    """
+    with cluster.joined(wanted["address"]):
+        if (machines := cluster.machines()) is not None:
+            return Room(machines, free=cluster.free())
+    here = this_machine(wanted["total_gpus"])
+    taken = DRIVER_BYTES + LEAST_STORE + 4 * reply_bytes
+    return Room([replace(here, memory=max(here.memory - taken, 0))])
+
+
+def _need(settings: dict, room: Room, at_once: int, probed: Probe | None) -> Need:
+    """A client's cores, one for each of several threads as far as a machine has so many, and its share of a GPU."""
+    wanted, threads = settings["simulation"], settings["client"]["threads"]
+    cpus = wanted["num_cpus"] if threads == 1 else max(wanted["num_cpus"], min(threads, room.most.cpus))
+    if wanted["num_gpus"] is not None:
+        return Need(cpus, float(wanted["num_gpus"]))
+    if not room.gpus or wanted["device"] == "cpu":
+        return Need(cpus, 0.0)
+    if probed is None or not probed.gpu_peak_bytes:
+        return Need(cpus, SHARE_OF_A_GPU)
+    of_use = math.ceil(min(at_once, room.cpus / cpus) / room.gpus)
+    on_a_card = max(1, min(_on_a_card(probed), of_use))
+    return Need(cpus, math.floor(1e4 / on_a_card) / 1e4)  # Ray counts in ten-thousandths and may round up
+
+
+def _on_a_card(probed: Probe) -> int:
+    """How many clients a GPU's memory holds."""
+    return int(ROOM_ON_A_CARD * probed.gpu_bytes / probed.gpu_peak_bytes)
+
+
+def _check(asked: int, room: Room, need: Need) -> None:
+    """Raises InputError when no client, or not as many as asked for, can have what it needs."""
+    if need.gpus > room.most.gpus:
+        raise InputError(
+            f"simulation.num_gpus={need.gpus:g} per client, but {room.has} {room.most.gpus:g} GPUs: "
+            "choose simulation=cpu, or lower simulation.num_gpus."
+        )
+    if need.gpus > 1 and need.gpus != int(need.gpus):
+        raise InputError(f"simulation.num_gpus={need.gpus:g} must be a fraction of one GPU or a whole number of them.")
+    if need.cpus > room.most.cpus and (room.joined or not asked):
+        raise InputError(
+            f"simulation.num_cpus={need.cpus:g} per client, but {room.has} {room.most.cpus:g} CPU cores: "
+            f"set simulation.num_cpus to at most {room.most.cpus:g}."
+        )
+    if need.gpus and (on_gpus := sum(map(need.on_gpus, room.machines))) < asked:
+        raise InputError(
+            f"simulation.actors={asked} with simulation.num_gpus={need.gpus:g} each do not fit on {room.gpus:g} GPUs: "
+            f"set simulation.actors to at most {on_gpus}, or lower simulation.num_gpus."
+        )
+    if room.joined and (places := sum(map(need.places, room.machines))) < max(asked, 1):
+        raise InputError(
+            f"{max(asked, 1)} clients at a time with {need.cpus:g} CPU and {need.gpus:g} GPU each do not fit on the "
+            f"Ray cluster, which has places for {places}: lower simulation.actors, simulation.num_cpus or "
+            "simulation.num_gpus."
+        )
+
+
+def _check_serial(wanted: dict) -> None:
+    if wanted["address"] is not None:
+        raise InputError(
+            f"simulation.address={wanted['address']} joins a Ray cluster, but simulation.backend=serial runs without "
+            "Ray: choose another simulation=…, or leave simulation.address null."
+        )
+
+
+def _warn_of_turns(settings: dict, room: Room, need: Need, actors: int) -> None:
+    """Says where clients wait for each other, or for other jobs, and which keys help."""
+    threads = settings["client"]["threads"]
+    if actors * max(need.cpus, threads) > room.cpus:
+        log.warning(
+            "%d clients at a time, each with %g CPU and client.threads=%d, share %g cores: they will take turns "
+            "(lower simulation.actors or client.threads)", actors, need.cpus, threads, room.cpus,
+        )  # fmt: skip
+    if room.joined and (room.free.cpus < actors * need.cpus or room.free.gpus < actors * need.gpus):
+        log.warning(
+            "the Ray cluster has %g of %g CPUs and %g of %g GPUs free: some of the %d clients at a time will wait "
+            "until other jobs end (lower simulation.actors)",
+            room.free.cpus, room.cpus, room.free.gpus, room.gpus, actors,
+        )  # fmt: skip
+
+
+def _warn_of_memory(settings: dict, room: Room, need: Need, wish: int, probed: Probe) -> None:
+    """Says where clients are fewer than `wish` for want of memory, or may run out of it, and which keys help."""
+    model = "model.width" if "width" in settings["model"] else "the size of the model"
+    smaller = f"lower client.batch_size, evaluation.batch_size or {model}"
+    fit = sum(need.in_memory(machine) for machine in room.machines)
+    if fit < wish:
+        free = sum(machine.memory for machine in room.machines)
+        outcome = f"{int(fit)} fit at a time, not {wish}" if fit else "it may run out"
+        log.warning(
+            "one client takes about %s of memory and %s are free: %s (%s)",
+            _gib(need.memory), _gib(free), outcome, smaller,
+        )  # fmt: skip
+    at_once = int(1 / need.gpus + 1e-9) if 0 < need.gpus < 1 else 1
+    if need.gpus and (fit := _on_a_card(probed)) < at_once:
+        outcome = f"{fit} fit at a time, not {at_once}" if fit else "it may run out"
+        log.warning(
+            "one client takes about %s of GPU memory and a card has %s: %s (raise simulation.num_gpus, or %s)",
+            _gib(probed.gpu_peak_bytes), _gib(probed.gpu_bytes), outcome, smaller,
+        )  # fmt: skip
+
+
+def _seconds_per_round(settings: dict, shares: Sequence[Share], probed: Probe, at_once: float) -> float:
+    """What a round's local training takes with so many clients at work at once: at least the longest of them."""
+    epochs, attacked = settings["client"]["epochs"], 0.5 if settings["defence"]["training"] else 0.0
+    per_sample = epochs * probed.seconds_per_training_sample + attacked * probed.seconds_per_attacked_sample
+    seconds = [len(share.train) * per_sample for share in shares]
+    return max(sum(seconds) * settings["strategy"]["fraction_train"] / at_once, max(seconds))
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

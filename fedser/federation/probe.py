@@ -1,0 +1,201 @@
+"""What one client takes: peak memory and seconds per sample, measured in a fresh process before a run starts.
+
+`probe` starts that process (`python -m fedser.federation.probe`, JSON in and out) and keeps its answer in the cache, so
+that only the first run of a configuration waits for it. The driver itself never starts CUDA.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedser import __version__, cache, evaluation, identity
+from fedser.attacks import CPU_CHUNK, undisturbed
+from fedser.config import build
+from fedser.federation.machine import cards, cores, processor
+from fedser.federation.training import train
+from fedser.normalisation import Sums, zscore
+
+if TYPE_CHECKING:
+    from fedser.partition import Share  # and pandas, which the new process has no use for
+
+log = logging.getLogger(__name__)
+PATIENCE = 300  # seconds; a probe that takes longer is given up
+QUICK = 0.5  # seconds; what takes less is measured once more, warm
+FEW = 2  # samples attacked for the time where a gradient of a whole chunk takes long
+# A worker has beyond the probe's memory: Ray, Flower, the corpus's table, and what remains from client to client.
+WORKER_BYTES, REMAINS = 150 * 2**20, 1.15
+CONTEXT_BYTES = 2**30  # at most, of a CUDA context
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one client takes.
+
+    `peak_bytes` is a worker's own memory at its peak, without the libraries and features that all of them share.
+    `gpu_peak_bytes` are of a card of `gpu_bytes`, the CUDA context included; 0 on a CPU. The seconds are those of one
+    client alone with its `client.threads`; an attacked sample is one attacked in training, 0 where none is.
+    """
+
+    device: str
+    peak_bytes: int
+    seconds_per_training_sample: float
+    seconds_per_attacked_sample: float
+    gpu_peak_bytes: int = 0
+    gpu_bytes: int = 0
+
+
+def probe(settings: dict, classes: int, shares: Sequence["Share"], attacks: dict[str, dict]) -> Probe | None:
+    """What the largest of the clients takes, measured now or by an earlier run.
+
+    `classes` is how many there are, `attacks` those of the evaluation. None where the settings want no probe, and, with
+    a warning that says why, where it failed.
+    """
+    if not settings["simulation"]["probe"] or settings["simulation"]["backend"] == "serial":
+        return None
+    job = {
+        "settings": {key: settings[key] for key in ("model", "client", "defence")},
+        "shape": [settings["features"]["frames"], settings["features"]["mels"]],
+        "mu": settings["strategy"].get("proximal_mu") or 0.0,
+        "device": settings["simulation"]["device"],
+        "classes": classes,
+        "attacks": list(attacks.values()),
+        "trained": max(len(share.train) for share in shares),
+        "tested": max(len(share.test) for share in shares),
+        "tested_at_a_time": settings["evaluation"]["batch_size"],
+    }
+    here = {"version": __version__, "torch": torch.__version__, "machine": [processor(), cores(), *cards()]}
+    target = cache.folder("probes", identity.digest(job | here))
+    with contextlib.suppress(OSError):
+        return Probe(**json.loads((target / "probe.json").read_text()))
+    try:
+        found = _measured_apart(job)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        log.warning("what a client takes was not measured, so cores alone decide how many run at a time: %s", error)
+        return None
+    with contextlib.suppress(OSError), cache.publish(target) as folder:  # not written, it is measured again next time
+        (folder / "probe.json").write_text(json.dumps(asdict(found)))
+    return found
+
+
+def _measured_apart(job: dict) -> Probe:
+    """Runs `main` in a process of its own. Raises RuntimeError with its last words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fedser.federation.probe"],
+        input=json.dumps(job),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    if done.returncode == -signal.SIGKILL:
+        raise RuntimeError("the process was killed, as happens when memory runs out")
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {' '.join(done.stderr.splitlines()[-1:])}")
+    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Reads a job from stdin, does it and prints the Probe's fields; JSON both."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this process goes and no other
+    print(json.dumps(asdict(measure(json.load(sys.stdin)))))
+
+
+def measure(job: dict) -> Probe:
+    """Does, on random inputs, whatever takes the largest client memory or time."""
+    client = _Client(job)
+    training, attacking = client.train(job["trained"])
+    client.evaluate(job["tested"])
+    # Not getrusage's ru_maxrss, which a process inherits from the one that started it.
+    memory = dict(
+        line.split()[:2] for line in Path("/proc/self/status").read_text().splitlines() if line.endswith(" kB")
+    )
+    own = (int(memory["VmHWM:"]) - int(memory["RssFile:"])) * 1024
+    gpu = client.gpu() if client.device.type == "cuda" else (0, 0)
+    return Probe(client.device.type, int(REMAINS * own) + WORKER_BYTES, training, attacking, *gpu)
+
+
+class _Client:
+    """A client as a worker holds it."""
+
+    def __init__(self, job: dict):
+        self.job, self.settings = job, job["settings"]
+        torch.set_num_threads(self.settings["client"]["threads"])
+        self.device = torch.device("cuda" if job["device"] != "cpu" and torch.cuda.is_available() else "cpu")
+        self.model = build(self.settings["model"]["module"], classes=job["classes"]).to(self.device)
+        self.adversaries = [build(attack) for attack in job["attacks"]]
+
+    def train(self, count: int) -> tuple[float, float]:
+        """One training step, adversarial where the defence is → seconds per sample trained on, and per attacked one."""
+        client, defence = self.settings["client"], build(self.settings["defence"]["training"])
+        x = self._inputs(count)
+        y = torch.arange(count, device=self.device) % self.job["classes"]
+        attacking = 0.0
+        if defence is not None:
+            half = (count + 1) // 2
+            at_a_time = min(half, CPU_CHUNK) if self.device.type == "cpu" else half
+            slow = self._seconds(lambda: self._gradient(x[:at_a_time])) > QUICK / 5
+            some = min(FEW, half) if slow else at_a_time
+            attacking = self._seconds(lambda: defence.attack(self.model, x[:some], y[:some], 0)) / some
+            x = torch.cat([x[:half], x[half:].clone()])  # what the original and the attacked half become
+        optimizer = build(client["optimizer"])(self.model.parameters())
+        size = min(client["batch_size"], count)
+        batch = x[:size], y[:size], torch.ones(size, device=self.device)
+        options = {key: client[key] for key in ("batch_size", "precision")} | {"mu": self.job["mu"]}
+        step = lambda: train(self.model, optimizer, batch, epochs=1, seed=0, **options)  # noqa: E731
+        return self._seconds(step) / size, attacking
+
+    def evaluate(self, count: int) -> None:
+        """Classifies and attacks as many samples at a time as the evaluation does."""
+        randomise, size = build(self.settings["defence"]["inference"]), self.job["tested_at_a_time"]
+        x = self._inputs(count)
+        made = [x.clone() for _ in self.adversaries]
+        evaluation.predict(self.model, x if randomise is None else randomise(x), size)
+        if made:
+            self._gradient(x[: min(size, CPU_CHUNK) if self.device.type == "cpu" else size])
+
+    def gpu(self) -> tuple[int, int]:
+        """The most bytes held on the card, and the card's."""
+        free, total = torch.cuda.mem_get_info()
+        # What is in use beside our tensors: the context, and whatever other processes have there.
+        context = min(total - free - torch.cuda.memory_reserved(), CONTEXT_BYTES)
+        return torch.cuda.max_memory_reserved() + context, total
+
+    def _inputs(self, count: int) -> torch.Tensor:
+        """Inputs [count, 1, frames, mels], made as a client makes them, since the steps in between take memory."""
+        few = np.random.default_rng(0).standard_normal((min(count, 64), *self.job["shape"]), dtype=np.float32)
+        frames = few[np.arange(count) % len(few)]
+        return torch.from_numpy(zscore(Sums.of(frames))(frames)).unsqueeze(1).to(self.device)
+
+    def _gradient(self, x: torch.Tensor) -> None:
+        """One gradient with respect to the inputs; an attack takes one or many."""
+        with undisturbed(self.model, self.device, seed=0):
+            x = x.detach().requires_grad_()
+            torch.autograd.grad(self.model(x).sum(), x)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        """What the work takes, warm unless that would be long."""
+        for _ in range(2):
+            began = time.perf_counter()
+            work()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            if (took := time.perf_counter() - began) > QUICK:
+                break
+        return took
+
+
+if __name__ == "__main__":
+    main()
