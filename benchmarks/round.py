@@ -10,7 +10,8 @@ process with less to do, one average of the models at the end. fedser runs two c
 
 Seconds are medians over rounds 2 to the last, by the clock: messages and aggregation included, evaluation and the
 start of processes not. The sides take turns, `--repeats` times. Both draw the same halves and batches from the same
-seed, so that their losses agree up to rounding: printed as a check that they do the same work.
+seed, so that their losses agree up to rounding: printed as a check that they do the same work. Wants the machine to
+itself: beside another program the threads of the first way wait for each other, and a round takes ten times as long.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from safetensors.numpy import load_file
 
 from fedser import evaluation, features
-from fedser.errors import InputError, RunError
+from fedser.errors import RunError
 from fedser.federation import client_app, server_app, simulation, strategies, transport
 
 STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum",

@@ -51,13 +51,15 @@ class Workbench:
         self.shares = partition(self.store.table, settings["partition"], settings["seed"])
         self.model = build(settings["model"]["module"], classes=len(self.classes)).to(self.device)
         self.weights = transport.Packed(self.model)
+        self._optimizer = build(settings["client"]["optimizer"])
         self.resident = self._resident()
         self.attacks = {name: build(attack) for name, attack in experiment["attacks"].items()}
         self.training_defence = build(settings["defence"]["training"])
         self.inference_defence = build(settings["defence"]["inference"])
 
     def optimizer(self) -> torch.optim.Optimizer:
-        return build(self.settings["client"]["optimizer"])(self.model.parameters())
+        """A fresh one for the model's parameters."""
+        return self._optimizer(self.model.parameters())
 
     def tensors(self, rows: np.ndarray, normalise: Normaliser) -> tuple[Tensor, Tensor]:
         """Inputs [n, 1, frames, mels] and labels [n] of these rows, on the device."""
@@ -228,9 +230,20 @@ def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normali
     return normaliser(bench.settings["features"]["normalisation"], bench.store.frames[share.train], everyone)
 
 
+class Importable(ClientApp):
+    """A ClientApp that workers import: it goes with every message, and pickling its handlers took longer than sending."""
+
+    def __reduce__(self):
+        return _imported, ()
+
+
+def _imported() -> ClientApp:
+    return app
+
+
 def make_app() -> ClientApp:
     """The ClientApp with its three handlers."""
-    app = ClientApp()
+    app = Importable()
     app.query()(answer(query))
     app.train()(answer(train))
     app.evaluate()(answer(evaluate))

@@ -22,7 +22,7 @@ from fedser.normalisation import Sums
 from fedser.randomness import derive, seeded
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.02
 SECONDS_TO_LIVE = 365 * 86400.0  # Flower drops messages after twelve hours, which a large round may take
 
 
