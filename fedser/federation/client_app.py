@@ -231,7 +231,7 @@ def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normali
 
 
 class Importable(ClientApp):
-    """A ClientApp that workers import: it goes with every message, and pickling its handlers took longer than sending."""
+    """A ClientApp that workers import. It goes with every message, and to pickle its handlers took milliseconds."""
 
     def __reduce__(self):
         return _imported, ()
