@@ -1,0 +1,101 @@
+"""Training steps per second of VGG-15 rounds on a GPU, shared by 1 to 16 actors, against one eager process.
+
+    python benchmarks/gpu.py [--json PATH] [--actors 1 2 4 8 16] [--rounds 3] [client.precision=bf16 client.tf32=true …]
+
+The paper's client (batch 8, Adam, one epoch a round) on synthetic speech of 373 frames, no attacks, no evaluation. The
+bare loop trains one batch after the other in this process. From the best number of actors follows the time of the
+paper's 300 rounds on DEMoS (7,491 clips to train on) and what it would be at `--tflops`, the card's limit: 97 PFLOP.
+`--cpu` tries the script without a GPU, with a small model.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import fedser
+from fedser.config import build, settle
+
+DEMOS_CLIPS, PAPER_ROUNDS, PAPER_PFLOP = 7491, 300, 97
+
+
+def overrides(arguments):
+    model = ["model=cnn4", "model.width=2"] if arguments.cpu else ["model=vgg15"]
+    return [
+        *model, "dataset=synthetic", "features.frames=373", "client=chang2022", "attack=none", "defence=none",
+        "evaluation.attacks=[]", "evaluation.every=1000000", "logger=none", "reuse=false", "resume=false",
+        "checkpoint.every=null", *arguments.settings,
+    ]  # fmt: skip
+
+
+def federated(actors, arguments, folder):
+    """(samples per second, seconds per round) of fedser's rounds after the first."""
+    where = ["simulation=cpu"] if arguments.cpu else ["simulation=gpu", f"simulation.num_gpus={1 / actors:.4f}"]
+    more = [*where, f"simulation.actors={actors}", "simulation.num_cpus=0.5", f"rounds={arguments.rounds}"]
+    result = fedser.run(fedser.compose([*overrides(arguments), *more]), folder / f"actors-{actors}")
+    seconds = statistics.median(result.metrics["train_seconds"][1:])
+    clips = 0.8 * result.metrics["utterances"]  # the rest is for testing
+    return clips / seconds, seconds
+
+
+def bare(arguments, batches=60):
+    """Samples per second of one eager process that trains batch after batch."""
+    settings = settle(fedser.compose(overrides(arguments)))
+    device = torch.device("cpu" if arguments.cpu else "cuda")
+    client = settings["client"]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = client["tf32"]
+    model = build(settings["model"]["module"], classes=7).to(device).train()
+    optimizer = build(client["optimizer"])(model.parameters())
+    x = torch.randn(client["batch_size"], 1, 373, 64, device=device)
+    y = torch.arange(len(x), device=device) % 7
+    for number in range(batches + 10):
+        if number == 10:  # warm
+            torch.cuda.synchronize() if device.type == "cuda" else None
+            start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=client["precision"] == "bf16"):
+            loss = F.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+    torch.cuda.synchronize() if device.type == "cuda" else None
+    return batches * len(x) / (time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tflops", type=float, default=67.0, help="the card's peak: H200 67 in fp32, 494 in TF32")
+    parser.add_argument("--cpu", action="store_true", help="try the script on a small model without a GPU")
+    parser.add_argument("settings", nargs="*", help="overrides for both sides, e.g. client.precision=bf16")
+    arguments = parser.parse_args()
+
+    size = 8
+    alone = bare(arguments) / size
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for actors in arguments.actors:
+            samples, seconds = federated(actors, arguments, Path(folder))
+            rows.append({"actors": actors, "steps_per_second": samples / size, "seconds_per_round": seconds})
+    print(f"\n{'':14}{'steps/s':>10}{'s a round':>12}")
+    print(f"{'one process':14}{alone:10.1f}")
+    for row in rows:
+        print(f"{row['actors']:3d} actors    {row['steps_per_second']:10.1f}{row['seconds_per_round']:12.2f}")
+    best = max(row["steps_per_second"] for row in rows)
+    hours = PAPER_ROUNDS * DEMOS_CLIPS / (best * size) / 3600
+    limit = PAPER_PFLOP * 1e15 / (arguments.tflops * 1e12) / 3600
+    print(f"\nthe paper's nature run, {PAPER_ROUNDS} rounds: {hours:.2f} h")
+    print(f"its limit, {PAPER_PFLOP} PFLOP at {arguments.tflops:g} TFLOP/s: {limit:.2f} h")
+    if arguments.json:
+        report = {"bare_steps_per_second": alone, "rows": rows, "projected_hours": hours, "limit_hours": limit}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
