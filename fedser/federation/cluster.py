@@ -31,6 +31,7 @@ QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # or Ray warns of a change 
 OF_OUR_OWN = QUIET | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 # That an interrupted run ends its clients is no news for the terminal. Ray reads this when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "killed by `ray.kill`")
+SECONDS_BETWEEN_LOOKS = 0.01  # at what the server has sent
 _actors: list = []  # the workers of the run under way
 
 
@@ -190,13 +191,14 @@ def adapted_flower(actors: int) -> Iterator[None]:
     """What Flower's simulation fixes and a run must choose.
 
     It makes as many actors as fit on the cluster, waits for them in min(32, cores + 4) threads whatever their number,
-    asks them to end themselves, which Ray takes for a failure and repeats, and shuts Ray down, be it a cluster's or the
-    caller's.
+    looks for messages node by node every 0.1 s, asks actors to end themselves, which Ray takes for a failure and
+    repeats, and shuts Ray down, be it a cluster's or the caller's.
     """
     from flwr.server.superlink.fleet.vce import vce_api
     from flwr.server.superlink.fleet.vce.backend import raybackend
 
     before = vce_api.ThreadPoolExecutor, raybackend.ray, raybackend.BasicActorPool
+    hand_out, vce_api.add_messages_to_queue = vce_api.add_messages_to_queue, _hand_out
     vce_api.ThreadPoolExecutor = functools.partial(before[0], max_workers=max(actors, 1))
     raybackend.ray = _LastingRay(before[1])
     raybackend.BasicActorPool = functools.partial(_pool, before[2], actors)
@@ -205,6 +207,17 @@ def adapted_flower(actors: int) -> Iterator[None]:
     finally:
         end_clients()
         vce_api.ThreadPoolExecutor, raybackend.ray, raybackend.BasicActorPool = before
+        vce_api.add_messages_to_queue = hand_out
+
+
+def _hand_out(state, queue, nodes_mapping, f_stop) -> None:
+    """Puts messages on the queue of Flower's workers, in the order in which they were sent."""
+    while not f_stop.is_set():
+        for message in list(state.message_ins_store.values()):
+            if message.metadata.delivered_at == "":
+                for found in state.get_message_ins(node_id=message.metadata.dst_node_id, limit=1):
+                    queue.put(found)
+        f_stop.wait(SECONDS_BETWEEN_LOOKS)
 
 
 def _pool(kind, actors: int, **options):

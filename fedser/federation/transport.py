@@ -8,6 +8,7 @@ global model is put there once and mapped by every worker, a reply is copied int
 which adds it to the running average and lets it go.
 """
 
+import functools
 import threading
 
 import numpy as np
@@ -97,7 +98,9 @@ class Flat(Array):
         return _fetch, (self._reference,)
 
 
+@functools.lru_cache(maxsize=2)
 def _fetch(reference) -> Flat:
+    """What a reference stands for. A worker keeps the last parameters and buffers, which the next message may bring."""
     import ray
 
     return Flat(ray.get(reference))
