@@ -52,7 +52,7 @@ class Plan:
         It has room for this round's and the last round's global model, and for each actor a reply under way and one
         that waits to be added; should that not do, Ray puts the rest on disk.
         """
-        return LEAST_STORE + (2 * self.actors + 4) * self.reply_bytes
+        return LEAST_STORE + (2 * self.actors + 3) * self.reply_bytes
 
     @property
     def waves(self) -> int:
