@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SMALL
@@ -144,7 +145,7 @@ def test_every_node_takes_part(two_machines, settings):
 
 
 @pytest.mark.ray
-def test_a_failing_run_leaves_the_callers_ray_and_actors_alone(two_machines, small):
+def test_a_failing_run_leaves_the_callers_ray_and_actors_alone(two_machines, small, capsys):
     import ray
 
     address, *_ = two_machines
@@ -160,6 +161,7 @@ def test_a_failing_run_leaves_the_callers_ray_and_actors_alone(two_machines, sma
             small("client.lr=1e30", "client.epochs=3", "simulation=cpu")
         assert ray.is_initialized() and ray.get(other.answer.remote()) == 42
         until(lambda: clean(None))
+    assert "ClientAppActor" not in capsys.readouterr().out  # Ray would print here that clients were ended
 
 
 @pytest.mark.ray
@@ -176,10 +178,12 @@ def test_ctrl_c_leaves_the_cluster_up_and_empty(two_machines, tmp_path):
 
 
 @pytest.mark.ray
-def test_ray_client_gives_the_serial_numbers_too(two_machines, small, serial):
+def test_ray_client_gives_the_serial_numbers_too(two_machines, cli, serial, tmp_path):
+    """In a process of its own: Ray's client leaves threads of gRPC behind, which don't go with pytest's."""
     address, remote, _ = two_machines
-    result = small(*TRAINED, "simulation=cpu", f"simulation.address={remote}")
-    same(serial, result)
+    done = cli(*SMALL, *TRAINED, "simulation=cpu", f"simulation.address={remote}", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    same(serial, SimpleNamespace(folder=tmp_path / "run"))
     until(lambda: clean(address))
 
 

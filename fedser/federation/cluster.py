@@ -22,6 +22,7 @@ PREFIX = "fedser-ray-"
 LOCK = "fedser.lock"
 LONGEST_ROOT = 24  # characters: sockets lie up to 83 deeper, and their paths may have 107
 SECONDS_TO_CONNECT = 5
+ATTEMPTS = 3  # at ray://, where Ray's server for a client dies at its start one time in fourteen (ray#63202)
 HOW = (
     "Start one with `ray start --head`, and on every other machine `ray start --address=HOST:6379`; "
     "or leave simulation.address null for a Ray of this run's own."
@@ -49,8 +50,7 @@ def joined(address: str | None) -> Iterator[None]:
         return
     found = _find(address)
     try:
-        with _environment(**QUIET):
-            ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+        _connect(found)
     except Exception as error:
         ray.shutdown()
         raise InputError(
@@ -61,6 +61,19 @@ def joined(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()  # disconnects: the cluster is not ours
+
+
+def _connect(found: str) -> None:
+    import ray
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _environment(**QUIET):
+                ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except ConnectionAbortedError:
+            if attempt == ATTEMPTS:
+                raise
 
 
 def _find(address: str) -> str:

@@ -54,6 +54,15 @@ def free_memory(root: Path = ROOT) -> int:
     return min(rooms)
 
 
+def own_peak() -> int:
+    """The bytes that this process has held at most; mapped files, which others may share, don't count.
+
+    Not getrusage's ru_maxrss: a process inherits that from the one that started it.
+    """
+    status = _table(ROOT / "proc/self/status")
+    return (int(status["VmHWM:"]) - int(status["RssFile:"])) * 1024
+
+
 def processor(root: Path = ROOT) -> str:
     """The processor's model, e.g. "AMD EPYC 7B13", as far as the system tells."""
     lines = (root / "proc/cpuinfo").read_text().splitlines()

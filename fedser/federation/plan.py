@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 SHARE_OF_A_GPU = 0.25  # what a client is given where nothing was measured
 ROOM_ON_A_CARD = 0.9  # the share of its memory that clients may take
 DRIVER_BYTES = 2**30  # left to this process
+SECONDS_PER_CLIENT = 0.02  # for its messages, whatever it does
 LEAST_STORE = 100 * 2**20  # bytes of the object store beside the global model and the replies under way
 
 
@@ -280,7 +281,7 @@ def _seconds_per_round(settings: dict, shares: Sequence[Share], probed: Probe, a
     """What a round's local training takes with so many clients at work at once: at least the longest of them."""
     epochs, attacked = settings["client"]["epochs"], 0.5 if settings["defence"]["training"] else 0.0
     per_sample = epochs * probed.seconds_per_training_sample + attacked * probed.seconds_per_attacked_sample
-    seconds = [len(share.train) * per_sample for share in shares]
+    seconds = [SECONDS_PER_CLIENT + len(share.train) * per_sample for share in shares]
     return max(sum(seconds) * settings["strategy"]["fraction_train"] / at_once, max(seconds))
 
 

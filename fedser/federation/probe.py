@@ -23,7 +23,7 @@ import torch
 from fedser import __version__, cache, evaluation, identity
 from fedser.attacks import CPU_CHUNK, undisturbed
 from fedser.config import build
-from fedser.federation.machine import cards, cores, processor
+from fedser.federation.machine import cards, cores, own_peak, processor
 from fedser.federation.training import train
 from fedser.normalisation import Sums, zscore
 
@@ -118,13 +118,8 @@ def measure(job: dict) -> Probe:
     client = _Client(job)
     training, attacking = client.train(job["trained"])
     client.evaluate(job["tested"])
-    # Not getrusage's ru_maxrss, which a process inherits from the one that started it.
-    memory = dict(
-        line.split()[:2] for line in Path("/proc/self/status").read_text().splitlines() if line.endswith(" kB")
-    )
-    own = (int(memory["VmHWM:"]) - int(memory["RssFile:"])) * 1024
     gpu = client.gpu() if client.device.type == "cuda" else (0, 0)
-    return Probe(client.device.type, int(REMAINS * own) + WORKER_BYTES, training, attacking, *gpu)
+    return Probe(client.device.type, int(REMAINS * own_peak()) + WORKER_BYTES, training, attacking, *gpu)
 
 
 class _Client:
