@@ -183,8 +183,8 @@ class Experiment:
                 if round and not file.is_file():
                     return f"the optimizer's moments of client '{share.name}' after round {round} are gone ({file})"
         due = [round for round in self._due_rounds() if round > state.round]
-        if not state.arrays and due and not trained.Trained.find(self.model_key, due):
-            return "it replays a trained model that is no longer in the cache"
+        if not state.arrays and due and not (self.settings["reuse"] and trained.Trained.find(self.model_key, due)):
+            return "it replays a trained model, which is no longer in the cache or not to be reused (reuse=false)"
         return None
 
     def _federate(self) -> None:
@@ -195,6 +195,8 @@ class Experiment:
         try:
             known = trained.Trained.find(self.model_key, due) if self.settings["reuse"] else None
             self.summary["reused"] = known is not None
+            if known is None and due and self.state.round and not self.state.arrays:
+                raise RunError("the trained model that this run replays has left the cache: the same command trains it")
             if known:
                 lock.release()
                 log.info("the model was trained before: %s", known.folder)
@@ -299,11 +301,12 @@ class Experiment:
         return self.settings["client"]["optimizer_state"] == "persist"
 
     def _state_folder(self) -> Path:
-        """Where the clients keep their optimizers' moments: in the run's folder, or in one of its name elsewhere."""
-        elsewhere = self.settings["client"]["state_folder"]
+        """Where the clients keep their optimizers' moments: in the run's folder, or in one of its own elsewhere."""
+        elsewhere, own = self.settings["client"]["state_folder"], self.place.path.absolute()
         if elsewhere is None:
-            return self.place.path.absolute() / "state"
-        return Path(elsewhere).expanduser().absolute() / self.name
+            return own / "state"
+        # Not by name alone: the same run may be made in two folders at once.
+        return Path(elsewhere).expanduser().absolute() / f"{self.name}-{identity.digest({'folder': str(own)})}"
 
     def _metrics(self, recall: bool) -> dict[str, float]:
         """UAR and accuracy per condition (and the recall per class), from the clients' matrices added up."""

@@ -185,6 +185,15 @@ def test_replayed_run_goes_on_too(small, interrupted, tmp_path):
     assert again.metrics["reused"] and again.metrics["resumed_after"] == [3]
 
 
+def test_replayed_run_that_may_no_longer_reuse_starts_over(small, interrupted, tmp_path, caplog):
+    """Its checkpoints hold no weights to train on from."""
+    whole = small(*FOUR, "reuse=true", "seed=22", folder=tmp_path / "whole")
+    interrupted(4, "reuse=true", "seed=22")
+    again = small(*FOUR, "reuse=false", "seed=22")
+    same(whole, again)
+    assert "resumed_after" not in again.metrics and "not to be reused" in caplog.text
+
+
 def test_full_disk_leaves_the_last_checkpoint_whole(small, tmp_path, monkeypatch):
     """A limit on file size stands in for a full disk: the kernel refuses the write the same way."""
     whole = small(*FOUR, folder=tmp_path / "whole")
