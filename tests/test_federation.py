@@ -311,3 +311,28 @@ def test_precision_of_attacks_and_evaluation_can_be_halved(small, tmp_path):
     losses = [[row["train/loss"] for row in result.history] for result in (full, attack, tested)]
     assert losses[0] == losses[2] and losses[0][0] == losses[1][0]
     assert losses[0][1] != losses[1][1] and losses[0][1] == pytest.approx(losses[1][1], rel=0.05)
+
+
+class Contrary(simulation.SerialGrid):
+    """Replies come in the reverse of the order in which the messages of a window were sent."""
+
+    most = 0
+
+    def pull_messages(self, message_ids):
+        type(self).most = max(self.most, len(self._inbox))
+        self._inbox = dict(reversed(self._inbox.items()))
+        replies = super().pull_messages(message_ids)
+        self._inbox = dict(reversed(self._inbox.items()))
+        return replies
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+def test_the_order_of_arrival_decides_nothing(small, tmp_path, monkeypatch, strategy):
+    many = ["partition=dirichlet", "partition.clients=6", "partition.alpha=1.0", "reuse=false", f"strategy={strategy}"]
+    usual = small(*many, folder=tmp_path / "usual")
+    monkeypatch.setattr(simulation.Plan, "window", 4)
+    monkeypatch.setattr(simulation, "SerialGrid", Contrary)
+    reverse = small(*many, folder=tmp_path / "reverse")
+    for name in ("history.jsonl", "model.safetensors", "confusion.json"):
+        assert (usual.folder / name).read_bytes() == (reverse.folder / name).read_bytes(), name
+    assert Contrary.most == 4  # of six clients, never more were under way

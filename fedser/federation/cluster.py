@@ -18,6 +18,7 @@ from pathlib import Path
 from fedser.errors import InputError
 from fedser.federation.machine import Machine
 
+log = logging.getLogger(__name__)
 PREFIX = "fedser-ray-"
 LOCK = "fedser.lock"
 LONGEST_ROOT = 24  # characters: sockets lie up to 83 deeper, and their paths may have 107
@@ -270,5 +271,9 @@ def end_clients() -> None:
     import ray
 
     while _actors:
-        with contextlib.suppress(Exception):  # it has ended, or another thread was faster
+        try:
             ray.kill(_actors.pop())
+        except IndexError:  # another thread was faster
+            return
+        except Exception as error:
+            log.warning("a worker could not be ended: %s", error)
