@@ -107,6 +107,8 @@ class Adversary:
             labels = y[rows]
         elif predictions is not None:
             labels = predictions[rows]
+        elif _predicts(attack):
+            labels = None
         else:
             with torch.no_grad():
                 labels = inner(u).argmax(1)
@@ -156,6 +158,11 @@ class Adversary:
         options = {**getattr(self.method, "keywords", {}), **self.settings}
         options = [f"{name}={value}" for name, value in options.items() if name != "eps"]
         return ", ".join([f"{self.name}: white-box, {self.norm}, {budget}", box, f"{self.labels} labels", *options])
+
+
+def _predicts(attack) -> bool:
+    """Whether the method finds the predicted labels in its own first pass, which spares another one."""
+    return inspect.signature(attack.forward).parameters["labels"].default is None
 
 
 class _Boxed(nn.Module):

@@ -42,11 +42,11 @@ class DeepFool(Attack):
         """x_adv of x [B, ...] and labels [B], or None for the model's own predictions; same shape, detached."""
         x = images.detach()
         x_adv = x.clone()
-        labels = self._predict(x) if labels is None else labels
         stretch = 1 + self.overshoot
         active = torch.arange(len(x), device=x.device)  # the samples not yet fooled
         for _ in range(self.steps):
             inputs, logits = self._run(x_adv[active])
+            labels = logits.argmax(1) if labels is None else labels  # all are active in the first step
             unfooled = logits.argmax(1) == labels[active]
             remaining = active[unfooled]
             if len(remaining) == 0:
@@ -61,10 +61,6 @@ class DeepFool(Attack):
             active = remaining
             x_adv[active] = self._clip(x_adv[active] + (stretch * move if self.overshoot_at == "step" else move))
         return self._clip(x + stretch * (x_adv - x)) if self.overshoot_at == "end" else x_adv
-
-    def _predict(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.get_logits(x).argmax(1)
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -11,6 +11,7 @@ import torchattacks
 from torch import nn
 from torchattacks.attack import Attack
 
+from fedser import fgsm
 from fedser.attacks import Adversary, BudgetError
 from fedser.errors import InputError, RunError
 
@@ -83,6 +84,27 @@ def test_labels_say_what_to_lead_away_from():
     torch.testing.assert_close(toward_0 - x, x - toward_1)
     assert toward_0[0, 0, 0, 0] > -1 > toward_1[0, 0, 0, 0]
     assert torch.equal(adversary("fgsm")(wrong, x, y, 0, predictions=y), toward_1)
+
+
+@pytest.mark.parametrize("name, passes", [("fgsm", 1), ("deepfool", 3), ("pgd", 6)])
+def test_predicted_labels_cost_no_pass_of_their_own(art, name, passes):
+    net, x, _, _ = art
+    seen = []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    settings = ["attack.steps=3"] if name == "deepfool" else []
+    attack = adversary(name, *settings)
+    x_adv = attack(net, x[:8], None, 0)
+    assert len(seen) == passes  # torchattacks' PGD wants labels: one pass more than its five steps
+    with torch.no_grad():
+        predicted = net(x[:8]).argmax(1)
+    assert torch.equal(attack(net, x[:8], None, 0, predictions=predicted), x_adv)
+
+
+def test_fgsm_is_torchattacks(art):
+    net, x, y, _ = art
+    inside = (0.2 * x + 0.5).clamp(0, 1)
+    ours = fgsm.FGSM(net, eps=0.3, clip=(0, 1))(inside, y)
+    torch.testing.assert_close(ours, torchattacks.FGSM(net, eps=0.3)(inside, y), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
