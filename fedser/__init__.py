@@ -7,7 +7,7 @@
 Imports are lazy so that `fedser --help` does not load torch, Flower or Ray.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["__version__", "compose", "run"]
 
 
