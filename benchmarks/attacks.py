@@ -9,7 +9,7 @@ step, clamped to [0, 1], which the inputs keep well inside of.
 The second table is the attacks as they are trained against (`conf/attack`: predicted labels, no box) against their
 floor: the same number of forward passes and backward passes to the input, on the same inputs in batches of the same
 size, through the network in eval mode with its batch norm folded, and nothing else. The pass that finds the predicted
-labels counts in; `labels` is its share of the floor, which an attack could save that takes them from its first step.
+labels counts in where there is one; `labels` is what it takes (FGSM and DeepFool find them in their first step).
 
 Runs alternate and medians of CPU time are shown, of three times as many for the second table, whose ratios are close to
 one. By default 32 clips of 96 frames on VGG-15, five minutes; 373 frames take four times as long.
