@@ -1,10 +1,26 @@
 #!/usr/bin/env bash
-# The grid of Chang et al. 2022, Table 3: the nature model (trained once, tested under each attack) and one model
-# trained against each attack, all with randomisation at inference. On whatever dataset it is given:
+# The paper's section 6.3 in one command: the nature model and one model trained against each attack, all tested under all
+# three attacks with and without randomisation; then the evidence that the paper lacks; then the report.
 #
-#   ./multirun.sh                                             # synthetic speech, minutes
-#   ./multirun.sh experiment=emodb dataset.root=…/emodb       # half an hour on two cores
+#   ./multirun.sh                                             # synthetic speech
+#   ./multirun.sh experiment=emodb dataset.root=…/emodb       # EMO-DB on a laptop
+#   ./multirun.sh experiment=emodb dataset.root=…/emodb seed=0,1,2
 #   ./multirun.sh experiment=chang2022 dataset.root=…/DEMoS   # the paper's
 #
-# What is done is not done again: start it again after an interruption. Then: fedser-report outputs
-exec fedser --multirun attack=fgsm,pgd,deepfool defence=randomise,two_stage "$@"
+# What is done is not done again: give the same command once more after an interruption. EVIDENCE says how the finished
+# runs are evaluated again (evaluation=matrix; "evaluation=full" adds AutoAttack, "" skips it), OUTPUT where all of it goes.
+set -euo pipefail
+
+output=${OUTPUT:-outputs/table3}
+attacks='evaluation.attacks=[fgsm,pgd,deepfool]'
+fedser --multirun hydra.sweep.dir="$output" "$attacks" attack=none defence=randomise "$@"
+fedser --multirun hydra.sweep.dir="$output" "$attacks" attack=fgsm,pgd,deepfool defence=two_stage "$@"
+
+evidence=${EVIDENCE-evaluation=matrix}
+if [ -n "$evidence" ]; then
+    simulation=()
+    for word in "$@"; do [[ $word == simulation* ]] && simulation+=("$word"); done
+    # shellcheck disable=SC2086  # several overrides may stand in it
+    fedser-evaluate "$output" $evidence ${simulation[@]+"${simulation[@]}"}
+fi
+fedser-report "$output" --output "$output/report"

@@ -4,6 +4,10 @@
 >>> x_adv = fgsm(model, x, y, seed=0)
 
 torchattacks' methods assume images in [0, 1] and clamp to it; standardised log-Mels have no such bounds.
+
+An attacker who knows that a randomised defence is worn attacks the mean of many draws of it (`Defended`):
+
+>>> x_adv = fgsm(model, x, y, seed=0, randomise=Randomise())
 """
 
 import contextlib
@@ -15,7 +19,9 @@ from torch import Tensor, nn
 
 from fedser.errors import InputError, RunError
 
-LENGTHS = ("eps", "alpha")  # the settings of a method that are lengths in feature units, and scale with the box
+# Settings of a method that scale with the box, and by which power of its width: lengths in feature units, and Carlini &
+# Wagner's c, a squared length per logit.
+SCALES = {"eps": 1, "alpha": 1, "lr": 1, "c": 2}
 CPU_CHUNK = 16  # samples attacked at a time on a CPU, where more are not faster but take memory (VGG-15: 50 MB each)
 
 
@@ -24,24 +30,41 @@ class BudgetError(RunError):
 
 
 class Adversary:
-    """A white-box attack on log-Mels: `adversary(model, x, y, seed) -> x_adv`.
+    """An attack on log-Mels by one method: `adversary(model, x, y, seed) -> x_adv`.
 
     eps: the budget, in the units of x (σ of a mel bin under z-scoring), measured in `norm`: "Linf" per cell, "L2" per
         sample. It means nothing to a method without an `eps` of its own (DeepFool) and is then dropped.
     labels: what the attack leads away from: "true" labels, or "predicted" ones as in Chang et al. 2022's code.
     method: a torchattacks class or partial, called as `method(model, **settings)`.
     box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
-    settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4.
+    eot: draws that each pass averages over where a randomisation is known to be worn (expectation over transformation).
+    adaptive: this attack always knows of a worn randomisation, and whoever evaluates is to tell it.
+    settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4. A method that
+        knows `n_classes` or `seed` is told them where they are not set.
 
     Raises InputError for settings that the method does not know.
     """
 
-    def __init__(self, name: str, eps, labels, method, norm: str = "Linf", box=None, **settings):
+    def __init__(
+        self,
+        name: str,
+        eps,
+        labels,
+        method,
+        norm: str = "Linf",
+        box=None,
+        eot: int = 10,
+        adaptive: bool = False,
+        **settings,
+    ):
         self.name = name
-        self.labels = "true" if labels is True else labels  # YAML and Hydra read a bare `true` as a boolean
+        self.labels = known_labels(labels)
         self.method = method
         self.norm = norm
         self.box = None if box is None else tuple(box)
+        self.eot = eot
+        self.adaptive = adaptive
+        self.knowledge = getattr(getattr(method, "func", method), "knowledge", "white-box")
         known = inspect.signature(method).parameters
         self.eps = eps if "eps" in known else None
         self._check(known, settings)
@@ -52,6 +75,7 @@ class Adversary:
         if self.box is not None and "clip" in known:
             settings["clip"] = (0.0, 1.0)
         self.settings = settings
+        self._told = [key for key in ("n_classes", "seed") if key in known and key not in settings]
 
     def _check(self, known, settings):
         key = f"attack.{{}} of {self.name}".format
@@ -63,6 +87,10 @@ class Adversary:
             raise InputError(f"{key('eps')} must be a number of at least 0, not {self.eps!r}")
         if self.box is not None and not (len(self.box) == 2 and self.box[0] < self.box[1]):
             raise InputError(f"{key('box')} must be [low, high], not {list(self.box)}")
+        if not isinstance(self.eot, int) or isinstance(self.eot, bool) or self.eot < 1:
+            raise InputError(f"{key('eot')} must be a whole number of at least 1, not {self.eot!r}")
+        if not isinstance(self.adaptive, bool):
+            raise InputError(f"{key('adaptive')} must be true or false, not {self.adaptive!r}")
         for setting in settings:
             if setting not in known:
                 raise InputError(f"{key(setting)}: this attack has no such setting, it has {', '.join(known)}")
@@ -76,12 +104,16 @@ class Adversary:
         *,
         predictions: Tensor | None = None,
         batch_size: int | None = None,
+        randomise: nn.Module | None = None,
     ) -> Tensor:
         """Attacks `model` in eval mode at x [B, 1, T, F] with labels y [B]; returns x_adv, of x's shape, detached.
 
         y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
-        pass to a caller who has them. `batch_size` bounds the memory: so many samples are attacked at a time, None for
-        as many as are fast. A sample's result depends on it by rounding only, but for random starts on a GPU.
+        pass to a caller who has them. `randomise` is a worn randomisation that the attacker knows of: examples are then
+        made on `Defended`, and the undefended model's `predictions` mean nothing.
+        `batch_size` bounds the memory: so many samples (draws of them, where a randomisation is known) are attacked at
+        a time, None for as many as are fast. A sample's result depends on it by rounding only, but for random starts on
+        a GPU, and draws of a randomisation.
         All modes, flags, gradients and random states are as before afterwards, also after an exception.
 
         Raises BudgetError if the budget did not hold.
@@ -90,15 +122,23 @@ class Adversary:
         if len(x) == 0:
             return x.clone()
         low, high = self._box(x)
-        with undisturbed(model, x.device, seed):
-            inner = _Boxed(model, low, high - low).eval()
-            scaled = {k: v / (high - low) if k in LENGTHS else v for k, v in self.settings.items()}
-            attack = self.method(inner, **scaled)
-            batch_size = batch_size or (CPU_CHUNK if x.device.type == "cpu" else len(x))
-            chunks = torch.arange(len(x), device=x.device).split(batch_size)
-            x_adv = torch.cat([self._attack(attack, inner, rows, x, y, predictions) for rows in chunks])
+        attacked = defended(model, randomise, self.eot)
+        inner = _Boxed(attacked, low, high - low)
+        with undisturbed(inner, x.device, seed):
+            attack = self.method(inner, **self._scaled(high - low), **self._facts(model, x, seed))
+            chunks = torch.arange(len(x), device=x.device).split(samples_at_a_time(attacked, x, batch_size))
+            known = predictions if randomise is None else None
+            x_adv = torch.cat([self._attack(attack, inner, rows, x, y, known) for rows in chunks])
         self._verify(x, x_adv, (low, high))
         return x_adv
+
+    def _scaled(self, width: float) -> dict:
+        return {k: v / width ** SCALES[k] if k in SCALES else v for k, v in self.settings.items()}
+
+    def _facts(self, model: nn.Module, x: Tensor, seed: int) -> dict:
+        """What a library's method wants to be told: how many classes there are, and the seed that it sets itself."""
+        facts = {"seed": seed % 2**32, "n_classes": classes_of(model, x) if "n_classes" in self._told else None}
+        return {key: facts[key] for key in self._told}
 
     def _attack(self, attack, inner, rows, x, y, predictions):
         x = x[rows]
@@ -152,12 +192,72 @@ class Adversary:
 
     def __str__(self):
         """The threat model in one line."""
-        each = {"Linf": "cell", "L2": "sample"}[self.norm]
-        budget = "the smallest change" if self.eps is None else f"at most {self.eps:g} per {each}"
-        box = "unbounded" if self.box is None else f"inside [{self.box[0]:g}, {self.box[1]:g}]"
         options = {**getattr(self.method, "keywords", {}), **self.settings}
         options = [f"{name}={value}" for name, value in options.items() if name != "eps"]
-        return ", ".join([f"{self.name}: white-box, {self.norm}, {budget}", box, f"{self.labels} labels", *options])
+        if self.adaptive:
+            options.append(f"knows a worn randomisation (mean of {self.eot} draws)")
+        return threat(self, *options)
+
+
+def threat(attack, *options: str) -> str:
+    """The threat model of an attack (name, knowledge, norm, eps, box, labels) in one line, ending with `options`."""
+    each = {"Linf": "cell", "L2": "sample"}[attack.norm]
+    budget = "the smallest change" if attack.eps is None else f"at most {attack.eps:g} per {each}"
+    box = "unbounded" if attack.box is None else f"inside [{attack.box[0]:g}, {attack.box[1]:g}]"
+    labels = [] if attack.knowledge == "no knowledge" else [f"{attack.labels} labels"]
+    return ", ".join([f"{attack.name}: {attack.knowledge}, {attack.norm}, {budget}", box, *labels, *options])
+
+
+def known_labels(labels) -> str:
+    """`labels` as a word: YAML and Hydra read a bare `true` as a boolean."""
+    return "true" if labels is True else labels
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """By how much [B] the label's logit exceeds the best other one: negative where the model is fooled."""
+    of_label = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return of_label[:, 0] - others.amax(1)
+
+
+def classes_of(model: nn.Module, x: Tensor) -> int:
+    """How many classes a model in eval mode tells apart, found by asking it for one sample of x."""
+    with torch.no_grad():
+        return model(x[:1]).shape[1]
+
+
+class Defended(nn.Module):
+    """A model behind a randomisation, as an attacker who knows of it sees it.
+
+    x [B, 1, T, F] -> logits [B, classes], each the mean over `draws` fresh draws from torch's global generator. Its
+    gradient is that of the expectation over transformation (Athalye et al. 2018, §4.2), through the randomisation.
+    """
+
+    def __init__(self, model: nn.Module, randomise: nn.Module, draws: int):
+        super().__init__()
+        self.model = model
+        self.randomise = randomise
+        self.draws = draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(self.randomise(x.repeat_interleave(self.draws, dim=0)))
+        return logits.unflatten(0, (len(x), self.draws)).mean(1)
+
+
+def defended(model: nn.Module, randomise: nn.Module | None, draws: int) -> nn.Module:
+    """`model` behind what is known to be worn: `Defended`, or itself where that is nothing."""
+    return model if randomise is None else Defended(model, randomise, draws)
+
+
+def draws_anew(model: nn.Module) -> bool:
+    """Whether two passes of the same input differ, because there is a randomisation inside."""
+    return any(isinstance(module, Defended) for module in model.modules())
+
+
+def samples_at_a_time(model: nn.Module, x: Tensor, batch_size: int | None) -> int:
+    """How many samples of x go through the model together, so that those of all its draws are at most `batch_size`."""
+    batch_size = batch_size or (CPU_CHUNK if x.device.type == "cpu" else len(x))
+    return max(1, batch_size // (model.draws if isinstance(model, Defended) else 1))
 
 
 def _predicts(attack) -> bool:

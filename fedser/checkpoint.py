@@ -28,7 +28,6 @@ class State:
     strategy: the rest of the strategy's state (`strategies.state`).
     moments: per client the round after which its optimizer moments were saved, 0 for never.
     history: the rows of `history.jsonl`.
-    matrices: client → condition → confusion matrix (nested lists), of the last evaluation.
     train_seconds: per round.
     seconds: how long the run has taken so far, over all its attempts.
     resumed: after which rounds it was taken up again.
@@ -39,7 +38,6 @@ class State:
     strategy: dict = field(default_factory=dict)
     moments: list[int] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
-    matrices: dict = field(default_factory=dict)
     train_seconds: list[float] = field(default_factory=list)
     seconds: float = 0.0
     resumed: list[int] = field(default_factory=list)

@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedser import identity
+from fedser import agenda, identity
 from fedser.errors import FedserError, InputError
 
 log = logging.getLogger(__name__)
@@ -126,13 +126,18 @@ def settle(config: DictConfig) -> dict:
     except OmegaConfBaseException as error:
         raise InputError(" ".join(str(error).split())) from error
     _check_missing(settings)
-    if isinstance(settings["evaluation"]["attacks"], str):
-        settings["evaluation"]["attacks"] = [settings["evaluation"]["attacks"]]
+    for key in ("attacks", "curve", "adaptive"):
+        if isinstance(settings["evaluation"].get(key), str):
+            settings["evaluation"][key] = [settings["evaluation"][key]]
     for attack in [settings["attack"], *settings["attacks"].values(), training_attack(settings)]:
         if attack and attack.get("eps") is not None and attack["name"] in identity.attacks_without_eps():
             log.warning("%s has no ε: attack.eps=%s is ignored", attack["name"], attack["eps"])
             attack["eps"] = None
+    for attack in (settings["attack"], *settings["attacks"].values()):
+        if attack.get("source") is not None:  # workers have a working folder of their own
+            attack["source"] = str(Path(attack["source"]).expanduser().absolute())
     _check_values(settings)
+    _check_grid(settings["evaluation"]["grid"])
     _check_attacks(settings)
     return settings
 
@@ -141,28 +146,6 @@ def training_attack(settings: dict) -> dict | None:
     """The attack trained against, or None where the defence does not train."""
     training = settings["defence"]["training"]
     return training["attack"] if training else None
-
-
-def evaluation_attacks(settings: dict) -> dict[str, dict]:
-    """The attacks the model is tested against, by name: `attack` itself where the names meet, else `attacks.<name>`.
-
-    Raises InputError for a name that no attack file has.
-    """
-    chosen = {}
-    for name in settings["evaluation"]["attacks"] or []:
-        if name in (None, "none"):
-            continue
-        if name == settings["attack"]["name"]:
-            chosen[name] = settings["attack"]
-        elif name in settings["attacks"]:
-            chosen[name] = settings["attacks"][name]
-        else:
-            near = difflib.get_close_matches(str(name), settings["attacks"], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            raise InputError(
-                f"evaluation.attacks names '{name}', which is no attack{hint} Known: {', '.join(settings['attacks'])}."
-            )
-    return chosen
 
 
 def _check_missing(node, prefix=""):
@@ -221,7 +204,13 @@ CHECKS = {
     "client.optimizer_state": _one_of("reset", "persist"),
     "strategy.fraction_train": _fraction(),
     "evaluation.attacks": (lambda value: isinstance(value, list), "must be a list of names, e.g. [fgsm,pgd]"),
-    "evaluation.every": _whole(1),
+    "evaluation.curve": (lambda value: isinstance(value, list), "must be a list of names, e.g. [fgsm,pgd]"),
+    "evaluation.adaptive": (lambda value: isinstance(value, list), "must be a list of names, e.g. [pgd_strong]"),
+    "evaluation.draws": _whole(1),
+    "evaluation.fraction": _fraction(),
+    "evaluation.gradients": (lambda value: isinstance(value, bool), "must be true or false"),
+    "evaluation.utterances": (lambda value: isinstance(value, bool), "must be true or false"),
+    "evaluation.example": (lambda value: isinstance(value, bool), "must be true or false"),
     "evaluation.batch_size": _whole(1),
     "simulation.num_cpus": _positive(),
     "simulation.backend": _one_of("ray", "serial"),
@@ -232,6 +221,13 @@ CHECKS = {
 # Keys that may be null, or that not every option of their group has.
 OPTIONAL_CHECKS = {
     "checkpoint.every": _whole(1),
+    "evaluation.every": _whole(1),
+    "evaluation.eps": _positive(),
+    "evaluation.sanity.steps_factor": _whole(2),
+    "evaluation.sanity.eps_factors": (
+        lambda value: isinstance(value, list) and all(_number(factor) and factor > 0 for factor in value),
+        "must be a list of factors greater than 0",
+    ),
     "client.timeout": _positive(),
     "simulation.actors": _whole(1),
     "simulation.num_gpus": _at_least(0),
@@ -279,9 +275,21 @@ def _at(settings: dict, path: str, default=_REQUIRED):
     return node
 
 
+def _check_grid(grid: dict | None) -> None:
+    """Raises InputError unless every key's values are a list without repetitions, and its numbers in order."""
+    for key, values in (grid or {}).items():
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(set(map(str, values))) < len(values):
+            raise InputError(f"evaluation.grid.{key}={values} must be a list without repetitions.")
+        if all(map(_number, values)) and values != sorted(values):
+            ordered = ",".join(f"{value:g}" for value in sorted(values))
+            raise InputError(f"evaluation.grid.{key}={values} is out of order: [{ordered}].")
+
+
 def _check_attacks(settings: dict) -> None:
     used = {"attack": settings["attack"]}
-    used |= {f"attacks.{name}": attack for name, attack in evaluation_attacks(settings).items()}
+    used |= {f"attacks.{name}": attack for name, attack in agenda.attacks(settings).items()}
     if (training := settings["defence"]["training"]) is not None:
         used["defence.training.attack"] = training["attack"]
         if training["attack"]["name"] == "none":

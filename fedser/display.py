@@ -1,5 +1,6 @@
 """What the terminal shows: a progress bar over rounds, and at the end a box with the table, the times and the place."""
 
+import math
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,9 @@ CONDITIONS = {
     "randomised": "randomised",
     "adversarial": "adversarial",
     "randomised_adversarial": "randomised adversarial",
+    "adaptive": "adaptive",
 }
+WIDE = 4  # attacks that fit beside each other
 
 
 class Display:
@@ -62,18 +65,8 @@ class Display:
 
     def result(self, folder: Path, summary: dict, note: str = "") -> None:
         """The box: UAR in % by condition and attack."""
-        names = [key.split("/") for key in summary if key.startswith("uar/")]
-        attacks = list(dict.fromkeys(parts[2] for parts in names if len(parts) == 3))
-        table = Table(title="UAR [%]", title_justify="left", box=None, pad_edge=False)
-        table.add_column("test data")
-        for attack in ["no attack", *attacks]:
-            table.add_column(attack, justify="right")
-        for condition, title in CONDITIONS.items():
-            cells = [summary.get(f"uar/{condition}"), *(summary.get(f"uar/{condition}/{attack}") for attack in attacks)]
-            if any(cell is not None for cell in cells):
-                table.add_row(title, *("–" if cell is None else f"{100 * cell:.2f}" for cell in cells))
         lines = Table.grid()
-        lines.add_row(table)
+        lines.add_row(uars(summary))
         lines.add_row("")
         if note:
             lines.add_row(note)
@@ -86,9 +79,41 @@ class Display:
         console.print(f"{folder}", soft_wrap=True, highlight=False)  # whole, so that it can be copied
 
 
+def uars(summary: dict) -> Table:
+    """UAR in % by condition and attack: attacks side by side, or below each other where they are many."""
+    names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith("uar/")]
+    attacks = ["", *dict.fromkeys(attack for _, _, attack in names if attack)]
+    kinds = [kind for kind in CONDITIONS if any(name[0] == kind for name in names)]
+
+    def cell(kind: str, attack: str) -> str:
+        uar = summary.get(f"uar/{kind}/{attack}" if attack else f"uar/{kind}")
+        return "–" if uar is None else f"{100 * uar:.2f}"
+
+    heads = [attack or "no attack" for attack in attacks]
+    rows = [[CONDITIONS[kind], *(cell(kind, attack) for attack in attacks)] for kind in kinds]
+    first = "test data"
+    if len(attacks) > 1 + WIDE:
+        heads = [CONDITIONS[kind].replace(" ", "\n") for kind in kinds]
+        rows = [[attack or "no attack", *(cell(kind, attack) for kind in kinds)] for attack in attacks]
+        first = "attack"
+    table = Table(title="UAR [%]", title_justify="left", box=None, pad_edge=False)
+    table.add_column(first)
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def duration(seconds: float) -> str:
     """4 s, 2.5 min, 3 h: two digits, for people."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{float(f'{seconds / size:.2g}'):g} {unit}"
     return f"{float(f'{seconds:.2g}'):g} s"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 59.5 MB."""
+    power = min(int(math.log10(max(count, 1)) / 3), 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"

@@ -8,33 +8,23 @@ evaluate                            UAR per condition, every few rounds and at t
 record                              the run's folder, a checkpoint, the dashboard, the box on the terminal
 """
 
-import json
 import logging
-import math
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from fedser import __version__, corpora, evaluation, features, identity, trained
+from fedser import __version__, agenda, evidence, identity, interrupt, trained
 from fedser.checkpoint import Checkpoints, State
-from fedser.config import build, evaluation_attacks, settle
-from fedser.display import Display
+from fedser.config import build, settle
+from fedser.display import Display, size
 from fedser.errors import FedserError, InputError, Interrupted, RunError
-from fedser.federation import server_app, simulation, strategies, transport
+from fedser.federation import optimizer_state, server_app, simulation, strategies, transport
 from fedser.federation.client_app import app as client_app
-from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter, folder_of
-from fedser.federation.probe import probe
-from fedser.partition import Share, partition, warn_of_gaps
-from fedser.randomness import derive
+from fedser.preparation import Preparation, prepare
 from fedser.tracking import RunFolder, disk_error, dumps
 
 log = logging.getLogger(__name__)
@@ -74,7 +64,6 @@ class Experiment:
     place: RunFolder
     name: str
     stop: threading.Event = field(default_factory=threading.Event)
-    matrices: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # client → condition → confusion
 
     def check_folder(self) -> None:
         """Raises InputError when the folder holds another configuration's run."""
@@ -89,30 +78,20 @@ class Experiment:
     def finished_before(self) -> Result | None:
         """The result that is there already, of the same configuration and data."""
         earlier = self.earlier
-        same = earlier is not None and earlier["status"] == "finished" and earlier.get("data") == self.store.folder.name
-        if not same or not (self.settings["reuse"] and self.settings["resume"]):
+        finished = earlier is not None and earlier["status"] == "finished" and earlier.get("data") == self.prepared.data
+        if not finished or not (self.settings["reuse"] and self.settings["resume"]):
             return None
         Display().result(self.place.path, earlier, note="This run had finished before; reuse=false makes it again.")
         return Result(self.place.path, earlier, self.place.history())
 
     def load(self) -> None:
         """What can go wrong before a run starts: data, features, shares, defences, room on the disk."""
-        settings = self.settings
-        self.attacks = evaluation_attacks(settings)
-        self.corpus = corpora.load(settings)
-        self.store = features.extract(self.corpus, settings["features"], settings["dataset"]["on_bad_audio"])
-        self.shares: list[Share] = partition(self.store.table, settings["partition"], settings["seed"])
-        warn_of_gaps(self.store.table, self.shares, self.corpus.classes)
-        self.model = self._initial_model()
-        self.reply_bytes = sum(array.nbytes for array in transport.pack(self.model).values())
-        self._check_defences()
-        self._check_room()
-        self.model_key = identity.digest(identity.training(settings) | {"data": self.store.folder.name})
+        self.prepared: Preparation = prepare(self.settings)
+        self._check_training()
 
     def run(self) -> Result:
         """Trains or replays, evaluates, records. A failing run is marked so everywhere before its error goes on."""
-        probed = probe(self.settings, len(self.corpus.classes), self.shares, self.attacks)
-        self.plan = simulation.plan(self.settings, self.shares, self.reply_bytes, probed)
+        self.plan = self.prepared.plan()
         self._begin()
         self.tracker = build(self.settings["logger"])
         self.display = Display()
@@ -120,7 +99,7 @@ class Experiment:
         try:
             self.tracker.start(self.name, self.settings, self.place.path, self.state.history)
             with (
-                self._stop_on_ctrl_c(),
+                interrupt.listening(self.stop, self.plan),
                 self.display.rounds(self.name, self.settings["rounds"], self.plan, self.state.round),
             ):
                 self._federate()
@@ -144,23 +123,22 @@ class Experiment:
 
     def _begin(self) -> None:
         """Takes the folder: goes on from its newest checkpoint, or starts over and moves aside what is there."""
-        self.checkpoints = Checkpoints(
-            self.place.path / "checkpoint", identity.digest({"run": self.identity, "data": self.store.folder.name})
-        )
+        made_from = identity.digest({"run": self.identity, "data": self.prepared.data})
+        self.checkpoints = Checkpoints(self.place.path / "checkpoint", made_from)
         unfinished = self.earlier is not None and self.earlier["status"] != "finished"
-        goes_on = self.settings["resume"] and unfinished and self.earlier.get("data") == self.store.folder.name
+        goes_on = self.settings["resume"] and unfinished and self.earlier.get("data") == self.prepared.data
         state = self.checkpoints.newest(self._objection) if goes_on else None
         self.state = state or State(0)
         self.summary = {
             "status": "running",
             "name": self.name,
             "identity": self.identity,
-            "data": self.store.folder.name,
+            "data": self.prepared.data,
             "version": __version__,
             "started": self.earlier["started"] if state else datetime.now(UTC).isoformat(timespec="seconds"),
-            "clients": len(self.shares),
-            "utterances": len(self.store),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "clients": len(self.prepared.shares),
+            "utterances": len(self.prepared.store),
+            "parameters": self.prepared.parameters,
             "plan": str(self.plan),
         }
         if state is None:
@@ -168,32 +146,27 @@ class Experiment:
             shutil.rmtree(self._state_folder(), ignore_errors=True)  # elsewhere, it was not moved aside
             return
         state.resumed.append(state.round)
-        self.matrices = {
-            client: {condition: np.array(matrix) for condition, matrix in found.items()}
-            for client, found in state.matrices.items()
-        }
         self.place.resume(state.history, self.summary)
         log.warning("going on after round %d of %d (resume=false starts over)", state.round, self.settings["rounds"])
 
     def _objection(self, state: State) -> str | None:
         """Why a checkpoint is of no use here, or None."""
-        if self._persists():
-            for share, round in zip(self.shares, state.moments, strict=True):
-                file = OptimizerState(folder_of(self._state_folder(), share.number)).file(round)
-                if round and not file.is_file():
-                    return f"the optimizer's moments of client '{share.name}' after round {round} are gone ({file})"
+        names = [share.name for share in self.prepared.shares]
+        if self._persists() and (gone := optimizer_state.gone(self._state_folder(), names, state.moments)):
+            return gone
         due = [round for round in self._due_rounds() if round > state.round]
-        if not state.arrays and due and not (self.settings["reuse"] and trained.Trained.find(self.model_key, due)):
+        known = self.settings["reuse"] and trained.Trained.find(self.prepared.model_key, due)
+        if not state.arrays and due and not known:
             return "it replays a trained model, which is no longer in the cache or not to be reused (reuse=false)"
         return None
 
     def _federate(self) -> None:
         due = [round for round in self._due_rounds() if round > self.state.round]
-        lock = trained.Lock(self.model_key)
+        lock = trained.Lock(self.prepared.model_key)
         if self.settings["reuse"]:
             lock.acquire(self.stop)
         try:
-            known = trained.Trained.find(self.model_key, due) if self.settings["reuse"] else None
+            known = trained.Trained.find(self.prepared.model_key, due) if self.settings["reuse"] else None
             self.summary["reused"] = known is not None
             if known is None and due and self.state.round and not self.state.arrays:
                 raise RunError("the trained model that this run replays has left the cache: the same command trains it")
@@ -201,7 +174,7 @@ class Experiment:
                 lock.release()
                 log.info("the model was trained before: %s", known.folder)
             if self.state.round < self.settings["rounds"]:
-                clients = len(self.shares)
+                clients = len(self.prepared.shares)
                 simulation.simulate(
                     lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, self.stop
                 )
@@ -211,17 +184,8 @@ class Experiment:
     def _serve(self, grid, known: trained.Trained | None, lock: trained.Lock) -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""
         settings = self.settings
-        federation = server_app.Federation(
-            grid,
-            len(self.shares),
-            self._told(),
-            self.stop,
-            settings["simulation"]["min_reply_fraction"],
-            self.plan.window,
-            moments=self.state.moments,
-        )
-        federation.introduce()
-        strategy = strategies.build_strategy(settings, len(self.shares))
+        federation = self.prepared.federation(grid, self.plan, self.stop, self._state_folder(), self.state.moments)
+        strategy = strategies.build_strategy(settings, len(self.prepared.shares))
         last = time.monotonic()
         for round, weights, row in known.replay() if known else self._train(federation, strategy):
             if round <= self.state.round:
@@ -232,16 +196,26 @@ class Experiment:
                 self._keep(round, weights, known)
             if round == settings["rounds"] and not known:
                 # Before the last evaluation: should that fail, the training is not lost.
-                trained.publish(self.model_key, self.place.path / "weights", [*self.state.history, row])
+                trained.publish(self.prepared.model_key, self.place.path / "weights", [*self.state.history, row])
                 lock.release()
             if due:
-                self.matrices, missing = federation.evaluate(round, weights)
-                row = row | self._metrics(recall=False) | ({"evaluate/missing": missing} if missing else {})
+                row = row | self._evaluate(federation, round, weights)
             self._record(row, weights if not known else {}, federation, strategy)
             last = time.monotonic()
 
+    def _evaluate(self, federation: server_app.Federation, round: int, weights: dict) -> dict:
+        """What the history says of an evaluated round; the last one is tested on everything that was asked for."""
+        last = round == self.settings["rounds"]
+        began = time.monotonic()
+        outcome, missing = federation.evaluate(
+            round, weights, agenda.final(self.settings) if last else agenda.curve(self.settings)
+        )
+        if last:
+            evidence.write(self.place.path, self.prepared, outcome, round, time.monotonic() - began)
+        return outcome.metrics() | ({"evaluate/missing": missing} if missing else {})
+
     def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:
-        weights = transport.pack(self.model)
+        weights = transport.pack(self.prepared.model)
         if self.state.arrays:
             weights = {key: self.state.arrays[key] for key in transport.KEYS}
             strategies.restore(strategy, self.state.strategy, self.state.arrays)
@@ -265,7 +239,6 @@ class Experiment:
         round, every = row["round"], self.settings["checkpoint"]["every"]
         if every and (round % every == 0 or round == self.settings["rounds"]):
             plain, arrays = strategies.state(strategy) if weights else ({}, {})
-            matrices = json.loads(dumps(self.matrices))
             self.checkpoints.save(
                 replace(
                     self.state,
@@ -273,7 +246,6 @@ class Experiment:
                     arrays=weights | arrays,
                     strategy=plain,
                     moments=federation.moments,
-                    matrices=matrices,
                     seconds=time.monotonic() - self.started,
                 )
             )
@@ -284,18 +256,8 @@ class Experiment:
         return [round for round in range(1, self.settings["rounds"] + 1) if self._due(round)]
 
     def _due(self, round: int) -> bool:
-        return round % self.settings["evaluation"]["every"] == 0 or round == self.settings["rounds"]
-
-    def _told(self) -> dict:
-        """What the server tells every client about the experiment: plain values, no data."""
-        return {
-            "settings": self.settings,
-            "classes": self.corpus.classes,
-            "attacks": self.attacks,
-            "store": str(self.store.folder),
-            "state": str(self._state_folder()),
-            "clients_per_gpu": int(1 / self.plan.num_gpus) if 0 < self.plan.num_gpus <= 1 else 1,
-        }
+        every = self.settings["evaluation"]["every"]
+        return round == self.settings["rounds"] or (every is not None and round % every == 0)
 
     def _persists(self) -> bool:
         return self.settings["client"]["optimizer_state"] == "persist"
@@ -308,28 +270,10 @@ class Experiment:
         # Not by name alone: the same run may be made in two folders at once.
         return Path(elsewhere).expanduser().absolute() / f"{self.name}-{identity.digest({'folder': str(own)})}"
 
-    def _metrics(self, recall: bool) -> dict[str, float]:
-        """UAR and accuracy per condition (and the recall per class), from the clients' matrices added up."""
-        metrics = {}
-        for condition, matrix in self._pooled().items():
-            metrics[f"uar/{condition}"] = evaluation.uar(matrix)
-            metrics[f"accuracy/{condition}"] = evaluation.accuracy(matrix)
-            if recall:
-                for emotion, value in zip(self.corpus.classes, evaluation.recalls(matrix), strict=True):
-                    metrics[f"recall/{condition}/{emotion}"] = float(value)
-        return metrics
-
-    def _pooled(self) -> dict[str, np.ndarray]:
-        names = evaluation.conditions(self.attacks, self.settings["defence"]["inference"] is not None)
-        if not self.matrices:
-            return {}
-        return {name: sum(client[name] for client in self.matrices.values()) for name in names}
-
     def _finish(self, status: str, error: str | None = None) -> None:
         """Writes the run's last files and closes the dashboard, whatever the status."""
-        pooled = self._pooled()
         self.summary |= {"status": status, "seconds": round(time.monotonic() - self.started, 2)}
-        self.summary |= {"rounds": len(self.place.history())} | self._metrics(recall=True)
+        self.summary |= {"rounds": len(self.place.history())} | self._metrics()
         if error:
             self.summary["error"] = error
         if self.state.train_seconds:
@@ -341,91 +285,42 @@ class Experiment:
             if status == "finished":
                 final = trained.weights_file(self.place.path / "weights", self.settings["rounds"])
                 trained.link(final, self.place.path / "model.safetensors")
-            if pooled:
-                confusion = {"classes": self.corpus.classes, "rounds": self.summary["rounds"]}
-                confusion |= {"conditions": pooled, "clients": self.matrices}
-                self.place.write("confusion.json", dumps(confusion))
             self.place.write("summary.json", dumps(self.summary, indent=2))
         except OSError as problem:
             # A full disk must not hide why the run failed; a finished run must not claim to be whole.
             if status == "finished":
                 raise
             log.error("the run's last files could not be written: %s", problem)
-        self.tracker.finish(self.summary, pooled, self.corpus.classes)
+        self.tracker.finish(self.summary, evidence.read(self.place.path) if status == "finished" else None)
         if status == "finished":  # nothing more to go on from
             shutil.rmtree(self._state_folder(), ignore_errors=True)
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
 
-    def _initial_model(self) -> torch.nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self.settings["seed"], "initial weights"))
-            return build(self.settings["model"]["module"], classes=len(self.corpus.classes))
+    def _metrics(self) -> dict[str, float]:
+        """UAR and accuracy per condition of the last evaluated round; of a finished run also recalls and spreads."""
+        if self.state.round == self.settings["rounds"] and (record := evidence.read(self.place.path)):
+            return evidence.metrics(record)
+        rows = [row for row in self.place.history() if "uar/original" in row]
+        return {key: rows[-1][key] for key in rows[-1] if key.startswith(("uar/", "accuracy/"))} if rows else {}
 
-    def _check_defences(self) -> None:
-        """What a client would stumble over in the first round, or only after the training, fails before it."""
-        for attack in self.attacks.values():
-            build(attack)
-        build(self.settings["defence"]["training"])
-        build(self.settings["client"]["optimizer"])(self.model.parameters())
-        strategy = strategies.build_strategy(self.settings, len(self.shares))
+    def _check_training(self) -> None:
+        """What a client would stumble over in the first round fails before it, and so does a lack of room."""
+        settings, clients = self.settings, len(self.prepared.shares)
+        optimizer = build(settings["client"]["optimizer"])(self.prepared.model.parameters())
+        strategy = strategies.build_strategy(settings, clients)
         if not strategies.adds_up(strategy):
-            clients = strategies.clients_per_round(self.settings, len(self.shares))
+            asked, each = strategies.clients_per_round(settings, clients), self.prepared.reply_bytes
             log.warning(
                 "%s needs all replies of a round at once: %d of %s take %s of this process's memory",
-                type(strategy).__name__, clients, size(self.reply_bytes), size(clients * self.reply_bytes),
+                type(strategy).__name__, asked, size(each), size(asked * each),
             )  # fmt: skip
-        if (randomise := build(self.settings["defence"]["inference"])) is not None:
-            randomise(torch.zeros(1, 1, self.settings["features"]["frames"], self.settings["features"]["mels"]))
-
-    def _check_room(self) -> None:
-        """Raises InputError when the clients' moments will not fit where they are kept."""
-        if not self._persists():
-            return
-        optimizer = build(self.settings["client"]["optimizer"])(self.model.parameters())
-        generations = 2 if self.settings["checkpoint"]["every"] == 1 else 3  # also that of the last checkpoint
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        needed = generations * len(self.shares) * bytes_per_parameter(optimizer) * parameters
-        folder = self._state_folder()
-        there = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
-        room = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free + there
-        if needed > room:
-            raise InputError(
-                f"client.optimizer_state=persist needs {size(needed)} for the moments of {len(self.shares)} clients, "
-                f"{generations} times, and {folder} has room for {size(room)}: set client.state_folder=… or "
-                "client.optimizer_state=reset."
-            )
-
-    @contextmanager
-    def _stop_on_ctrl_c(self):
-        """The first Ctrl-C lets the clients that are at work finish; the second one ends them."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(signum, frame):
-            self.stop.set()
-            signal.signal(signal.SIGINT, insist)
-            log.warning("stopping when the clients at work are done; Ctrl-C again ends them")
-
-        def insist(signum, frame):
-            signal.signal(signal.SIGINT, before)
-            if self.plan.backend == "serial":
-                raise KeyboardInterrupt
-            simulation.end_clients()
-
-        before = signal.signal(signal.SIGINT, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+        if self._persists():
+            # Three generations where the last checkpoint's may be older than the last round's.
+            generations = 2 if settings["checkpoint"]["every"] == 1 else 3
+            moments = optimizer_state.bytes_per_parameter(optimizer) * self.prepared.parameters
+            optimizer_state.check_room(self._state_folder(), clients, generations, moments)
 
 
 def round_to(value: float, digits: int) -> float:
     """The value to so many significant digits."""
     return float(f"{value:.{digits}g}")
-
-
-def size(count: float) -> str:
-    """Bytes for people: 59.5 MB."""
-    power = min(int(math.log10(max(count, 1)) / 3), 3)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from fedser import __version__
+from fedser.errors import InputError
 
 IDLE = ("timeout", "state_folder")  # of `client`: they change where and whether, not what
 TRAINING = ("seed", "rounds", "features", "partition", "model", "client", "strategy")
@@ -30,14 +31,14 @@ def training(settings: dict) -> dict:
 
 def everything(settings: dict) -> dict:
     """`training` and what is measured afterwards."""
-    tested = {
-        name: settings["attack"] if name == settings["attack"]["name"] else settings["attacks"].get(name)
-        for name in settings["evaluation"]["attacks"] or []
-    }
+    return {"training": training(settings)} | measured(settings)
+
+
+def measured(settings: dict) -> dict:
+    """The part of the settings that decides what is measured on a trained model."""
     return {
-        "training": training(settings),
         "evaluation": settings["evaluation"],
-        "attacks": {name: _without_idle_eps(attack) for name, attack in tested.items()},
+        "attacks": {name: _without_idle_eps(attack) for name, attack in _tested(settings).items()},
         "inference": settings["defence"]["inference"],
     }
 
@@ -98,3 +99,13 @@ def _without_idle_eps(node):
 def _dataset(dataset: dict) -> dict:
     root = dataset.get("root")
     return dataset | {"root": str(Path(root).expanduser().absolute()) if root not in (None, "???") else root}
+
+
+def _tested(settings: dict) -> dict:
+    """The attacks on the agendas; a name that is none is left for `config.settle` to complain about."""
+    from fedser import agenda
+
+    try:
+        return agenda.attacks(settings)
+    except (InputError, KeyError, TypeError, AttributeError):
+        return {"evaluation": settings["evaluation"], "attack": settings["attack"]}

@@ -89,6 +89,16 @@ def shards(table: pd.DataFrame, *, seed: int, k: int, clients: int | None = None
     return _named([np.concatenate([pieces[piece] for piece in hand]) for hand in hands])
 
 
+def stratified(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """`fraction` of these rows, of each class rounded and at least one; the same for the same seed, ascending."""
+    random = _random(seed, "subset")
+    chosen = []
+    for label in np.unique(labels[rows]):
+        of_class = random.permutation(np.sort(rows[labels[rows] == label]))
+        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
+    return np.sort(np.concatenate(chosen))
+
+
 def warn_of_gaps(table: pd.DataFrame, shares: list[Share], classes: list[str]) -> None:
     """Logs which clients never see a class, and which classes the pooled test set lacks (UAR leaves those out)."""
     labels = table["label"].to_numpy()

@@ -20,7 +20,7 @@ from fedser import cache
 from fedser.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
-FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "confusion.json")
+FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "evaluation.json")
 
 
 class RunFolder:
@@ -91,12 +91,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file in one step: a reader sees the old or the new one, whole."""
-        scratch = self.path / f".{name}.{os.getpid()}"
-        try:
-            scratch.write_text(text)
-            scratch.replace(self.path / name)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(self.path / name, text.encode())
 
     def _move_aside(self) -> None:
         number = 1
@@ -104,6 +99,16 @@ class RunFolder:
             number += 1
         self.path.rename(aside)
         log.warning("what an earlier run left in %s is now in %s", self.path, aside.name)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replaces a file in one step: a reader sees the old or the new one. Raises OSError."""
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def dumps(value, indent: int | None = None) -> str:
@@ -135,8 +140,8 @@ class Tracker:
     def log(self, row: dict) -> None:
         """One row of the history."""
 
-    def finish(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
-        """The run has ended with this status; `matrices` are the last confusion matrices by condition."""
+    def finish(self, summary: dict, record: dict | None) -> None:
+        """The run has ended with this status; `record` is its `evaluation.json`, None where it did not finish."""
 
 
 class Wandb(Tracker):
@@ -164,7 +169,7 @@ class Wandb(Tracker):
             "id": _run_id(folder / "wandb"),
             "dir": folder,
             "job_type": "train",
-            "config": {key: value for key, value in settings.items() if key not in ("logger", "attacks")},
+            "config": flattened({key: value for key, value in settings.items() if key not in ("logger", "attacks")}),
             "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
         }
         try:
@@ -175,6 +180,7 @@ class Wandb(Tracker):
             # A key without a network must not cost the run; `wandb sync` uploads it later.
             log.warning("W&B can't be reached (%s): this run is recorded offline", str(error).splitlines()[0])
             self.run = wandb.init(mode="offline", **options)
+        self.folder = folder
         self.run.define_metric("round")
         self.run.define_metric("*", step_metric="round")
         for row in history:
@@ -184,29 +190,61 @@ class Wandb(Tracker):
         values = {key: value for key, value in row.items() if not isinstance(value, list)}
         self.run.log(values, step=row["round"], commit=True)
 
-    def finish(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
+    def finish(self, summary: dict, record: dict | None) -> None:
         """Logs confusion matrices and the final table; a run that did not finish exits with 1 and shows as failed."""
         if self.run is None:
             return
         finished = summary["status"] == "finished"
-        if finished:  # the steps after the last round are taken by these, and a run may yet go on
-            self._final(summary, matrices, classes)
+        if record:  # the steps after the last round are taken by these, and a run may yet go on
+            self._final(record)
         self.run.summary.update(json.loads(dumps(summary)))
         self.run.finish(exit_code=0 if finished else 1)
         self.run = None
 
-    def _final(self, summary: dict, matrices: dict[str, np.ndarray], classes: list[str]) -> None:
+    def _final(self, record: dict) -> None:
         import wandb
 
-        for condition, matrix in matrices.items():
-            pairs = np.repeat(np.indices(matrix.shape).reshape(2, -1), matrix.reshape(-1), axis=1)
+        classes = record["classes"]
+        for condition, measured in record["conditions"].items():
+            pairs = np.repeat(np.indices((len(classes), len(classes))).reshape(2, -1), np.ravel(measured["matrix"]), 1)
             plot = wandb.plot.confusion_matrix(
                 y_true=pairs[0].tolist(), preds=pairs[1].tolist(), class_names=classes, title=condition
             )
             self.run.log({f"confusion/{condition}": plot})
-        rows = [[key.removeprefix("uar/"), value] for key, value in summary.items() if key.startswith("uar/")]
-        if rows:
-            self.run.log({"uar": wandb.Table(columns=["condition", "UAR"], data=rows)})
+        conditions = [{"condition": name} | measured for name, measured in record["conditions"].items()]
+        for table, columns, rows in (
+            ("uar", ["condition", "uar", "uar_sd", "draws"], conditions),
+            ("flags", ["flag", "status", "title", "detail"], record["flags"]),
+        ):
+            self.run.log({table: wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in rows])})
+        if (file := self.folder / "example.npz").is_file():
+            with np.load(file) as arrays:
+                images = {f"example/{name}": wandb.Image(picture(arrays[name]), caption=name) for name in arrays}
+            self.run.log(images)
+
+
+def flattened(settings: dict) -> dict:
+    """The configuration as a dashboard filters by it: each group's option under the group's name, keys dotted.
+
+    {"attack": {"name": "pgd", "eps": 0.05}} → {"attack": "pgd", "attack.eps": 0.05}.
+    """
+    flat = {}
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            flat[key] = value
+            continue
+        if "name" in value:
+            flat[key] = value["name"]
+        flat |= {f"{key}.{inner}": part for inner, part in flattened(value).items() if inner != "name"}
+    return flat
+
+
+def picture(values: np.ndarray) -> np.ndarray:
+    """A spectrogram [frames, mels] as an image [mels, frames, 3], low bands below, on a scale of its own."""
+    from matplotlib import colormaps
+
+    scaled = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
+    return (255 * colormaps["magma"](scaled.T[::-1])[..., :3]).astype(np.uint8)
 
 
 def _run_id(folder: Path) -> str:

@@ -8,22 +8,55 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from omegaconf import OmegaConf
 from torch import nn
 from torchattacks.attack import Attack
+from toy import accuracy, randomisation, right, trained
 
-from fedser import fgsm
-from fedser.attacks import Adversary, BudgetError
+from fedser import config, fgsm
+from fedser.attacks import Adversary, BudgetError, Defended, margin
+from fedser.defences import Randomise
 from fedser.errors import InputError, RunError
+from fedser.randomness import generator
 
 CONF = str(Path(__file__).parents[1] / "conf")
 FIXTURE = Path(__file__).parent / "fixtures" / "art_attacks.npz"
-ATTACKS = ["fgsm", "pgd", "pgd_strong", "deepfool"]
+MEMBERS = ["fgsm", "pgd", "pgd_strong", "mifgsm"]  # of the ensemble
+# Every attack that works alone, with settings that make it quick.
+ATTACKS = {
+    "fgsm": [],
+    "pgd": [],
+    "pgd_strong": [],
+    "deepfool": [],
+    "eot_pgd": ["attack.eot=2"],
+    "apgd": ["attack.steps=5"],
+    "apgd_dlr": ["attack.steps=5"],
+    "square": ["attack.queries=30"],
+    "cw": ["attack.steps=10", "attack.searches=2", "attack.lr=0.05"],
+    "mifgsm": [],
+    "noise": [],
+    "ensemble": [],
+    "autoattack": [
+        *(f"attack.members.{name}.steps=4" for name in ("apgd_ce", "apgd_t", "fab_t")),
+        "attack.members.square.queries=10",
+        *(f"attack.rand.{name}.{setting}" for name in ("apgd_ce", "apgd_dlr") for setting in ("steps=4", "eot=2")),
+    ],
+}
+DETERMINED = ["fgsm", "pgd", "deepfool", "mifgsm", "noise"]  # the same on any device: no draws, or those of the CPU
+
+
+def composed(name, *overrides):
+    mounted = [f"+attack@attacks.{member}={member}" for member in MEMBERS]
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
+        return hydra.compose(overrides=[*mounted, f"+attack={name}", *overrides])
 
 
 def adversary(name, *overrides):
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        config = hydra.compose(overrides=[f"+attack={name}", *overrides])
-    return hydra.utils.instantiate(config.attack)
+    return hydra.utils.instantiate(composed(name, *overrides).attack)
+
+
+def quick(name, *overrides):
+    return adversary(name, *ATTACKS[name], *overrides)
 
 
 class ReferenceNet(nn.Module):
@@ -46,6 +79,9 @@ def art():
     net = ReferenceNet()
     net.load_state_dict({k.removeprefix("model/"): torch.tensor(data[k]) for k in data if k.startswith("model/")})
     return net.eval(), torch.tensor(data["x"]), torch.tensor(data["y"]), data
+
+
+WORN = Randomise(frames=(40, 44), mels=(16, 18), size=(43, 17), value=0.5)  # on the fixture's inputs
 
 
 def linear():
@@ -107,6 +143,69 @@ def test_fgsm_is_torchattacks(art):
     torch.testing.assert_close(ours, torchattacks.FGSM(net, eps=0.3)(inside, y), atol=1e-6, rtol=0)
 
 
+def test_mifgsm_stays_where_the_gradient_vanishes():
+    # It divides by the gradient's mean size: what is not a number has the sign 0, in torch.
+    class Masked(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.flatten(1) * torch.tensor([[1.0], [0.0]]))
+
+    x_adv = adversary("mifgsm")(Masked(linear()), X[:2], torch.tensor([0, 0]), 0)
+    torch.testing.assert_close(x_adv[0, 0], 0.05 * torch.tensor([[-1.0, 1.0], [0.0, -1.0]]), atol=1e-6, rtol=0)
+    assert torch.equal(x_adv[1], X[1])
+
+
+def test_momentum_on_a_linear_model_by_hand():
+    # Steps of eps / 4 in one direction: after three, three quarters of the budget.
+    x_adv = adversary("mifgsm", "attack.steps=3")(linear(), X[:1], torch.tensor([0]), 0)
+    torch.testing.assert_close(x_adv[0, 0], 0.0375 * torch.tensor([[-1.0, 1.0], [0.0, -1.0]]), atol=1e-6, rtol=0)
+
+
+def test_noise_is_a_sign_times_eps_and_asks_the_model_nothing():
+    class Silent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            raise AssertionError("noise knows nothing of the model")
+
+    x = torch.randn(4, 1, 50, 40, generator=generator(0, "x"))
+    noise = adversary("noise", "attack.eps=0.1", "attack.labels=predicted")
+    change = noise(Silent(), x, None, 3) - x
+    torch.testing.assert_close(change.abs(), torch.full_like(x, 0.1), atol=1e-6, rtol=0)
+    assert abs((change > 0).float().mean() - 0.5) < 4 * 0.5 / x.numel() ** 0.5  # four standard deviations
+    assert torch.equal(noise(Silent(), x, None, 3) - x, change)
+    assert not torch.equal(noise(Silent(), x, None, 4) - x, change)
+
+
+def test_a_library_method_is_told_the_classes_and_the_seed(art):
+    net, x, y, _ = art
+    told = {}
+
+    class Asks(Shift):
+        def __init__(self, model, eps, by, n_classes=10, seed=0):
+            super().__init__(model, eps, by)
+            told.update(n_classes=n_classes, seed=seed)
+
+    Adversary("asks", 0.1, "true", partial(Asks, by=0))(net, x, y, 2**40 + 5)
+    assert told == {"n_classes": 7, "seed": 5}
+    Adversary("asks", 0.1, "true", partial(Asks, by=0), seed=9)(net, x, y, 5)
+    assert told == {"n_classes": 7, "seed": 9}
+
+
+def test_fab_finds_the_boundary_of_a_linear_model():
+    # Logits (1, -2, 0, 3)·x and 0: at x = (1, 0, 0, 1) the label leads by 4, and every cell has to move by 4 / (1+2+3).
+    layer = nn.Linear(4, 2, bias=False)
+    layer.load_state_dict({"weight": torch.tensor([[1.0, -2.0, 0.0, 3.0], [0.0, 0.0, 0.0, 0.0]])})
+    net, x = nn.Sequential(nn.Flatten(), layer), torch.tensor([[1.0, 0.0, 0.0, 1.0]]).view(1, 1, 2, 2)
+    fab = partial(torchattacks.FAB, multi_targeted=True, steps=20)
+    x_adv = Adversary("fab", 0.7, "true", fab)(net, x, torch.tensor([0]), 0)
+    moved = (x_adv - x).flatten()
+    torch.testing.assert_close(moved, 4 / 6 * torch.tensor([-1.0, 1.0, 0.0, -1.0]), atol=0.04, rtol=0)  # eta is 1.05
+    assert net(x_adv).argmax(1) == 1
+    assert torch.equal(Adversary("fab", 0.6, "true", fab)(net, x, torch.tensor([0]), 0), x)  # the boundary is too far
+
+
 @pytest.mark.parametrize(
     "key, name, settings, flipped",
     [
@@ -139,7 +238,7 @@ def test_an_explicit_box_is_where_the_examples_stay(art):
     net, x, y, _ = art
     inside = (0.2 * x + 0.5).clamp(0, 1)
     for name in ATTACKS:
-        x_adv = adversary(name, "attack.box=[0,1]", "attack.eps=0.3")(net, inside, y, 0)
+        x_adv = quick(name, "attack.box=[0,1]", "attack.eps=0.3")(net, inside, y, 0)
         assert not torch.equal(x_adv, inside)
         assert x_adv.min() >= -1e-6
         assert x_adv.max() <= 1 + 1e-6
@@ -150,7 +249,7 @@ def test_an_explicit_box_is_where_the_examples_stay(art):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_chunks_make_no_difference(art, name):
     net, x, y, _ = art
-    attack = adversary(name, "attack.eps=0.3")
+    attack = quick(name, "attack.eps=0.3")
     torch.testing.assert_close(attack(net, x, y, 5, batch_size=7), attack(net, x, y, 5), atol=1e-5, rtol=0)
 
 
@@ -164,10 +263,11 @@ def test_the_seed_decides_the_random_start(art):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_dtype_and_empty_batches(art, name):
     net, x, y, _ = art
-    x_adv = adversary(name)(net.double(), x[:2].double(), y[:2], 0)
+    left_out = ["attack.members.fab_t=null"] if name == "autoattack" else []  # torchattacks' FAB is in float32
+    x_adv = quick(name, *left_out)(net.double(), x[:2].double(), y[:2], 0)
     assert x_adv.dtype == torch.float64
     assert not x_adv.requires_grad
-    assert adversary(name)(net, x[:0], y[:0], 0).shape == (0, 1, 40, 16)
+    assert quick(name)(net, x[:0], y[:0], 0).shape == (0, 1, 40, 16)
 
 
 def test_under_no_grad_and_inference_mode(art):
@@ -240,11 +340,11 @@ def test_eps_means_nothing_to_deepfool(art):
     assert torch.equal(tiny(net, x, y, 0), adversary("deepfool")(net, x, y, 0))
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd_strong"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd_strong", "mifgsm", "apgd"])
 @pytest.mark.parametrize("eps", [0, 0.05, 2.0])
 def test_the_library_never_clamps_unbounded_features(name, eps):
     x = 30 * torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    attack = adversary(name, f"attack.eps={eps}", *(["attack.alpha=null"] if name != "fgsm" else []))
+    attack = adversary(name, f"attack.eps={eps}", *(["attack.alpha=null"] if name == "pgd" else []))
     x_adv = attack(linear(), x, torch.zeros(4, dtype=torch.long), 0)
     moved = (x_adv - x).abs()
     assert moved.max() <= eps + 1e-4
@@ -261,6 +361,8 @@ def test_the_library_never_clamps_unbounded_features(name, eps):
         (["attack.norm=L1"], "attack.norm of pgd"),
         (["attack.box=[1,0]"], "attack.box of pgd"),
         (["+attack.stesp=3"], "attack.stesp of pgd: this attack has no such setting"),
+        (["+attack.eot=0"], "attack.eot of pgd must be a whole number of at least 1"),
+        (["+attack.adaptive=maybe"], "attack.adaptive of pgd must be true or false"),
     ],
 )
 def test_bad_settings_name_their_key(overrides, message):
@@ -304,19 +406,23 @@ def half_frozen(art):
 
 
 LIBRARY = {
+    "torchattacks.FAB": Adversary("fab", 0.3, "true", torchattacks.FAB, steps=2),
+    "torchattacks.APGDT": Adversary("apgdt", 0.3, "true", torchattacks.APGDT, steps=2),
     "torchattacks.DeepFool": Adversary("deepfool", None, "true", torchattacks.DeepFool, "L2", steps=2),
     "torchattacks.APGD": Adversary("apgd", 0.3, "true", torchattacks.APGD, steps=2),
     "torchattacks.PGDL2": Adversary("pgdl2", 0.3, "true", torchattacks.PGDL2, "L2", alpha=None, steps=2),
 }
 
 
+@pytest.mark.parametrize("randomise", [None, WORN], ids=["plain", "randomised"])
 @pytest.mark.parametrize("name", [*ATTACKS, *LIBRARY])
-def test_nothing_is_left_behind(half_frozen, name):
+def test_nothing_is_left_behind(half_frozen, name, randomise):
     net, x, y = half_frozen
-    attack = LIBRARY[name] if name in LIBRARY else adversary(name)
+    attack = LIBRARY[name] if name in LIBRARY else quick(name)
     before = state(net)
-    x_adv = attack(net, x, y, 0)
+    x_adv = attack(net, x, y, 0, randomise=randomise)
     assert_same(before, state(net))
+    assert WORN.training
     assert not torch.equal(x_adv, x)
     assert not x_adv.requires_grad
     assert x.grad is None
@@ -360,7 +466,7 @@ def test_a_model_is_not_kept_alive(art):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_on_a_gpu(half_frozen, name):
     net, x, y = half_frozen
-    attack = adversary(name, "attack.eps=0.3")
+    attack = quick(name, "attack.eps=0.3")
     on_cpu = attack(net, x, y, 0)
     net, x, y = net.cuda(), x.cuda(), y.cuda()
     before, generator = state(net), torch.cuda.get_rng_state()
@@ -369,8 +475,98 @@ def test_on_a_gpu(half_frozen, name):
     assert torch.equal(torch.cuda.get_rng_state(), generator)
     assert x_adv.device == x.device
     assert torch.equal(attack(net, x, y, 0), x_adv)
-    if name != "pgd_strong":  # its random start comes from another generator
+    if name in DETERMINED:
         assert ((x_adv.cpu() - on_cpu).abs() > 1e-3).float().mean() < 0.01
+
+
+# --- a randomisation that the attacker knows of ---
+
+
+def test_the_defended_model_is_the_mean_over_draws():
+    net, wear = trained(), randomisation()
+    x, _ = right(3, seed=0)
+    torch.manual_seed(4)
+    logits = Defended(net, wear, draws=5)(x)
+    torch.manual_seed(4)
+    draws = wear.draws(15)
+    by_hand = [net(wear(x, draws=draws[[k, 5 + k, 10 + k]])) for k in range(5)]
+    torch.testing.assert_close(logits, sum(by_hand) / 5)
+
+
+def test_the_gradient_through_the_randomisation_by_finite_differences():
+    wear, weight = Randomise((4, 7), (3, 5), (6, 4)), torch.randn(6, 4, dtype=torch.float64, generator=generator(0))
+    draws = wear.draws(8, generator(1))
+    x = torch.randn(8, 1, 4, 3, dtype=torch.float64, generator=generator(2), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: (wear(x, draws=draws) * weight).square().sum((1, 2, 3)), x)
+
+
+def under_fresh_draws(net, x, y):
+    """Accuracy over twenty fresh draws of the randomisation, the same for every x."""
+    wear, draws = randomisation(), generator(0, "fresh")
+    return sum(accuracy(net, wear(x, draws), y) for _ in range(20)) / 20
+
+
+def test_knowing_the_randomisation_makes_the_attack_stronger():
+    net, (x, y) = trained(), right(60, seed=1)
+    settings = ["attack.eps=0.3", "attack.steps=10"]
+    oblivious = adversary("pgd_strong", *settings)(net, x, y, 0)
+    adaptive = adversary("eot_pgd", *settings)(net, x, y, 0, randomise=randomisation())
+    assert under_fresh_draws(net, x, y) > 0.95
+    # On the undefended model it is the other way round: each is best at what it was made for.
+    assert accuracy(net, oblivious, y) < accuracy(net, adaptive, y)
+    assert under_fresh_draws(net, adaptive, y) < under_fresh_draws(net, oblivious, y) - 0.1
+
+
+def test_an_adaptive_attack_without_a_randomisation_is_its_method(art):
+    net, x, y, _ = art
+    assert torch.equal(adversary("eot_pgd")(net, x, y, 3), adversary("pgd_strong")(net, x, y, 3))
+    assert adversary("eot_pgd").adaptive
+    assert not adversary("pgd_strong").adaptive
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_seed_decides_the_draws_too(art, name):
+    net, x, y = art[0], art[1][:6], art[2][:6]
+    attack = quick(name, "attack.eps=0.3")
+    once = attack(net, x, y, 1, randomise=WORN)
+    assert torch.equal(attack(net, x, y, 1, randomise=WORN), once)
+    assert not torch.equal(attack(net, x, y, 2, randomise=WORN), once)
+    if attack.eps is not None:
+        assert (once - x).abs().max() <= 0.3 + 1e-5
+
+
+def test_predictions_of_the_undefended_model_are_not_used(art):
+    net, x, _, _ = art
+    attack, wrong = adversary("pgd"), (net(x).argmax(1) + 1) % 7
+    expected = attack(net, x, None, 0, randomise=WORN)
+    assert torch.equal(attack(net, x, None, 0, predictions=wrong, randomise=WORN), expected)
+    assert not torch.equal(attack(net, x, None, 0, predictions=wrong), attack(net, x, None, 0))
+
+
+@pytest.mark.parametrize("eot, batch_size, at_a_time", [(4, None, 16), (20, None, 20), (4, 9, 8), (1, 9, 9)])
+def test_draws_count_for_the_memory(art, eot, batch_size, at_a_time):
+    net, x, y, _ = art
+    seen = []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    attack = adversary("fgsm", f"+attack.eot={eot}", "attack.labels=true")
+    attack(net, x, y, 0, batch_size=batch_size, randomise=WORN)
+    assert max(seen) == at_a_time
+    assert sum(seen) == eot * len(x)
+
+
+def test_the_padding_is_in_feature_units(art):
+    net, x, y, _ = art
+    seen = []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    adversary("fgsm", "attack.labels=true")(net, torch.zeros_like(x), y, 0, randomise=WORN)
+    inputs = torch.cat(seen)
+    assert inputs.shape[2:] == (43, 17)
+    assert set(inputs.unique().tolist()) == {0.0, 0.5}
+
+
+def test_the_margin_by_hand():
+    logits = torch.tensor([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
+    assert margin(logits, torch.tensor([1, 2])).tolist() == [0.5, -0.5]
 
 
 # --- the config group ---
@@ -378,15 +574,32 @@ def test_on_a_gpu(half_frozen, name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_composes_twice(name):
-    overrides = [f"+attack={name}", f"+attack@attacks.{name}={name}", f"attacks.{name}.labels=true"]
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        config = hydra.compose(overrides=overrides)
-    assert {"name", "eps", "labels"} <= set(config.attack)
-    assert config.attack.name == name
-    threat, named = hydra.utils.instantiate(config.attack), hydra.utils.instantiate(config.attacks[name])
-    assert isinstance(threat, Adversary)
+    node = composed(name, f"+attack@attacks.{name}={name}" if name not in MEMBERS else f"attacks.{name}.eps=0.2")
+    node.attacks[name].labels = True
+    assert {"name", "eps", "labels"} <= set(node.attack)
+    assert node.attack.name == name
+    threat, named = hydra.utils.instantiate(node.attack), hydra.utils.instantiate(node.attacks[name])
     assert named.labels == "true"
-    assert str(threat).startswith(f"{name}: white-box, {threat.norm}, ")
+    for attribute in ("eps", "labels", "norm", "adaptive"):
+        assert hasattr(threat, attribute)
+    kind = {"square": "black-box", "noise": "no knowledge"}.get(name, "white-box")
+    assert str(threat).startswith(f"{name}: {kind}, {threat.norm}, ")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("mounted", ["attack", "attacks.{}"])
+def test_clients_get_it_as_plain_values(art, name, mounted):
+    net, x, y, _ = art
+    path = mounted.format(name)
+    key = f"{path}.eps=0.1"
+    overrides = [f"attack={name}" if mounted == "attack" else "attack=none", key]
+    plain = config.plain(config.compose(overrides))
+    node = plain["attack"] if mounted == "attack" else plain["attacks"][name]
+    assert not OmegaConf.is_config(node)
+    attack = config.build(node)
+    assert attack.eps == (None if name in ("deepfool", "cw") else 0.1)
+    for members in ("members", "rand"):
+        assert {member.eps for member in getattr(attack, members, {}).values()} <= {0.1}
 
 
 def test_none_composes():

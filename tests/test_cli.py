@@ -84,7 +84,7 @@ def test_unwritable_folder_exits_2(cli, tmp_path):
 def test_full_disk_fails_the_run_and_says_so(cli, tmp_path):
     """A limit on file size stands in for a full disk: the kernel refuses the write the same way."""
     assert cli(*QUICK).returncode == 0  # features are in the cache now
-    limited = f"ulimit -f 6; exec {sys.executable} -m fedser {' '.join(QUICK)} seed=5 model.width=4 hydra.run.dir=full"
+    limited = f"ulimit -f 16; exec {sys.executable} -m fedser {' '.join(QUICK)} seed=5 model.width=4 hydra.run.dir=full"
     done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert "too large" in done.stderr and "Free some space" in done.stderr

@@ -1,11 +1,18 @@
-"""Conditions, confusion matrices and UAR, by hand."""
+"""Conditions, agendas, confusion matrices and UAR, by hand."""
+
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from fedser import evaluation
+from fedser import agenda, evaluation, outcome
+from fedser.agenda import Agenda
+from fedser.config import compose, settle
+from fedser.errors import InputError
+from fedser.partition import stratified
 
 
 def test_uar_by_hand():
@@ -25,13 +32,96 @@ def test_confusion_counts_true_by_predicted():
     assert matrix.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
 
 
-def test_conditions_are_table_3s():
-    assert evaluation.conditions([], False) == ["original"]
-    assert evaluation.conditions(["pgd"], False) == ["original", "adversarial/pgd"]
-    assert evaluation.conditions(["fgsm", "pgd"], True) == [
+# --- the agenda ---
+
+
+def names(*arguments, **options):
+    return [condition.name for condition in Agenda(*arguments, **options).conditions]
+
+
+def test_conditions_are_table_3s_and_the_adaptive_ones():
+    assert names(randomised=False) == ["original"]
+    assert names(["pgd"], randomised=False) == ["original", "adversarial/pgd"]
+    assert names(["fgsm", "pgd"], ["pgd"]) == [
         "original", "randomised", "adversarial/fgsm", "adversarial/pgd",
-        "randomised_adversarial/fgsm", "randomised_adversarial/pgd",
+        "randomised_adversarial/fgsm", "randomised_adversarial/pgd", "adaptive/pgd",
     ]  # fmt: skip
+    assert names(["pgd"], ["pgd"], randomised=False) == ["original", "adversarial/pgd"]  # there is nothing to know
+
+
+def test_an_agenda_survives_the_way_to_the_clients():
+    one = Agenda(("pgd",), ("pgd",), draws=3, gradients=True, fraction=0.5)
+    assert Agenda(**json.loads(json.dumps(one.plain()))).conditions == one.conditions
+
+
+def settled(*overrides):
+    return settle(compose(overrides))
+
+
+def test_a_sweep_varies_what_has_the_key():
+    settings = settled("evaluation=sweep", "evaluation.attacks=[fgsm,deepfool]", "evaluation.grid.eps=[0.05,0.1]")
+    assert agenda.final(settings).attacks == ["fgsm", "deepfool", "fgsm@eps=0.1"]  # 0.05 is fgsm itself
+    attacks = agenda.attacks(settings)
+    assert attacks["fgsm@eps=0.1"] == attacks["fgsm"] | {"eps": 0.1}
+
+
+def test_one_eps_for_all_attacks_bounded_in_linf():
+    attacks = agenda.attacks(settled("evaluation.attacks=[fgsm,'pgd@steps=20',deepfool]", "evaluation.eps=0.2"))
+    assert {name: attack["eps"] for name, attack in attacks.items()} == {
+        "fgsm": 0.2,
+        "pgd@steps=20": 0.2,
+        "deepfool": None,
+    }
+    assert attacks["pgd@steps=20"]["steps"] == 20
+
+
+def test_what_an_attack_is_composed_of_gets_its_eps():
+    member = {"name": "pgd", "eps": 0.05, "norm": "Linf"}
+    whole = {"name": "both", "eps": 0.05, "norm": "Linf", "members": [member, {"name": "deepfool", "eps": None}]}
+    varied = agenda._with_eps(whole, 0.1)
+    assert [part["eps"] for part in varied["members"]] == [0.1, None]
+    assert whole["members"][0]["eps"] == 0.05
+
+
+def test_the_sanity_flags_ask_for_steps_and_budgets():
+    settings = settled(
+        "evaluation.attacks=[fgsm]",
+        "evaluation.sanity={attack:pgd_strong,steps_factor:2,eps_factors:[2,20]}",
+    )
+    assert agenda.final(settings).attacks == [
+        "fgsm", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=0.1", "pgd_strong@eps=1",
+    ]  # fmt: skip
+    assert agenda.curve(settings).attacks == ["fgsm"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evaluation.attacks=[pgdd]", "did you mean 'pgd'?"),
+        ("evaluation.attacks=['pgd@overshoot=3']", "has only the keys"),
+        ("evaluation.grid.eps=[0.1,0.05]", "out of order: [0.05,0.1]"),
+        ("evaluation.grid.eps=[0.1,0.1]", "without repetitions"),
+        ("evaluation.sanity={attack:deepfool,steps_factor:2,eps_factors:[2]}", "has no eps"),
+        ("evaluation.draws=0", "evaluation.draws=0"),
+        ("evaluation.eps=0", "evaluation.eps=0"),
+    ],
+)
+def test_impossible_agendas_are_refused(override, words):
+    with pytest.raises(InputError) as raised:
+        settled(override)
+    assert words in str(raised.value)
+
+
+def test_a_subset_has_its_share_of_each_class():
+    labels = np.array([0] * 20 + [1] * 10 + [2])
+    rows = np.arange(31)
+    chosen = stratified(labels, rows, 0.3, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [6, 3, 1]
+    assert (stratified(labels, rows[::-1], 0.3, seed=0) == chosen).all()
+    assert (stratified(labels, rows, 0.3, seed=1) != chosen).any()
+
+
+# --- measuring ---
 
 
 class Sign(nn.Module):
@@ -42,21 +132,110 @@ class Sign(nn.Module):
         return torch.stack([-total, total], dim=1)
 
 
+class Flip:
+    """Turns every sample around; one who knows of a defence that adds 1.5 goes further."""
+
+    name, adaptive = "flip", False
+
+    def __call__(self, model, x, y, seed, predictions, randomise):
+        return -x - 3 if randomise else -x
+
+
+def add(x, generator=None):
+    return x + 1.5
+
+
+X = torch.tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)
+Y = torch.tensor([1, 0, 1])
+
+
+def measure(told, x=X, y=Y, randomise=add, model=None):
+    model = model or Sign()
+    return evaluation.evaluate(model, x, y, told, attacks={"flip": Flip()}, randomise=randomise, batch_size=2, seed=0)
+
+
 def test_each_condition_sees_its_own_version():
-    x = torch.tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)
-    y = torch.tensor([1, 0, 1])
-    flip = lambda model, x, y, seed, predictions: -x  # noqa: E731
-    add = lambda x, generator: x + 1.5  # noqa: E731
-    results = evaluation.evaluate(Sign(), x, y, classes=2, attacks={"flip": flip}, randomise=add, batch_size=2, seed=0)
-    assert results["original"].tolist() == [[1, 0], [0, 2]]
-    assert results["randomised"].tolist() == [[0, 1], [0, 2]]  # −1 + 1.5 > 0
-    assert results["adversarial/flip"].tolist() == [[0, 1], [2, 0]]
-    assert results["randomised_adversarial/flip"].tolist() == [[0, 1], [1, 1]]  # −2 + 1.5 < 0 < −1 + 1.5
+    predictions = measure(Agenda(["flip"], ["flip"])).predictions
+    assert {name: draws.tolist() for name, draws in predictions.items()} == {
+        "original": [[1, 0, 1]],
+        "randomised": [[1, 1, 1]],  # −1 + 1.5 > 0
+        "adversarial/flip": [[0, 1, 0]],
+        "randomised_adversarial/flip": [[1, 1, 0]],  # −2 + 1.5 < 0 < −1 + 1.5
+        "adaptive/flip": [[0, 0, 0]],
+    }
+
+
+def test_examples_are_measured():
+    examples = measure(Agenda(["flip"], gradients=True)).examples["flip"]
+    assert examples["linf"].tolist() == examples["l2"].tolist() == [2.0, 2.0, 4.0]
+    assert examples["snr"].tolist() == pytest.approx([-6.0206] * 3, abs=1e-4)  # 20·log10(1/2)
+    assert examples["flat"].tolist() == [0, 0, 0]
+
+
+def test_vanished_gradients_are_counted():
+    class Step(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum((1, 2, 3)).sign(), 0 * x.sum((1, 2, 3))], dim=1)
+
+    found = measure(Agenda(["flip"], gradients=True), model=Step()).examples["flip"]
+    assert found["flat"].tolist() == [1, 1, 1]
+
+
+def test_draws_are_fresh_and_repeatable():
+    def jitter(x, generator=None):
+        return x + torch.randn(x.shape, generator=generator)
+
+    told = Agenda(["flip"], draws=20)
+    once, again = (measure(told, randomise=jitter).predictions["randomised"] for _ in range(2))
+    assert once.shape == (20, 3)
+    assert torch.equal(once, again)
+    assert len(once.unique(dim=0)) > 1
 
 
 def test_no_test_utterances_give_empty_matrices():
-    results = evaluation.evaluate(
-        Sign(), torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.long), classes=2, attacks={}, randomise=None,
-        batch_size=2, seed=0,
+    nothing = measure(Agenda(["flip"], draws=2), torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.long))
+    told = outcome.answer(nothing, torch.zeros(0, dtype=torch.long), np.array([], int), 2, True)
+    assert np.sum(told["counts"]["original"]) == 0
+    assert np.shape(told["counts"]["randomised"]) == (2, 2, 2)
+
+
+# --- the outcome ---
+
+
+@pytest.fixture
+def both():
+    """Two clients: rows 0 to 2 of a table, and row 3."""
+    told = Agenda(["flip"], draws=2)
+    parts = {"a": (X, Y, np.array([0, 1, 2])), "b": (X[:1], 1 - Y[:1], np.array([3]))}
+    answers = {
+        name: json.loads(json.dumps(outcome.answer(measure(told, x, y), y, rows, 2, True)))
+        for name, (x, y, rows) in parts.items()
+    }
+    return outcome.Outcome(told, ["calm", "angry"], answers)
+
+
+def test_an_outcome_adds_up(both):
+    record = both.record()
+    original = record["conditions"]["original"]
+    assert original["matrix"].tolist() == [[1, 1], [0, 2]]
+    assert original["uar"] == pytest.approx((0.5 + 1) / 2)
+    worn = record["conditions"]["randomised"]
+    assert worn["draws"] == 2 and worn["uar_sd"] == 0 and worn["attack"] is None
+    assert worn["matrix"].tolist() == [[0, 4], [0, 4]]
+    assert worn["by_client"]["b"].tolist() == [[0, 2], [0, 0]]
+    assert both.metrics()["uar/adversarial/flip"] == pytest.approx(original["uar"] * 0 + (1 / 2 + 0) / 2)
+    assert both.tested() == {"a": 3, "b": 1}
+
+
+def test_an_outcome_tells_what_became_of_each_utterance(both):
+    table = pd.DataFrame(
+        {"path": [f"/x/clip{i}.flac" for i in range(4)], "speaker": list("aaab"), "sex": ["f", "f", "f", None],
+         "emotion": ["angry", "calm", "angry", "calm"]}
     )  # fmt: skip
-    assert results["original"].sum() == 0
+    told = both.utterances(table)
+    assert told["utterance"].tolist() == ["clip0", "clip1", "clip2", "clip3"]
+    assert told["client"].tolist() == list("aaab")
+    assert told["sex"].tolist()[:3] == ["female"] * 3 and pd.isna(told["sex"][3])
+    assert told["correct/original"].tolist() == [1, 1, 1, 0]
+    assert told["correct/randomised_adversarial/flip"].tolist() == [1, 0, 0, 0]
+    assert told["l2/flip"].tolist() == [2, 2, 4, 2]

@@ -27,7 +27,9 @@ def result(tmp_path_factory):
 
 def test_folder_holds_what_it_should(result):
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"config.yaml", "history.jsonl", "summary.json", "model.safetensors", "confusion.json", "weights"}
+    assert names == {"config.yaml", "history.jsonl", "summary.json", "model.safetensors", "weights"} | {
+        "evaluation.json", "utterances.csv", "example.npz", "times.json",
+    }  # fmt: skip
     assert {path.name for path in (result.folder / "weights").iterdir()} == {
         "round-00002.safetensors",
         "round-00003.safetensors",
@@ -60,11 +62,13 @@ def test_summary_holds_every_final_metric(result):
 
 
 def test_confusions_add_up(result):
-    saved = json.loads((result.folder / "confusion.json").read_text())
+    saved = json.loads((result.folder / "evaluation.json").read_text())
     assert len(saved["classes"]) == 7 and set(saved["clients"]) == {"14", "15"}
     for name in CONDITIONS:
-        pooled = np.array(saved["conditions"][name])
-        assert (pooled == sum(np.array(client[name]) for client in saved["clients"].values())).all()
+        condition = saved["conditions"][name]
+        pooled = np.array(condition["matrix"])
+        assert (pooled == sum(np.array(matrix) for matrix in condition["by_client"].values())).all()
+        assert (pooled == sum(np.array(matrix) for matrix in condition["by_draw"])).all()
         counts = pooled.sum(axis=1)
         uar = np.mean([pooled[i, i] / counts[i] for i in range(7) if counts[i]])
         assert result.metrics[f"uar/{name}"] == pytest.approx(uar)

@@ -40,7 +40,7 @@ def undisturbed(tmp_path_factory):
 
 
 def same(one, other):
-    for name in ("history.jsonl", "model.safetensors", "confusion.json"):
+    for name in ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv", "example.npz"):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
 
 

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from safetensors.numpy import load_file
 
 from fedser import evaluation, features
+from fedser.agenda import Agenda
 from fedser.errors import RunError
 from fedser.federation import client_app, server_app, simulation, strategies, transport
 
@@ -133,8 +134,8 @@ def federate(settings, tmp_path):
 def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     settled = settings("defence=none")
     told, _, weights, serve = federate(settled, tmp_path)
-    by_client = serve(lambda federation: federation.evaluate(1, weights)[0])
-    pooled = {name: sum(client[name] for client in by_client.values()) for name in ("original", "adversarial/fgsm")}
+    agenda = Agenda(["fgsm"], randomised=False)
+    pooled = serve(lambda federation: federation.evaluate(1, weights, agenda)[0]).pooled()
 
     bench = client_app.Workbench(json.loads(json.dumps(told)))
     frames = bench.store.frames[np.concatenate([share.train for share in bench.shares])].astype(np.float64)
@@ -144,12 +145,26 @@ def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     y = torch.from_numpy(bench.store.table["label"].to_numpy()[rows])
     transport.unpack(weights, bench.model)
     central = evaluation.evaluate(
-        bench.model, x, y, classes=7, attacks=bench.attacks, randomise=None, batch_size=16, seed=0
+        bench.model, x, y, agenda, attacks=bench.attacks, randomise=None, batch_size=16, seed=0
     )
-    for condition, matrix in central.items():
+    for condition, predicted in central.predictions.items():
+        matrix = evaluation.confusion(y, predicted[0], 7)
         assert matrix.sum() == pooled[condition].sum() == len(rows)
         # The statistics differ in the last float bits (sums against pooled data): at most one borderline clip may flip.
         assert np.abs(matrix - pooled[condition]).sum() <= 2, condition
+
+
+def sizes(name, value):
+    """How many numbers there are under each name of a record's value; the answer to an evaluation is JSON."""
+    if name == "config.answer":
+        value = json.loads(value)
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from sizes(f"{name}.{key}", part)
+    elif hasattr(value, "numpy"):
+        yield name, value.numpy().size
+    else:
+        yield name, np.size(value)
 
 
 def test_the_server_is_told_numbers_only(settings, tmp_path):
@@ -165,27 +180,27 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
             for reply in replies:
                 for name, record in reply.content.items():
                     for key, value in record.items():
-                        size = (
-                            value.numpy().size
-                            if hasattr(value, "numpy")
-                            else len(value)
-                            if isinstance(value, list)
-                            else 1
-                        )
-                        kinds[f"{name}.{key}"] = max(size, kinds.get(f"{name}.{key}", 0))
+                        for part, size in sizes(f"{name}.{key}", value):
+                            kinds[part] = max(size, kinds.get(part, 0))
             return replies
 
         federation.grid.push_messages, federation.grid.pull_messages = push, pulled
         federation.introduce()
         federation.train(strategy, 1, weights, [0, 1])
-        federation.evaluate(1, weights)
+        federation.evaluate(1, weights, Agenda(["fgsm"], randomised=False))
 
     serve(listen)
+    most = max(kinds[f"config.answer.examples.fgsm.{measure}"] for measure in ("linf", "l2", "rms", "snr"))
+    assert most < 20
     model = {"parameters.parameters": weights["parameters"].size, "buffers.buffers": weights["buffers"].size}
     assert kinds == model | {
         "metrics.num-examples": 1, "metrics.loss": 1, "metrics.count": 1,
         "metrics.total": 64, "metrics.squares": 64, "config.name": 1,
-        "metrics.original": 49, "metrics.adversarial/fgsm": 49,
+        "config.answer.counts.original": 49, "config.answer.counts.adversarial/fgsm": 49,
+        "config.answer.utterances": 1,
+        # How far each of the client's test utterances was moved: no features, no labels, no names.
+        **{f"config.answer.examples.fgsm.{measure}": most for measure in ("linf", "l2", "rms", "snr")},
+        "config.answer.examples.fgsm.seconds": 1,
     }  # fmt: skip
 
 
@@ -333,6 +348,6 @@ def test_the_order_of_arrival_decides_nothing(small, tmp_path, monkeypatch, stra
     monkeypatch.setattr(simulation.Plan, "window", 4)
     monkeypatch.setattr(simulation, "SerialGrid", Contrary)
     reverse = small(*many, folder=tmp_path / "reverse")
-    for name in ("history.jsonl", "model.safetensors", "confusion.json"):
+    for name in ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv", "example.npz"):
         assert (usual.folder / name).read_bytes() == (reverse.folder / name).read_bytes(), name
     assert Contrary.most == 4  # of six clients, never more were under way

@@ -24,7 +24,7 @@ def serial(tmp_path_factory):
 
 
 def same(one, other):
-    for name in ("history.jsonl", "model.safetensors", "confusion.json"):
+    for name in ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv", "example.npz"):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
 
 

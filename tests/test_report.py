@@ -1,219 +1,187 @@
-"""The report on run folders made by hand, with numbers worked out by hand."""
+"""The report as a command: which files it makes, what it says of input that is damaged, missing or does not compare."""
 
+import csv
 import json
 import math
+import re
 import subprocess
 import sys
+from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
-import pandas as pd
 import pytest
+from runs import CLASSES, MODELS, PAPER, Made, make_grid, make_run
 
 from fedser import report
 from fedser.errors import InputError
 
-CLASSES = ["anger", "joy", "sadness"]
-CONFIG = """\
-dataset: {name: emodb}
-model: {name: cnn4}
-attack: {name: pgd, eps: 5e-2}
-defence: {name: two_stage}
-strategy: {name: fedavg}
-rounds: 4
-seed: 3
-"""
-FINAL = {
-    "uar/original": 0.83251,
-    "uar/randomised": 0.8,
-    "uar/adversarial/pgd": 0.2,
-    "uar/randomised_adversarial/pgd": 0.456,
-}
+FIGURES = [
+    "fig4-rounds",
+    "fig5-conditions",
+    "oblivious-adaptive",
+    "budget-curves",
+    "distance-curves",
+    "speakers-strip",
+    "fig2-example",
+    "fig6-confusion",
+]
 
 
-def make_run(
-    folder, name="two-stage", config=CONFIG, final=FINAL, rounds=4, status="finished", confusion=True, **summary
-):
-    """A run evaluated in every second round, whose UARs grow linearly up to `final`."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(config)
-    records = [{"round": r, "train/loss": 2 / r} for r in range(1, rounds + 1)]
-    for record in records:
-        if record["round"] % 2 == 0:
-            record.update({key: value * record["round"] / rounds for key, value in final.items()})
-    (folder / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    summary = {"status": status, "name": name, "rounds": rounds, "seconds": 9.5, **summary}
-    (folder / "summary.json").write_text(json.dumps(summary | (final if status == "finished" else {})))
-    if confusion:
-        matrix = [[8, 1, 1], [0, 5, 5], [2, 2, 16]]
-        conditions = {key.removeprefix("uar/"): matrix for key in final}
-        content = {"classes": CLASSES, "rounds": rounds, "conditions": conditions, "clients": {}}
-        (folder / "confusion.json").write_text(json.dumps(content))
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """The four models of the paper with two seeds."""
+    folder = tmp_path_factory.mktemp("grid")
+    make_grid(folder)
     return folder
 
 
-def markdown_rows(path):
-    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [dict(zip(header, row, strict=True)) for row in rows]
+@pytest.fixture(scope="module")
+def written(grid, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report") / "new"
+    return folder, report.write(report.load([grid]), folder)
 
 
-def assert_is_a_picture(path):
-    pixels = matplotlib.image.imread(path)
-    assert min(pixels.shape[:2]) > 300
-    assert pixels.std() > 0.02
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
+class Page(HTMLParser):
+    """What a browser would find: elements with their attributes, balanced, and the text outside of scripts."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open, self.words = [], [], []
+        self.feed(Path(path).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "input", "path", "rect", "circle"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "rect", "circle"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def having(self, key):
+        return [attributes[key] for _, attributes in self.elements if key in attributes]
 
 
-def test_writes_table_curves_and_confusion_matrices(tmp_path):
-    runs = report.load([make_run(tmp_path / "run")])
-    written = report.write(runs, tmp_path / "new" / "report")
-
-    assert [path.name for path in written] == ["table.csv", "table.md", "uar-curves.png", "confusion-two-stage.png"]
-    row = pd.read_csv(written[0]).iloc[0]
-    assert row["name"] == "two-stage"
-    settings = ["dataset", "model", "defence", "attack", "strategy"]
-    assert list(row[settings]) == ["emodb", "cnn4", "two_stage", "pgd", "fedavg"]
-    assert list(row[["eps", "seed", "rounds", "rounds_planned"]]) == [0.05, 3, 4, 4]
-    assert {key: row[key] for key in FINAL} == FINAL
-    assert row["folder"] == str((tmp_path / "run").resolve())
-    (shown,) = markdown_rows(written[1])
-    assert (shown["ε"], shown["seed"], shown["rounds"], shown["status"]) == ("0.05", "3", "4", "finished")
-    assert (shown["original"], shown["randomised"]) == ("83.3", "80.0")
-    assert (shown["adversarial · pgd"], shown["randomised adversarial · pgd"]) == ("20.0", "45.6")
-    for path in written[2:]:
-        assert_is_a_picture(path)
+def test_files_of_a_whole_grid(written):
+    folder, paths = written
+    assert paths[0] == folder / "index.html"
+    assert [path.stem for path in paths if path.suffix == ".png"] == FIGURES
+    assert all(path.is_file() and path.stat().st_size > 100 for path in paths)
+    assert sorted(folder.rglob("*.*")) == sorted(paths)
+    tables = {path.stem for path in paths if path.suffix == ".tex"}
+    assert (
+        tables == {path.stem for path in paths if path.suffix == ".csv"} == {p.stem for p in paths if p.suffix == ".md"}
+    )
+    assert tables >= {"table3", "matrix-adversarial", "matrix-adaptive", "budgets", "flips", "speakers", "recall"}
+    assert tables >= {"tests-models", "tests-defence", "flags", "all-numbers", "runs", "threats", "at-a-glance"}
 
 
-def test_curves_plot_per_cent_against_rounds(tmp_path):
-    figure = report.curves(report.load([make_run(tmp_path / "run")]))
-    panels = {axes.get_title(): axes for axes in figure.axes}
-    assert list(panels) == ["original", "randomised", "adversarial · pgd", "randomised adversarial · pgd"]
-    line = panels["adversarial · pgd"].get_lines()[0]
-    assert list(line.get_xdata()) == [2, 4]
-    assert line.get_ydata() == pytest.approx([10, 20])
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["two-stage", "chance (33.3 %)"]
+def test_figures_are_pictures(written):
+    for path in (written[0] / "figures").glob("*.png"):
+        pixels = matplotlib.image.imread(path)
+        assert min(pixels.shape[:2]) > 300
+        assert pixels.std() > 0.02
+        assert len(np.unique((255 * pixels[..., :3]) @ (1, 256, 65536))) > 50  # colours
 
 
-def test_confusion_is_normalised_by_row(tmp_path):
-    figure = report.confusion(report.load([make_run(tmp_path / "run")])[0])
-    axes = figure.axes[0]
-    recall = [[80, 10, 10], [0, 50, 50], [10, 10, 80]]
-    assert axes.get_images()[0].get_array().tolist() == recall
-    assert [text.get_text() for text in axes.texts][:2] == ["80", "8"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == CLASSES
-    assert axes.get_title() == "original\nUAR 83.3 %"
+def test_page_is_whole_and_needs_nothing_else(written):
+    page = Page(written[1][0])
+    assert page.open == []
+    ids = page.having("id")
+    assert len(ids) == len(set(ids))
+    for link in page.having("href"):
+        if link.startswith("#"):
+            assert link[1:] in ids
+        elif not link.startswith("data:"):
+            assert (written[0] / link).is_file()
+    assert all(source.startswith("data:") for source in page.having("src"))
+    assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
+    headings = "What was run|Threat model|Table 3|Trained against × tested under|One utterance|Learning curves"
+    found = [page.text.index(f" {heading} ") for heading in headings.split("|")[:5]]
+    assert found == sorted(found)
 
 
-def test_class_without_test_data_stays_empty(tmp_path):
-    folder = make_run(tmp_path / "run")
-    content = {"classes": ["a", "$b"], "rounds": 4, "conditions": {"original": [[3, 1], [0, 0]]}, "clients": {}}
-    (folder / "confusion.json").write_text(json.dumps(content))
-    assert_is_a_picture(report.write(report.load([folder]), tmp_path / "report")[-1])
-    recall = report.confusion(report.load([folder])[0]).axes[0].get_images()[0].get_array()
-    assert recall.tolist()[0] == [75, 25]
-    assert recall.mask.tolist()[1] == [True, True]
+def test_equal_runs_give_equal_reports(tmp_path):
+    runs = report.load([make_run(tmp_path / "run", full=False)])
+    first, second = (report.write(runs, tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_finds_nested_runs_in_natural_order_and_none_twice(tmp_path):
-    for number in (10, 2, 1):
-        make_run(tmp_path / "sweep" / str(number), name=f"job {number}")
-    runs = report.load([tmp_path / "sweep" / "2", tmp_path])
-    assert [run.name for run in runs] == ["job 2", "job 1", "job 10"]
+def test_names_and_settings_are_text_not_html(tmp_path):
+    folder = make_run(
+        tmp_path / "run", Made(classes=("<b>a", "b&c", "$d$")), full=False, name="<script>alert(1)</script>"
+    )
+    page = Page(report.write(report.load([folder]), tmp_path / "report")[0])
+    assert "<script>alert(1)</script>" in page.text and "<b>a" in page.text
+    assert "b&c" in (tmp_path / "report/tables/recall.md").read_text()
+    assert r"b\&c & \$d\$" in (tmp_path / "report/tables/recall.tex").read_text()
 
 
-def test_several_attacks_have_columns_each_in_pairs(tmp_path):
-    fgsm = {"uar/original": 0.9, "uar/adversarial/fgsm": 0.4, "uar/adversarial/deepfool": 0.3}
-    first = make_run(tmp_path / "a", "first", final=fgsm)
-    runs = report.load([first, make_run(tmp_path / "b", "second")])
-    frame = report.table(runs)
-    assert [column for column in frame.columns if column.startswith("uar/")] == [
-        "uar/original",
-        "uar/randomised",
-        "uar/adversarial/fgsm",
-        "uar/adversarial/deepfool",
-        "uar/adversarial/pgd",
-        "uar/randomised_adversarial/pgd",
-    ]
-    assert math.isnan(frame["uar/adversarial/fgsm"][1])
-    written = report.write(runs, tmp_path / "report")
-    assert markdown_rows(written[1])[1]["adversarial · fgsm"] == "–"
-    adversarial = report.curves(runs).axes[2]
-    assert adversarial.get_title() == "adversarial"
-    assert len({str(line.get_linestyle()) for line in adversarial.get_lines()[:3]}) >= 2
-    assert_is_a_picture(written[2])
+def test_table_has_a_row_per_run(grid):
+    frame = report.table(report.load([grid]))
+    assert len(frame) == 8
+    assert {f"uar/adversarial/{attack}" for attack in PAPER} < set(frame.columns)
+    assert frame["uar/original"].between(0.5, 1).all()
+    assert sorted(frame["seed"].unique()) == [0, 1]
 
 
-def test_runs_of_one_name_stay_apart(tmp_path):
-    runs = report.load([make_run(tmp_path / "a", "x|[y]/z"), make_run(tmp_path / "b", "x|[y]/z")])
-    assert report.labels(runs) == ["x|[y]/z", "x|[y]/z #2"]
-    written = report.write(runs, tmp_path / "report")
-    assert [path.name for path in written[3:]] == ["confusion-x-y-z.png", "confusion-x-y-z-2.png"]
-    assert "| x\\|[y]/z #2 |" in written[1].read_text()
-    report.show(runs)
+# --- Input that is not as it should be -------------------------------------------------------------------------------
 
 
-def test_failed_run_shows_what_it_has(tmp_path, caplog):
-    error = "speaker 03: loss is NaN\nmore"
-    folder = make_run(tmp_path / "run", rounds=2, status="failed", confusion=False, error=error)
-    runs = report.load([folder])
-    written = report.write(runs, tmp_path / "report")
-    (shown,) = markdown_rows(written[1])
-    assert (shown["status"], shown["rounds"], shown["original"]) == ("failed", "2 / 4", "83.3")
-    assert "- two-stage: speaker 03: loss is NaN\n" in written[1].read_text()
-    assert [path.name for path in written] == ["table.csv", "table.md", "uar-curves.png"]
-    assert caplog.messages == ["two-stage: has no confusion matrices to draw"]
+def reported(tmp_path, *paths):
+    page = Page(report.write(report.load(paths or [tmp_path / "runs"]), tmp_path / "report")[0])
+    assert page.open == []
+    return page.text
+
+
+def test_failed_and_unfinished_runs_are_shown_as_such(tmp_path):
+    make_run(tmp_path / "runs/a", full=False)
+    make_run(tmp_path / "runs/b", Made("pgd"), status="failed", error="speaker 03: loss is NaN\nmore")
+    make_run(tmp_path / "runs/c", Made("fgsm"), status="running")
+    text = reported(tmp_path)
+    assert "1 finished, 1 failed, 1 running" in text
+    assert "speaker 03: loss is NaN" in text and "more" not in text.split("loss is NaN")[1][:9]
+    assert "fgsm-two_stage-seed0-0000000000000001 is running" in text
+    rows = {row["trained_as"]: row for row in csv.DictReader((tmp_path / "report/tables/runs.csv").open())}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "nature": "finished",
+        "AT-PGD": "failed",
+        "AT-FGSM": "running",
+    }
+    assert float(rows["AT-FGSM"]["uar/original"]) > 0.5  # of its last evaluated round
+    table3 = (tmp_path / "report/tables/table3.md").read_text()
+    assert re.search(r"\| Nature \| Original \| \d+\.\d \[", table3)
+
+
+def test_runs_without_any_evaluation_still_have_curves(tmp_path, caplog):
+    folder = make_run(tmp_path / "runs/a", full=False)
+    (folder / "evaluation.json").unlink()
+    (folder / "utterances.csv").unlink()
+    (folder / "confusion.json").write_text('{"classes": ["a"], "conditions": {}}')
+    text = reported(tmp_path)
+    assert "holds no evaluation.json, so there are only its curves and its summary" in text
+    assert (tmp_path / "report/figures/fig4-rounds.png").is_file()
+    assert not (tmp_path / "report/tables/table3.md").exists()
+    assert "| 81.2 |" in (tmp_path / "report/tables/runs.md").read_text()
 
 
 def test_run_that_failed_at_once_is_a_row_of_dashes(tmp_path, caplog):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "summary.json").write_text('{"status": "failed"}')
-    written = report.write(report.load([folder]), tmp_path / "report")
-    (shown,) = markdown_rows(written[1])
-    assert (shown["name"], shown["dataset"], shown["rounds"], shown["status"]) == ("run", "–", "–", "failed")
-    assert [path.name for path in written] == ["table.csv", "table.md"]
-    assert len(caplog.messages) == 3
-    report.show(report.load([folder]))
-
-
-def test_single_round_with_nan_and_null(tmp_path):
-    final = {"uar/original": 0.5, "uar/randomised": math.nan, "uar/adversarial/pgd": None}
-    folder = make_run(tmp_path / "run", final={}, rounds=1)
-    (folder / "history.jsonl").write_text(json.dumps({"round": 1, **final}) + "\n")
-    (folder / "summary.json").write_text(json.dumps({"status": "finished", "name": "one", **final}))
-    runs = report.load([folder])
-    assert runs[0].curve("original") == ([1], [0.5])
-    assert runs[0].curve("randomised") == ([], [])
-    written = report.write(runs, tmp_path / "report")
-    (shown,) = markdown_rows(written[1])
-    assert (shown["original"], shown["randomised"], shown["adversarial · pgd"]) == ("50.0", "–", "–")
-    assert [axes.get_title() for axes in report.curves(runs).axes] == ["original"]
-    assert_is_a_picture(written[2])
-
-
-def test_many_long_names_fit(tmp_path):
-    for number in range(9):
-        make_run(tmp_path / str(number), name=f"{'long-' * 20}attack.eps=0.{number}-{'tail-' * 10}", confusion=False)
-    runs = report.load([tmp_path])
-    texts = [text.get_text() for text in report.curves(runs).legends[0].get_texts()]
-    assert len(set(texts)) == 9
-    assert all(f"eps=0.{number}" in text and len(text) <= 42 for number, text in enumerate(texts))
-    assert_is_a_picture(report.write(runs, tmp_path / "report")[2])
-
-
-def test_legend_drops_hashes_where_names_differ_without_them():
-    names = ["emodb-none-0123456789abcdef", "emodb-two_stage-fedcba9876543210"]
-    assert report.brief(names, 40) == ["emodb-none", "emodb-two_stage"]
-    assert report.brief(["a-0123456789", "a-9876543210"], 40) == ["a-0123456789", "a-9876543210"]
-
-
-def test_resumed_history_counts_the_later_record(tmp_path):
-    folder = make_run(tmp_path / "run")
-    with (folder / "history.jsonl").open("a") as file:
-        file.write('{"round": 4, "uar/original": 0.7}\n')
-    assert report.load([folder])[0].curve("original") == ([2, 4], [0.83251 / 2, 0.7])
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/summary.json").write_text('{"status": "failed"}')
+    text = reported(tmp_path)
+    assert "config.yaml: missing" in text
+    assert "no run has an evaluated round: no curves to draw" in caplog.text
+    report.show(report.load([tmp_path / "runs"]))
 
 
 @pytest.mark.parametrize(
@@ -222,33 +190,100 @@ def test_resumed_history_counts_the_later_record(tmp_path):
         ("summary.json", '{"status": "finished",\n "name": }', "summary.json:2: not JSON"),
         ("summary.json", "[1]", "summary.json:1: not a JSON object"),
         ("summary.json", '{"uar/original": "high"}', "summary.json:1: uar/original is 'high', not a number"),
+        ("summary.json", b"\xff\xfe", "summary.json: cannot be read"),
         ("history.jsonl", '{"round": 1}\n{"round": 2', "history.jsonl:2: not JSON"),
         ("history.jsonl", '{"round": 1}\n\n{"loss": 2}\n', "history.jsonl:3: has no round"),
-        ("confusion.json", '{"classes": ["a", "b"],\n', "confusion.json:2: not JSON"),
-        ("confusion.json", '{"classes": ["a"]}', "confusion.json: lacks classes or conditions"),
-        ("confusion.json", '{"classes": ["a", "b"], "conditions": {"original": [[1, 2]]}}', "original is not a 2 × 2"),
-        ("confusion.json", '{"classes": ["a"], "conditions": {"original": [[null]]}}', "not a count"),
+        ("evaluation.json", '{"classes": ["a", "b"],\n', "evaluation.json:2: not JSON"),
+        ("evaluation.json", '{"classes": ["a"]}', "evaluation.json: lacks classes or conditions"),
+        ("evaluations/full/evaluation.json", "[]", "full/evaluation.json:1: not a JSON object"),
+        ("utterances.csv", "utterance,client\n1,2\n", "utterances.csv: lacks the columns speaker, sex, emotion"),
+        ("utterances.csv", 'a,"b\n', "utterances.csv: not a table"),
         ("config.yaml", "a: 1\nb: [", "config.yaml:2: not a config"),
         ("config.yaml", "- a", "config.yaml: not a config"),
-        ("summary.json", b"\xff\xfe", "summary.json: cannot be read"),
     ],
 )
-def test_broken_file_is_named(tmp_path, file, content, message, capsys):
+def test_damaged_file_is_named(tmp_path, file, content, message, caplog):
     folder = make_run(tmp_path / "run")
     (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError) as error:
-        report.load([folder])
-    assert message in str(error.value)
-    assert report.main([str(folder), "--output", str(tmp_path / "report")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not (tmp_path / "report").exists()
+    (run,) = report.load([folder])
+    assert message in run.problems[0]
+    assert caplog.messages == run.problems
 
 
-def test_half_written_last_line_of_a_run_under_way_is_left_out(tmp_path):
-    folder = make_run(tmp_path / "run", status="running")
-    with (folder / "history.jsonl").open("a") as file:
-        file.write('{"round": 5, "train/lo')
-    assert report.load([folder])[0].rounds == 4
+def test_the_rest_is_reported_beside_damaged_files(tmp_path, capsys):
+    files = {
+        "a": "summary.json",
+        "b": "history.jsonl",
+        "c": "config.yaml",
+        "d": "evaluation.json",
+        "e": "utterances.csv",
+    }
+    for name, file in files.items():
+        (make_run(tmp_path / "runs" / name, Made("pgd"), full=False) / file).write_text("[")
+    folder = make_run(tmp_path / "runs" / "good", full=False)
+    (folder / "evaluations/torn").mkdir(parents=True)
+    for file, content in (("evaluation.json", (folder / "evaluation.json").read_bytes()), ("example.npz", b"PK")):
+        (folder / "evaluations/torn" / file).write_bytes(content)
+    assert report.main([str(tmp_path / "runs"), "-o", str(tmp_path / "report")]) == 0
+    page = Page(tmp_path / "report/index.html")
+    assert all(f"{name}/{file}" in page.text for name, file in files.items())
+    assert [path.stem for path in (tmp_path / "report/figures").glob("fig2*.png")] == ["fig2-example"]
+    assert len(list(csv.DictReader((tmp_path / "report/tables/runs.csv").open()))) == 6
+    assert (tmp_path / "report/tables/table3.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"matrix": [[1, 2]]}, "adversarial/pgd: matrix is not a 7 × 7 matrix; condition left out"),
+        ({"by_client": {"03": [[1]]}}, "adversarial/pgd: client 03 is not a 7 × 7 matrix"),
+        ({"matrix": [[None] * 7] * 7}, "adversarial/pgd: matrix holds something that is not a count"),
+        ({"matrix": [[0] * 7] * 7}, "adversarial/pgd: no utterance was counted"),
+        ({"draws": 7919}, "adversarial/pgd: its counts are not those of 7919 draws"),
+    ],
+)
+def test_damaged_condition_is_left_out(tmp_path, change, message):
+    folder = make_run(tmp_path / "runs/a", full=False)
+    content = json.loads((folder / "evaluation.json").read_text())
+    content["conditions"]["adversarial/pgd"] |= change
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    (run,) = report.load([folder])
+    assert message in run.problems[0]
+    assert set(run.evaluations[0].conditions) == {
+        "original",
+        "randomised",
+        "adversarial/fgsm",
+        "adversarial/deepfool",
+        *(f"randomised_adversarial/{attack}" for attack in PAPER),
+    }
+
+
+def test_no_utterances_and_no_example(tmp_path):
+    for seed in (0, 1):
+        folder = make_run(tmp_path / f"runs/{seed}", Made(seed=seed))
+        for file in [*folder.rglob("utterances.csv"), *folder.rglob("example.npz")]:
+            file.unlink()
+    reported(tmp_path)
+    tables, figures = tmp_path / "report/tables", tmp_path / "report/figures"
+    rows = list(csv.DictReader((tables / "all-numbers.csv").open()))
+    assert all(float(row["clustered_low"]) <= float(row["clustered_high"]) for row in rows)
+    assert all(float(row["stratified_low"]) <= float(row["uar"]) <= float(row["stratified_high"]) for row in rows)
+    assert not (figures / "fig2-example.png").exists() and not (figures / "distance-curves.png").exists()
+    assert (figures / "speakers-strip.png").is_file()
+    assert not (tables / "tests-models.md").exists()
+
+
+def test_runs_of_two_corpora_have_a_section_each(tmp_path, caplog):
+    make_run(tmp_path / "runs/a", full=False)
+    make_run(tmp_path / "runs/b", Made(dataset="ravdess"), full=False)
+    make_run(tmp_path / "runs/c", Made(classes=CLASSES[:4]), status="failed")
+    text = reported(tmp_path)
+    names = "emodb (7 classes), ravdess, emodb (4 classes)"
+    assert caplog.messages == [f"the runs do not all compare ({names}): each has a section of its own"]
+    assert "Each corpus has a section of its own: their numbers do not compare." in text
+    tables = sorted(path.name for path in (tmp_path / "report/tables").glob("*table3.csv"))
+    assert tables == ["emodb-7-classes-table3.csv", "ravdess-table3.csv"]
+    assert (tmp_path / "report/figures/emodb-4-classes-fig4-rounds.svg").is_file()
 
 
 def test_wrong_paths_exit_2_with_one_line(tmp_path, capsys):
@@ -257,53 +292,62 @@ def test_wrong_paths_exit_2_with_one_line(tmp_path, capsys):
     for path, message in [("none", "no such folder"), ("empty", "holds no run"), ("file", "is a file")]:
         assert report.main([str(tmp_path / path)]) == 2
         error = capsys.readouterr().err
-        assert message in error
+        assert message in error and error.startswith("fedser-report: ")
         assert error.count("\n") == 1
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", full=False)
     assert report.main([str(run), "--output", str(tmp_path / "file")]) == 2
     assert "cannot be written to" in capsys.readouterr().err
+    with pytest.raises(InputError):
+        report.load([tmp_path / "none"])
 
 
-def test_different_corpora_or_classes_warn_once(tmp_path, caplog):
-    emodb = make_run(tmp_path / "a")
-    ravdess = make_run(tmp_path / "b", config=CONFIG.replace("emodb", "ravdess"))
-    report.load([emodb, ravdess])
-    assert caplog.messages == ["the runs are of different corpora (emodb, ravdess): their UARs do not compare"]
-    caplog.clear()
-    fewer = make_run(tmp_path / "c")
-    content = {"classes": ["a", "b"], "conditions": {"original": [[1, 0], [0, 1]]}}
-    (fewer / "confusion.json").write_text(json.dumps(content))
-    runs = report.load([emodb, fewer])
-    assert [message.split(" (")[0] for message in caplog.messages] == ["the runs have different classes"]
-    assert len(report.write(runs, tmp_path / "report")) == 5
+def test_missing_font_and_sign_do_not_matter(tmp_path, monkeypatch):
+    from fedser.report import figures
+
+    monkeypatch.setitem(figures.PLOT_STYLE, "font.family", ["No Such Font At All"])
+    make_run(tmp_path / "runs/a", Made(classes=("怒り", "b", "c")), full=False)
+    reported(tmp_path)  # warnings are errors in tests
+    assert (tmp_path / "report/figures/fig6-confusion.svg").is_file()
+
+
+# --- In the terminal -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_command_prints_and_writes(tmp_path, capsys, monkeypatch, wide):
-    make_run(tmp_path / "runs" / "a", "nature", config=CONFIG.replace("two_stage", "randomise"))
-    make_run(tmp_path / "runs" / "b", "[two-stage]")
+    make_run(tmp_path / "runs/a", name="nature", full=False)
+    make_run(tmp_path / "runs/b", Made("pgd"), name="[two-stage]", full=False)
     monkeypatch.chdir(tmp_path)
     if not wide:
         monkeypatch.setenv("COLUMNS", "50")
         monkeypatch.setattr("rich.console.Console.is_terminal", True)
     assert report.main(["runs"]) == 0
     out = capsys.readouterr().out
-    for word in ("dataset emodb", "nature", "[two-stage]", "randomise", "83.3", "45.6", "table.csv"):
+    for word in ("dataset emodb", "nature", "[two-stage]", "randomise", "written: report/index.html, and "):
         assert word in out
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "confusion-nature.png",
-        "confusion-two-stage.png",
-        "table.csv",
-        "table.md",
-        "uar-curves.png",
-    ]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["figures", "index.html", "tables"]
 
 
 def test_help_needs_no_heavy_import():
     code = (
         "import sys; from fedser import report\n"
         "try: report.main(['--help'])\n"
-        "except SystemExit: print({'numpy', 'pandas', 'matplotlib', 'rich', 'torch', 'omegaconf'} & set(sys.modules))"
+        "except SystemExit: print({'numpy', 'pandas', 'matplotlib', 'rich', 'torch', 'plotly'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("set()\n")
+
+
+def test_report_needs_no_torch(tmp_path):
+    make_run(tmp_path / "run", full=False)
+    code = "import sys; from fedser import report; report.main(['run']); print({'torch', 'ray', 'flwr'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.endswith("set()\n")
+
+
+def test_models_are_named_as_they_were_trained(written):
+    rows = list(csv.DictReader((written[0] / "tables/at-a-glance.csv").open()))
+    assert [row["model"] for row in rows] == ["nature", "AT-FGSM", "AT-PGD", "AT-DeepFool"]
+    assert len(MODELS) == len(rows)
+    assert all(float(row["worst_adaptive"]) < float(row["original"]) for row in rows)
+    assert not any(math.isnan(float(row["worst_adversarial"])) for row in rows)

@@ -17,7 +17,7 @@ from fedser.display import Display
 from fedser.errors import InputError, Interrupted, RunError
 
 FOUR = ["partition=iid", "partition.clients=4", "defence=two_stage", "rounds=4", "evaluation.every=2", "reuse=false"]
-FILES = ("history.jsonl", "model.safetensors", "confusion.json")
+FILES = ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv", "example.npz")
 
 
 def same(one, other):
@@ -67,7 +67,7 @@ def test_resumed_equals_undisturbed(small, interrupted, tmp_path, overrides):
     assert again.metrics["resumed_after"] == [2 if "checkpoint.every=2" in overrides else 3]
     assert again.metrics["started"] == before["started"] and len(again.metrics["train_seconds"]) == 4
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {*FILES, "config.yaml", "summary.json", "weights"}  # neither checkpoints nor moments
+    assert left == {*FILES, "config.yaml", "summary.json", "times.json", "weights"}  # neither checkpoints nor moments
     assert not list(tmp_path.glob("run.old-*"))
 
 

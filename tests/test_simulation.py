@@ -263,14 +263,14 @@ class TestProbe:
     @pytest.fixture
     def probed(self, settings, tmp_path, monkeypatch):
         """probed(*overrides) → the probe of the small experiment with the defaults of simulation=auto, its own cache."""
-        from fedser.config import evaluation_attacks
+        from fedser import agenda
 
         monkeypatch.setenv("FEDSER_CACHE", str(tmp_path))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
         def run(*overrides):
             chosen = settings("simulation=auto", "features.frames=100", *overrides)
-            return probe.probe(chosen, 7, shares(30, 12), evaluation_attacks(chosen))
+            return probe.probe(chosen, 7, shares(30, 12), agenda.attacks(chosen))
 
         return run
 

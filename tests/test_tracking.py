@@ -7,7 +7,7 @@ import pytest
 import wandb
 
 from fedser.errors import InputError
-from fedser.tracking import RunFolder, dumps
+from fedser.tracking import RunFolder, dumps, flattened, picture
 
 
 def test_json_is_strict():
@@ -70,6 +70,7 @@ def test_wandb_offline_gets_the_same_curves(small):
             )
         elif kind == "run":
             run = record.run
+            configured = {item.key: json.loads(item.value_json) for item in run.config.update}
         elif kind == "exit":
             exits.append(record.exit.exit_code)
         elif kind == "metric":
@@ -79,10 +80,25 @@ def test_wandb_offline_gets_the_same_curves(small):
         assert {key: value for key, value in row.items() if key in curve} == pytest.approx(curve)
         assert "uar/randomised_adversarial/fgsm" in curve
     assert any("confusion/original" in key for row in logged for key in row)
+    assert {"uar", "flags", "example/x", "example/delta/fgsm"} <= {key for row in logged for key in row}
+    assert configured["attack"] == "fgsm" and configured["attack.eps"] == 0.05 and configured["seed"] == 3
+    assert run.job_type == "train"
     assert exits == [0] and ("*", "round") in metrics
     assert (
         run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name.startswith("emodb-cnn4-fgsm")
     )
+
+
+def test_settings_are_flattened_by_group():
+    assert flattened({"seed": 1, "attack": {"name": "pgd", "eps": 0.05, "method": {"steps": 2}}, "partition": {"a": {}}}) == {
+        "seed": 1, "attack": "pgd", "attack.eps": 0.05, "attack.method.steps": 2,
+    }  # fmt: skip
+
+
+def test_a_picture_has_low_bands_below():
+    image = picture(np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]))
+    assert image.shape == (2, 3, 3)
+    assert image[0].sum() > image[1].sum()
 
 
 def test_failed_run_is_marked_failed_on_wandb(small, tmp_path):

@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedser import evaluation
+from fedser.agenda import Agenda
 from fedser.config import build
 from fedser.features import FeatureStore
 from fedser.federation import transport
@@ -28,7 +29,8 @@ from fedser.federation.optimizer_state import OptimizerState, folder_of
 from fedser.federation.training import autocast
 from fedser.federation.training import train as train_locally
 from fedser.normalisation import Normaliser, Sums, normaliser
-from fedser.partition import Share, partition
+from fedser.outcome import answer, example
+from fedser.partition import Share, partition, stratified
 from fedser.randomness import derive
 
 SECONDS_OF_GRACE = 5  # for a client that is out of time to notice
@@ -72,6 +74,14 @@ class Workbench:
         if self.device.type == "cuda":
             inputs = inputs.pin_memory()
         return inputs.to(self.device, non_blocking=True), labels.to(self.device)
+
+    def tested(self, share: Share, fraction: float) -> np.ndarray:
+        """The client's rows that are tested, where `fraction` of all clients' test utterances are."""
+        if fraction == 1:
+            return share.test
+        rows = np.concatenate([other.test for other in self.shares])
+        chosen = stratified(self.store.table["label"].to_numpy(), rows, fraction, self.settings["seed"])
+        return share.test[np.isin(share.test, chosen)]
 
     def _resident(self) -> Tensor | None:
         """The whole store's log-Mels on the GPU, where that takes a small part of this client's share of it."""
@@ -135,7 +145,7 @@ def advice(error: Exception, bench: Workbench) -> str:
     return ""
 
 
-def answer(handle: Callable[[Workbench, Share, Message], RecordDict]) -> Callable[[Message, Context], Message]:
+def guarded(handle: Callable[[Workbench, Share, Message], RecordDict]) -> Callable[[Message, Context], Message]:
     """Finds the client whom the message is for; turns its exception into an error reply that names it."""
 
     @functools.wraps(handle)
@@ -204,23 +214,27 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
 
 
 def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
-    """Confusion matrices of the client's own test utterances, one per condition, flattened row by row."""
+    """What became of the client's own test utterances under the message's agenda (see `fedser.outcome.Outcome`)."""
     config, settings = message.content["config"], bench.settings
+    agenda = Agenda(**json.loads(config["agenda"]))
     bench.weights.load(transport.from_records(message.content))
-    x, y = bench.tensors(share.test, _normaliser(bench, share, config))
+    rows = bench.tested(share, agenda.fraction)
+    x, y = bench.tensors(rows, _normaliser(bench, share, config))
     with autocast(settings["evaluation"]["precision"], bench.device):
-        matrices = evaluation.evaluate(
+        measured = evaluation.evaluate(
             bench.model,
             x,
             y,
-            classes=len(bench.classes),
+            agenda,
             attacks=bench.attacks,
             randomise=bench.inference_defence,
             batch_size=settings["evaluation"]["batch_size"],
             seed=derive(settings["seed"], "evaluate", int(config["server-round"]), share.name),
         )
-    counts = {condition: matrix.reshape(-1).tolist() for condition, matrix in matrices.items()}
-    return RecordDict({"metrics": MetricRecord(counts), "config": ConfigRecord({"name": share.name})})
+    told = {"name": share.name, "answer": json.dumps(answer(measured, y, rows, len(bench.classes), agenda.utterances))}
+    if agenda.example and share.number == 0 and len(rows):
+        told["example"] = example(measured)
+    return RecordDict({"config": ConfigRecord(told)})
 
 
 def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normaliser:
@@ -244,9 +258,9 @@ def _imported() -> ClientApp:
 def make_app() -> ClientApp:
     """The ClientApp with its three handlers."""
     app = Importable()
-    app.query()(answer(query))
-    app.train()(answer(train))
-    app.evaluate()(answer(evaluate))
+    app.query()(guarded(query))
+    app.train()(guarded(train))
+    app.evaluate()(guarded(evaluate))
     return app
 
 

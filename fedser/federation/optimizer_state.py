@@ -6,13 +6,16 @@ killed and resumed from its last checkpoint (the paper's released clients live o
 """
 
 import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from fedser.errors import RunError
+from fedser.display import size
+from fedser.errors import InputError, RunError
 
 
 class OptimizerState:
@@ -73,3 +76,25 @@ def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> int:
     copy.step()
     kept = [value for value in copy.state[probe].values() if torch.is_tensor(value) and value.numel() == 8]
     return sum(value.element_size() for value in kept)
+
+
+def gone(folder: Path, names: Sequence[str], moments: Sequence[int]) -> str | None:
+    """Whose moments are missing under `folder` if client i has kept its own after round `moments[i]` (0: never)."""
+    for client, (name, round) in enumerate(zip(names, moments, strict=True)):
+        file = OptimizerState(folder_of(folder, client)).file(round)
+        if round and not file.is_file():
+            return f"the optimizer's moments of client '{name}' after round {round} are gone ({file})"
+    return None
+
+
+def check_room(folder: Path, clients: int, generations: int, each: int) -> None:
+    """Raises InputError when so many generations of so many clients' moments, `each` bytes long, do not fit there."""
+    needed = generations * clients * each
+    there = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+    room = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free + there
+    if needed > room:
+        raise InputError(
+            f"client.optimizer_state=persist needs {size(needed)} for the moments of {clients} clients, "
+            f"{generations} times, and {folder} has room for {size(room)}: set client.state_folder=… or "
+            "client.optimizer_state=reset."
+        )

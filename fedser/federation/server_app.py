@@ -15,10 +15,12 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
+from fedser.agenda import Agenda
 from fedser.errors import Interrupted, RunError
 from fedser.federation import strategies, transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
 from fedser.normalisation import Sums
+from fedser.outcome import Outcome
 from fedser.randomness import derive, seeded
 
 log = logging.getLogger(__name__)
@@ -90,24 +92,20 @@ class Federation:
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
         return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), missing
 
-    def evaluate(self, round: int, weights: dict[str, np.ndarray]):
-        """Every client's confusion matrices {client: {condition: [classes, classes]}}, and the names of the missing."""
-        config = ConfigRecord(dict(self._config) | {"server-round": round})
+    def evaluate(self, round: int, weights: dict[str, np.ndarray], agenda: Agenda) -> tuple[Outcome, list[str]]:
+        """Every client's answers to this agenda, in the order of their names, and the names of the missing."""
+        config = ConfigRecord(dict(self._config) | {"server-round": round, "agenda": json.dumps(agenda.plain())})
         content = RecordDict(self._records(weights) | {"config": config})
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
         exchange = Exchange(
             self, [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in nodes]
         )
-        classes = len(self.experiment["classes"])
-        matrices = {
-            reply.content["config"]["name"]: {
-                condition: np.array(counts, dtype=np.int64).reshape(classes, classes)
-                for condition, counts in reply.content["metrics"].items()
-            }
-            for batch in exchange
-            for reply in batch
-        }
-        return {name: matrices[name] for name in self.names if name in matrices}, exchange.missing
+        answers, shown = {}, None
+        for told in (reply.content["config"] for batch in exchange for reply in batch):
+            answers[told["name"]] = json.loads(told["answer"])
+            shown = told.get("example", shown)
+        in_order = {name: answers[name] for name in self.names if name in answers}
+        return Outcome(agenda, self.experiment["classes"], in_order, shown), exchange.missing
 
     def name(self, node: int) -> str:
         """The name of the client behind a node, once it has introduced itself."""

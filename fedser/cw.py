@@ -1,0 +1,90 @@
+"""Carlini & Wagner's L2 attack in feature units, for a whole batch at once.
+
+>>> CW(model, steps=100, searches=5)(x, y)
+"""
+
+import torch
+from torch import Tensor
+from torchattacks.attack import Attack
+
+from fedser.attacks import margin
+
+
+class CW(Attack):
+    """The smallest L2 change that fools, by optimisation (Carlini & Wagner, S&P 2017, §V.A and §VI.A).
+
+    Minimises |change|² + c · max(margin + kappa, 0) with Adam, and finds the smallest c that fools, per sample, by
+    binary search. Adam moves the change itself: the paper's tanh keeps images in [0, 1], and features have no bounds
+    (`clip`, where there are some, is a projection). torchattacks' CW has the tanh and one c for all.
+
+    A sample that is predicted wrongly from the start, or never fooled, is left as it is.
+
+    c: the first weight tried, in squared units of x per logit; ten times that as long as nothing fools.
+    kappa: by how many logits another class shall lead.
+    steps: of Adam, per c.
+    searches: how many c are tried.
+    lr: Adam's step, in the units of x.
+    clip: (low, high) that x is kept in, or None for features without bounds.
+    """
+
+    def __init__(
+        self,
+        model,
+        c: float = 1.0,
+        kappa: float = 0.0,
+        steps: int = 100,
+        searches: int = 5,
+        lr: float = 0.01,
+        clip=None,
+    ):
+        super().__init__("CW", model)
+        self.c = c
+        self.kappa = kappa
+        self.steps = steps
+        self.searches = searches
+        self.lr = lr
+        self.clip = clip
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """x_adv of x [B, ...] and labels [B]; same shape, detached."""
+        x_adv = images.detach().clone()
+        with torch.no_grad():
+            right = (margin(self.get_logits(x_adv), labels) >= 0).nonzero()[:, 0]
+        if len(right):
+            x_adv[right] = self._search(x_adv[right], labels[right])
+        return x_adv
+
+    def _search(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The nearest points found that fool, x where none was; the binary search over c."""
+        c = torch.full_like(x.flatten(1)[:, 0], self.c)
+        low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
+        best, nearest = x.clone(), torch.full_like(c, torch.inf)
+        for _ in range(self.searches):
+            found, distance = self._descend(x, labels, c)
+            fooled = distance < torch.inf
+            nearer = distance < nearest
+            best[nearer], nearest = found[nearer], torch.minimum(distance, nearest)
+            high = torch.where(fooled, torch.minimum(high, c), high)
+            low = torch.where(fooled, low, torch.maximum(low, c))
+            c = torch.where(high < torch.inf, (low + high) / 2, 10 * c)
+        return best
+
+    def _descend(self, x: Tensor, labels: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Adam from x for these c [B]: the nearest iterates that fool, and how far [B] they are (inf: none does)."""
+        change = torch.zeros_like(x, requires_grad=True)
+        adam = torch.optim.Adam([change], lr=self.lr)
+        best, nearest = x.clone(), torch.full_like(c, torch.inf)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                point = self._clip(x + change)
+                squared = (point - x).flatten(1).square().sum(1)
+                led = margin(self.get_logits(point), labels) + self.kappa
+                (change.grad,) = torch.autograd.grad((squared + c * led.clamp(min=0)).sum(), change)
+            distance = torch.where(led < 0, squared.detach(), torch.inf)
+            nearer = distance < nearest
+            best[nearer], nearest = point.detach()[nearer], torch.minimum(distance, nearest)
+            adam.step()
+        return best, nearest
+
+    def _clip(self, x: Tensor) -> Tensor:
+        return x if self.clip is None else x.clamp(*self.clip)

@@ -1,0 +1,126 @@
+"""Several attacks as one: per sample the worst that any of them does.
+
+>>> ensemble = hydra.utils.instantiate(config.attacks.ensemble)
+>>> x_adv = ensemble(model, x, y, seed=0)
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedser.attacks import defended, known_labels, samples_at_a_time, threat, undisturbed
+from fedser.config import build
+from fedser.errors import InputError
+from fedser.randomness import derive
+
+KINDS = ("white-box", "transfer", "black-box", "no knowledge")  # from much to little
+
+
+class Ensemble:
+    """The worst of several attacks per sample; the interface of `fedser.attacks.Adversary`.
+
+    One after the other, each member attacks the samples that are still classified correctly (Croce & Hein 2020, §6).
+    Of a sample that none fools, the version with the highest cross-entropy is returned; one that is wrong from the
+    start is left as it is.
+
+    eps, labels, box: of every member (see `Adversary`), whatever its own file says; `norm` is the members' own, and
+        they must agree on it. A member without a budget is refused: its changes would be of another size.
+    members: settings of attacks by name, as in `conf/attack`; a name set to null is left out.
+    rand: the members that attack where a randomisation is known, None for the same ones.
+
+    Raises InputError that names the member whose settings are wrong.
+    """
+
+    adaptive = False
+
+    def __init__(self, name: str, eps, labels, members: dict, rand: dict | None = None, norm: str = "Linf", box=None):
+        self.name = name
+        self.eps = eps
+        self.labels = known_labels(labels)
+        self.norm = norm
+        self.box = None if box is None else tuple(box)
+        self.members = self._build("members", members)
+        self.rand = self.members if rand is None else self._build("rand", rand)
+
+    def _build(self, key: str, members: dict) -> dict:
+        shared = {"eps": self.eps, "labels": self.labels, "box": self.box}
+        built = {member: build({**node, "name": member, **shared}) for member, node in members.items() if node}
+        if not built:
+            raise InputError(f"attack.{key} of {self.name} has no attack: an ensemble needs at least one.")
+        for member, attack in built.items():
+            if attack.eps is None:
+                raise InputError(
+                    f"attack.{key} of {self.name}: {member} has no eps, it looks for the smallest change, and can't be "
+                    "compared with attacks of one budget: leave it out."
+                )
+            if attack.norm != self.norm:
+                raise InputError(
+                    f"attack.{key} of {self.name}: {member} is measured in {attack.norm}, not {self.norm}."
+                )
+        return built
+
+    @property
+    def knowledge(self) -> str:
+        """What its members know at most."""
+        kinds = {attack.knowledge for attack in self.members.values()}
+        return next(kind for kind in KINDS if kind in kinds)
+
+    @property
+    def eot(self) -> int:
+        """Draws of a known randomisation that decide whether a sample is fooled."""
+        return max(attack.eot for attack in self.rand.values())
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        *,
+        predictions: Tensor | None = None,
+        batch_size: int | None = None,
+        randomise: nn.Module | None = None,
+    ) -> Tensor:
+        """Attacks `model` as `Adversary` does: x [B, 1, T, F], y [B] -> x_adv of x's shape, detached.
+
+        Raises BudgetError if a member's budget did not hold.
+        """
+        x_adv = x.detach().clone()
+        if len(x) == 0:
+            return x_adv
+        settings = {"batch_size": batch_size, "randomise": randomise}
+        scores = self._logits(model, x, derive(seed, "original"), **settings)
+        predicted = scores.argmax(1) if predictions is None or randomise is not None else predictions
+        labels = y if self.labels == "true" else predicted
+        loss, right = _judge(scores, labels)
+        for name, member in (self.members if randomise is None else self.rand).items():
+            rows = right.nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+            made = member(model, x[rows], labels[rows], derive(seed, name), **settings)
+            scores = self._logits(model, made, derive(seed, name, "tested"), **settings)
+            made_loss, holds = _judge(scores, labels[rows])
+            worse = ~holds | (made_loss > loss[rows])
+            x_adv[rows[worse]] = made[worse]
+            loss[rows[worse]] = made_loss[worse]
+            right[rows] = holds
+        return x_adv
+
+    def _logits(self, model, x, seed, *, batch_size, randomise) -> Tensor:
+        """[B, classes] of what is attacked, in eval mode: the mean over fresh draws where a randomisation is known."""
+        attacked = defended(model, randomise, self.eot)
+        chunks = x.split(samples_at_a_time(attacked, x, batch_size))
+        with undisturbed(attacked, x.device, seed), torch.no_grad():
+            return torch.cat([attacked(chunk) for chunk in chunks])
+
+    def __str__(self):
+        """The threat model in one line."""
+        options = [f"per sample the worst of {', '.join(self.members)}"]
+        if self.rand is not self.members:
+            options.append(f"or of {', '.join(self.rand)} where a randomisation is known (mean of {self.eot} draws)")
+        return threat(self, *options)
+
+
+def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Per sample [B] the cross-entropy, and whether it is classified as its label."""
+    return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels

@@ -1,0 +1,200 @@
+"""Sanity flags: signs that an evaluation flatters a model (after Carlini et al. 2019, "On Evaluating Adversarial
+Robustness", §3 and §5; Athalye et al. 2018, §3.1).
+
+A flag is raised when the figures contradict what a sound evaluation must show. It does not prove the model weak or the
+attack broken; it says where to look. UARs that differ by less than a point contradict nothing.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+POINT = 0.01  # of UAR
+VANISHED = 0.01  # of utterances without a gradient
+BLACK_BOX = ("square", "transfer")  # attacks that see less than the model's gradients
+CONTROL = "noise"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One check: raised, clear, or not checked for want of the conditions it compares."""
+
+    flag: str
+    title: str
+    status: str
+    detail: str
+
+
+def flags(record: dict) -> list[dict]:
+    """All flags of an `evaluation.json`, raised ones first."""
+    found = [check(Figures(record)) for check in CHECKS]
+    order = ("raised", "clear", "not checked")
+    return [vars(flag) for flag in sorted(found, key=lambda flag: order.index(flag.status))]
+
+
+class Figures:
+    """UARs under attack, as the checks ask for them."""
+
+    def __init__(self, record: dict):
+        self.conditions, self.examples = record["conditions"], record["examples"]
+        self.attacks = {name: attack["settings"] for name, attack in record["attacks"].items()}
+        self.chance = 1 / len(record["classes"])
+
+    def uar(self, attack: str, kind: str = "adversarial") -> float | None:
+        condition = self.conditions.get(f"{kind}/{attack}")
+        return condition and condition["uar"]
+
+    def bounded(self) -> list[str]:
+        """Attacks bounded in L∞ and tested unworn, as their files have them, not varied; without the control."""
+        return [
+            name
+            for name, attack in self.attacks.items()
+            if attack.get("norm") == "Linf" and "@" not in name and name != CONTROL and self.uar(name) is not None
+        ]
+
+    def varied(self, key: str) -> Iterator[tuple[str, str, float]]:
+        """(attack, variation, value) of every variation of this one key, and of the attack itself."""
+        for name in self.attacks:
+            plain, _, change = name.partition("@")
+            if change.startswith(f"{key}=") and "," not in change and plain in self.attacks:
+                yield plain, name, float(change.partition("=")[2])
+
+    def same_budget(self, one: str, other: str) -> bool:
+        return self.attacks[one].get("eps") == self.attacks[other].get("eps")
+
+
+def judged(flag: str, title: str, compared: list[tuple[bool, str]], wanting: str) -> Flag:
+    """The flag of these comparisons, (contradiction, sentence) each: raised by any, not checked without one."""
+    if not compared:
+        return Flag(flag, title, "not checked", wanting)
+    contradictions = [sentence for contradiction, sentence in compared if contradiction]
+    status, sentences = ("raised", contradictions) if contradictions else ("clear", [text for _, text in compared])
+    more = f"; and {len(sentences) - 4} more" if len(sentences) > 4 else ""
+    return Flag(flag, title, status, "; ".join(sentences[:4]) + more + ".")
+
+
+def multi_step_weaker(figures: Figures) -> Flag:
+    compared = [
+        (figures.uar(name) > figures.uar("fgsm") + POINT, _against(figures, name, "fgsm"))
+        for name in figures.bounded()
+        if (figures.attacks[name].get("steps") or 1) > 1 and name not in BLACK_BOX
+        if "fgsm" in figures.bounded() and figures.same_budget(name, "fgsm")
+    ]
+    title = "a multi-step attack is weaker than a single step"
+    return judged("multi_step_weaker", title, compared, "needs fgsm and an attack of several steps, of the same budget")
+
+
+def black_box_stronger(figures: Figures) -> Flag:
+    white = [name for name in figures.bounded() if name not in BLACK_BOX]
+    compared = []
+    for name in BLACK_BOX:
+        rivals = [other for other in white if name in figures.bounded() and figures.same_budget(name, other)]
+        if rivals:
+            best = min(rivals, key=figures.uar)
+            compared.append((figures.uar(name) < figures.uar(best) - POINT, _against(figures, name, best)))
+    title = "an attack without gradients beats those with them"
+    return judged("black_box_stronger", title, compared, "needs square or transfer, and a white-box attack")
+
+
+def gradients_vanish(figures: Figures) -> Flag:
+    shares = {name: examples["zero_gradient"] for name, examples in figures.examples.items()}
+    compared = [
+        (share > VANISHED, f"{share:.1%} of the utterances have no gradient for {name}")
+        for name, share in shares.items()
+        if share is not None
+    ]
+    worst = sorted(compared, key=lambda pair: not pair[0])[:1] if not any(c for c, _ in compared) else compared
+    return judged("gradients_vanish", "gradients vanish", worst, "needs evaluation.gradients=true")
+
+
+def not_converged(figures: Figures) -> Flag:
+    compared = []
+    for plain, varied, steps in figures.varied("steps"):
+        before, after = figures.uar(plain), figures.uar(varied)
+        if None not in (before, after):
+            gain = before - after
+            sentence = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain {100 * gain:.1f} points"
+            compared.append((gain > POINT, f"{plain}: {sentence}"))
+    title = "twice the steps gain more than a point"
+    return judged("not_converged", title, compared, "needs an attack with more steps (evaluation.sanity)")
+
+
+def not_monotone(figures: Figures) -> Flag:
+    compared = []
+    for name, points in _by_budget(figures).items():
+        rises = [(a, b) for a, b in itertools.pairwise(points) if b[1] > a[1] + POINT]
+        path = " → ".join(f"{100 * uar:.1f}" for _, uar in points)
+        compared.append((bool(rises), f"{name} at ε {', '.join(f'{eps:g}' for eps, _ in points)}: {path} %"))
+    return judged("not_monotone", "UAR rises with ε", compared, "needs several ε (evaluation.sanity or .grid)")
+
+
+def large_eps_survived(figures: Figures) -> Flag:
+    compared = []
+    for name, points in _by_budget(figures).items():
+        eps, uar = points[-1]
+        if eps >= 10 * points[0][0]:
+            compared.append(
+                (uar > figures.chance, f"{name} at ε {eps:g} leaves {uar:.1%}, chance {figures.chance:.1%}")
+            )
+    return judged("large_eps_survived", "a huge ε does not reach chance", compared, "needs a large ε")
+
+
+def adaptive_weaker(figures: Figures) -> Flag:
+    compared = []
+    for name in figures.attacks:
+        oblivious, adaptive = figures.uar(name, "randomised_adversarial"), figures.uar(name, "adaptive")
+        if None not in (oblivious, adaptive):
+            sentence = f"{name}: {adaptive:.1%} knowing the randomisation, {oblivious:.1%} oblivious of it"
+            compared.append((adaptive > oblivious + POINT, sentence))
+    title = "knowing the defence makes the attack weaker"
+    return judged("adaptive_weaker", title, compared, "needs adaptive attacks on a randomised model")
+
+
+def noise_as_strong(figures: Figures) -> Flag:
+    control = figures.uar(CONTROL)
+    compared = [
+        (control <= figures.uar(name) + POINT, _against(figures, CONTROL, name))
+        for name in figures.bounded()
+        if control is not None and figures.same_budget(name, CONTROL)
+    ]
+    title = "random noise does as well as an attack"
+    return judged("noise_as_strong", title, compared, "needs the attack 'noise'")
+
+
+def budget_breached(figures: Figures) -> Flag:
+    """A breach of the budget has already ended the evaluation (`BudgetError`); this shows how far attacks went."""
+    compared = [
+        (examples["linf"] > 1.001 * eps, f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}")
+        for name, examples in figures.examples.items()
+        if (attack := figures.attacks[name.removeprefix("adaptive/")]).get("norm") == "Linf"
+        if (eps := attack.get("eps")) is not None
+    ]
+    return judged("budget_breached", "an attack left its budget", compared, "needs an attack bounded in L∞")
+
+
+CHECKS = (
+    multi_step_weaker,
+    black_box_stronger,
+    gradients_vanish,
+    not_converged,
+    not_monotone,
+    large_eps_survived,
+    adaptive_weaker,
+    noise_as_strong,
+    budget_breached,
+)
+
+
+def _against(figures: Figures, one: str, other: str) -> str:
+    return f"{one} leaves {figures.uar(one):.1%}, {other} {figures.uar(other):.1%}"
+
+
+def _by_budget(figures: Figures) -> dict[str, list[tuple[float, float]]]:
+    """Per attack that was tested at several budgets (ε, UAR), by ε; without an attack it is the original's."""
+    found: dict[str, dict[float, float]] = {}
+    for plain, varied, eps in figures.varied("eps"):
+        points = found.setdefault(plain, {0.0: figures.conditions["original"]["uar"]})
+        for name, budget in ((plain, figures.attacks[plain]["eps"]), (varied, eps)):
+            if (uar := figures.uar(name)) is not None:
+                points[budget] = uar
+    return {name: sorted(points.items())[1:] for name, points in found.items() if len(points) > 2}

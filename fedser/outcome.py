@@ -1,0 +1,164 @@
+"""What an evaluation came to: the clients' answers, and what they add up to.
+
+A client tells, per condition, one confusion matrix for each draw of the randomisation, and how far each utterance was
+moved by each attack. Only a study that compares models utterance by utterance (`evaluation.utterances`) is also told
+which of them were classified correctly; the labels stay where they are.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fedser import __version__
+from fedser.agenda import Agenda, Condition
+from fedser.evaluation import Measured, accuracy, confusion, uar
+
+FORMAT = 1  # of evaluation.json
+SEXES = {"f": "female", "m": "male"}  # a corpus's table has letters
+
+
+@dataclass
+class Outcome:
+    """The answers of all clients to one evaluation.
+
+    answers: per client, in plain values, `counts` {condition: [draws, classes, classes]}, `examples` {set: {measure:
+        [n]}} and, where asked for, `utterances` {"row": [n], condition: [n] draws that were classified correctly}.
+    example: an .npz of one utterance and its perturbations (see `example`), where asked for.
+    """
+
+    agenda: Agenda
+    classes: list[str]
+    answers: dict[str, dict]
+    example: bytes | None = None
+
+    def counts(self, condition: str) -> dict[str, np.ndarray]:
+        """Per client the confusion matrices [draws, true, predicted] of a condition."""
+        return {name: np.array(answer["counts"][condition]) for name, answer in self.answers.items()}
+
+    def pooled(self) -> dict[str, np.ndarray]:
+        """Per condition the confusion matrix over all clients and draws."""
+        return {name: by_draw.sum(axis=0) for name, by_draw in self._by_draw().items()}
+
+    def metrics(self) -> dict[str, float]:
+        """`uar/<condition>` and `accuracy/<condition>`, means over the draws."""
+        return {
+            f"{metric}/{name}": function(matrix)
+            for name, matrix in self.pooled().items()
+            for metric, function in (("uar", uar), ("accuracy", accuracy))
+        }
+
+    def tested(self) -> dict[str, int]:
+        """Per client how many utterances were tested."""
+        return {name: int(counts.sum()) for name, counts in self.counts("original").items()}
+
+    def seconds(self) -> dict[str, float]:
+        """Per set of examples how long it took to make, added up over the clients."""
+        sets = self.agenda.sets
+        return {name: sum(answer["examples"][name]["seconds"][0] for answer in self.answers.values()) for name in sets}
+
+    def record(self) -> dict:
+        """The `classes`, `conditions` and `examples` of `evaluation.json`."""
+        conditions = {condition.name: self._condition(condition) for condition in self.agenda.conditions}
+        examples = {name: self._examples(name) for name in self.agenda.sets}
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "classes": self.classes,
+            "conditions": conditions,
+            "examples": examples,
+        }
+
+    def utterances(self, table: pd.DataFrame) -> pd.DataFrame | None:
+        """One row per test utterance, in the table's order, or None where the clients were not asked for it.
+
+        `table` is the store's: it says which utterance a row is. Columns: utterance, client, speaker, sex, emotion,
+        `correct/<condition>` (fraction of the draws), `l2/<set>` (σ) and `snr/<set>` (dB), empty where nothing moved.
+        """
+        parts = [self._utterances(name, table) for name, answer in self.answers.items() if answer["utterances"]]
+        return pd.concat(parts).sort_index().reset_index(drop=True) if parts else None
+
+    def _by_draw(self) -> dict[str, np.ndarray]:
+        return {
+            condition.name: sum(self.counts(condition.name).values())
+            for condition in self.agenda.conditions
+            if self.answers
+        }
+
+    def _condition(self, condition: Condition) -> dict:
+        by_client = self.counts(condition.name)
+        by_draw = sum(by_client.values())
+        total = by_draw.sum(axis=0)
+        return {
+            "attack": condition.attack,
+            "draws": len(by_draw),
+            "uar": uar(total),
+            "uar_sd": _sd(by_draw),
+            "accuracy": accuracy(total),
+            "matrix": total,
+            "by_draw": by_draw,
+            "by_client": {name: counts.sum(axis=0) for name, counts in by_client.items()},
+        }
+
+    def _examples(self, name: str) -> dict:
+        """How far a set's examples are from their originals: medians over those that moved, and the largest cell."""
+        parts = [answer["examples"][name] for answer in self.answers.values()]
+        measures = {key: np.concatenate([np.array(part[key]) for part in parts]) for key in parts[0]}
+        moved = measures["l2"] > 0
+
+        def median(measure: str) -> float | None:
+            return float(np.median(measures[measure][moved])) if moved.any() else None
+
+        return {
+            "linf": float(measures["linf"].max(initial=0.0)),
+            "l2": median("l2"),
+            "rms": median("rms"),
+            "snr_db": median("snr"),
+            "moved": float(moved.mean()) if len(moved) else 0.0,
+            "zero_gradient": float(measures["flat"].mean()) if "flat" in measures else None,
+        }
+
+    def _utterances(self, client: str, table: pd.DataFrame) -> pd.DataFrame:
+        answer = self.answers[client]
+        told = dict(answer["utterances"])
+        rows = told.pop("row")
+        known = table.iloc[rows]
+        columns = {
+            "utterance": [Path(path).stem for path in known["path"]],
+            "client": client,
+            "speaker": known["speaker"],
+            "sex": known["sex"].map(SEXES) if "sex" in known else None,
+            "emotion": known["emotion"],
+        }
+        for condition, correct in told.items():
+            columns[f"correct/{condition}"] = np.array(correct) / len(answer["counts"][condition])
+        for name, measures in answer["examples"].items():
+            moved = np.array(measures["l2"]) > 0
+            for measure in ("l2", "snr"):
+                columns[f"{measure}/{name}"] = np.where(moved, measures[measure], np.nan)
+        return pd.DataFrame(columns, index=rows)
+
+
+def answer(measured: Measured, y, rows: np.ndarray, classes: int, told: bool) -> dict:
+    """A client's answer: what it measured on its utterances with labels y [n], in plain values (see `Outcome`)."""
+    counts = {
+        condition: [confusion(y, predicted, classes).tolist() for predicted in draws]
+        for condition, draws in measured.predictions.items()
+    }
+    examples = {name: {key: part.tolist() for key, part in parts.items()} for name, parts in measured.examples.items()}
+    correct = {condition: (draws == y.cpu()).sum(0).tolist() for condition, draws in measured.predictions.items()}
+    return {"counts": counts, "examples": examples, "utterances": {"row": rows.tolist()} | correct if told else None}
+
+
+def example(measured: Measured) -> bytes:
+    """One utterance as an .npz: `x` [frames, mels] in σ and `delta/<set>`, what each attack added to it."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: part.numpy() for name, part in measured.shown.items()})
+    return file.getvalue()
+
+
+def _sd(by_draw: np.ndarray) -> float:
+    """The sample standard deviation of UAR over draws; 0 for a single one."""
+    return float(np.std([uar(matrix) for matrix in by_draw], ddof=1)) if len(by_draw) > 1 else 0.0

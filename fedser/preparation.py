@@ -1,0 +1,109 @@
+"""What there is before the first message: the data, who holds what, the initial model, what the clients are told."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedser import agenda, corpora, features, identity
+from fedser.config import build
+from fedser.corpora import Corpus
+from fedser.features import FeatureStore
+from fedser.federation import server_app, simulation, transport
+from fedser.federation.plan import Plan
+from fedser.federation.probe import probe
+from fedser.outcome import SEXES
+from fedser.partition import Share, partition, warn_of_gaps
+from fedser.randomness import derive
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One configuration, ready to be federated; `attacks` are those of the evaluation, by name."""
+
+    settings: dict
+    corpus: Corpus
+    store: FeatureStore
+    shares: list[Share]
+    attacks: dict[str, dict]
+    model: torch.nn.Module
+
+    @property
+    def classes(self) -> list[str]:
+        return self.corpus.classes
+
+    @property
+    def data(self) -> str:
+        """The hash of the features, of audio and settings."""
+        return self.store.folder.name
+
+    @property
+    def model_key(self) -> str:
+        """The hash of everything that decides the trained weights."""
+        return identity.digest(identity.training(self.settings) | {"data": self.data})
+
+    @property
+    def reply_bytes(self) -> int:
+        """What a model's weights take."""
+        return sum(array.nbytes for array in transport.pack(self.model).values())
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def plan(self) -> Plan:
+        """Where the clients run and how many at a time, by what one was measured to take."""
+        probed = probe(self.settings, len(self.classes), self.shares, self.attacks)
+        return simulation.plan(self.settings, self.shares, self.reply_bytes, probed)
+
+    def federation(self, grid, plan: Plan, stop: threading.Event, state: Path, moments=()) -> server_app.Federation:
+        """The server's side of the clients behind `grid`, introduced; `state` is where they keep their moments."""
+        told = {
+            "settings": self.settings,
+            "classes": self.classes,
+            "attacks": self.attacks,
+            "store": str(self.store.folder),
+            "state": str(state),
+            "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
+        }
+        least = self.settings["simulation"]["min_reply_fraction"]
+        federation = server_app.Federation(
+            grid, len(self.shares), told, stop, least, plan.window, moments=list(moments)
+        )
+        federation.introduce()
+        return federation
+
+    def sexes(self) -> dict[str, str | None]:
+        """Per client the sex of whoever speaks there, None where it is unknown or they differ."""
+        table = self.store.table
+        if "sex" not in table:
+            return {share.name: None for share in self.shares}
+        found = {share.name: set(table["sex"].iloc[share.test].map(SEXES)) for share in self.shares}
+        return {name: next(iter(sexes)) if len(sexes) == 1 else None for name, sexes in found.items()}
+
+
+def prepare(settings: dict) -> Preparation:
+    """Reads the corpus, extracts or finds its features, deals them out, builds the model and every defence once.
+
+    `settings` come from `config.settle`. Raises InputError for what a client would stumble over in the first round, or
+    only after the training.
+    """
+    attacks = agenda.attacks(settings)
+    corpus = corpora.load(settings)
+    store = features.extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
+    shares = partition(store.table, settings["partition"], settings["seed"])
+    warn_of_gaps(store.table, shares, corpus.classes)
+    for attack in attacks.values():
+        build(attack)
+    build(settings["defence"]["training"])
+    if (randomise := build(settings["defence"]["inference"])) is not None:
+        randomise(torch.zeros(1, 1, settings["features"]["frames"], settings["features"]["mels"]))
+    return Preparation(settings, corpus, store, shares, attacks, _initial_model(settings, len(corpus.classes)))
+
+
+def _initial_model(settings: dict, classes: int) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(settings["seed"], "initial weights"))
+        return build(settings["model"]["module"], classes=classes)

@@ -1,0 +1,86 @@
+"""Runs → a page to read, with its figures and tables as files.
+
+    fedser-report outputs/emodb-pgd                   # one run
+    fedser-report multirun/a multirun/b -o evidence   # every run found under these folders
+
+>>> from fedser import report
+>>> runs = report.load(["outputs"])
+>>> report.table(runs)                                # a pandas.DataFrame, one row per run
+>>> report.write(runs, "report")                      # index.html, figures/*.png, *.svg, tables/*.csv, *.md, *.tex
+
+A *condition* is what a model was tested on: `original`, `randomised`, `adversarial/<attack>`,
+`randomised_adversarial/<attack>` or `adaptive/<attack>`. UARs are fractions in [0, 1] in Python and in CSV, per cent
+where people read them. Data flow one way: `runs` (what is in the folders) → `models`, `estimates` (what belongs
+together, and how far to trust it) → `tables`, `charts`, `figures` → `page`.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedser.errors import FedserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedser.report.runs import Run
+
+
+def load(paths: Iterable[str | Path]) -> "list[Run]":
+    """The runs in these folders and below them, in the order given, none twice.
+
+    Raises `InputError` for a path that holds no run. What is damaged is logged, and left out.
+    """
+    from fedser.report import runs
+
+    return runs.load(paths)
+
+
+def table(runs: "Sequence[Run]") -> "pd.DataFrame":
+    """One row per run: name, settings, rounds done and planned, status, `uar/<condition>` as fractions, folder."""
+    from fedser.report import overview
+
+    return overview.table(runs)
+
+
+def show(runs: "Sequence[Run]") -> None:
+    """Prints the table for people."""
+    from fedser.report import overview
+
+    overview.show(runs)
+
+
+def write(runs: "Sequence[Run]", folder: str | Path) -> list[Path]:
+    """Writes the page, its figures and its tables; returns the paths, index.html first.
+
+    Raises `InputError` if the folder cannot be written to.
+    """
+    from fedser.report import folder as folders
+
+    return folders.write(runs, Path(folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `fedser-report`."""
+    parser = argparse.ArgumentParser(
+        prog="fedser-report",
+        description="A page with the figures and tables of finished runs, and the table on screen.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one with runs below it")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    try:
+        runs = load(options.runs)
+        written = write(runs, options.output)
+        show(runs)
+    except FedserError as error:
+        print(f"fedser-report: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    print(f"written: {written[0]}, and {len(written) - 1} files of its figures and tables")
+    return 0

@@ -1,0 +1,99 @@
+"""What a model was tested on: `original`, `randomised`, or examples of an attack under one of three kinds."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# In the order of the paper's Table 3, then the attacker whom the paper does not have.
+KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")
+ATTACKED = KINDS[2:]
+
+TITLES = {
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "deepfool": "DeepFool",
+    "pgd_strong": "PGD-strong",
+    "eot_pgd": "EOT-PGD",
+    "mifgsm": "MI-FGSM",
+    "apgd": "APGD-CE",
+    "apgd_dlr": "APGD-DLR",
+    "autoattack": "AutoAttack",
+    "square": "Square",
+    "cw": "C&W",
+    "noise": "Noise",
+    "transfer": "Transfer",
+    "ensemble": "Ensemble",
+}
+PAPER_ATTACKS = ("fgsm", "pgd", "deepfool")
+
+
+class Condition(NamedTuple):
+    """`adaptive/pgd_strong@eps=0.1` → kind `adaptive`, attack `pgd_strong`, varied `eps=0.1`."""
+
+    kind: str
+    attack: str = ""
+    varied: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.kind + (f"/{self.variant}" if self.attack else "")
+
+    @property
+    def variant(self) -> str:
+        """The attack with its varied settings, as `attacks` and `examples` of evaluation.json name it."""
+        return self.attack + (f"@{self.varied}" if self.varied else "")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What was varied."""
+        return dict(re.findall(r"([^@,=]+)=([^@,]*)", self.varied))
+
+
+def parse(name: str) -> Condition:
+    """Any string is a condition; one without a slash has no attack."""
+    kind, _, attack = name.partition("/")
+    attack, _, varied = attack.partition("@")
+    return Condition(kind, attack, varied)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Distinct conditions as people read them: without attack first, then attack by attack, the paper's first."""
+    distinct = list(dict.fromkeys(names))
+    attacks = attacks_in_order(parse(name).attack for name in distinct)
+
+    def rank(name: str) -> tuple:
+        kind, attack, varied = parse(name)
+        place = KINDS.index(kind) if kind in KINDS else len(KINDS)
+        return (attacks.index(attack) if attack else -1, _numbers(varied), place)
+
+    return sorted(distinct, key=rank)
+
+
+def attacks_in_order(names: Iterable[str]) -> list[str]:
+    """Distinct attacks: those of `TITLES` in its order, others as they first appear."""
+    known = list(TITLES)
+    distinct = [name for name in dict.fromkeys(names) if name]
+    return sorted(distinct, key=lambda name: known.index(name) if name in known else len(known))
+
+
+def _numbers(varied: str) -> list:
+    """A key under which `eps=0.1` comes before `eps=0.2`, and what is not varied before both."""
+    return [(0.0, part) if index % 2 == 0 else (float(part), "") for index, part in enumerate(_split(varied))]
+
+
+def _split(varied: str) -> list[str]:
+    return re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", varied) if varied else []
+
+
+def attack_title(variant: str) -> str:
+    """`pgd_strong@eps=0.1` → `PGD-strong (ε 0.1)`."""
+    name, _, varied = variant.partition("@")
+    shown = varied.replace("eps=", "ε ").replace("=", " ").replace(",", ", ").replace("@", ", ")
+    return TITLES.get(name, name) + (f" ({shown})" if shown else "")
+
+
+def title(name: str) -> str:
+    """`randomised_adversarial/pgd` → `randomised adversarial · PGD`."""
+    condition = parse(name)
+    kind = condition.kind.replace("_", " ")
+    return f"{kind} · {attack_title(condition.variant)}" if condition.attack else kind

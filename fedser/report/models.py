@@ -1,0 +1,281 @@
+"""Runs → corpora → models: the runs of one model differ in nothing but their seed and in what was measured."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from fedser.report import conditions
+from fedser.report.conditions import Condition, parse
+from fedser.report.estimates import Estimate, Measure
+from fedser.report.runs import Evaluation, Run
+
+log = logging.getLogger(__name__)
+
+TRAINING = ("dataset", "features", "partition", "model", "client", "strategy", "rounds")
+# Settings that change where a model is trained, not what it becomes.
+IDLE = {"dataset": ("root", "reader", "on_bad_audio"), "client": ("timeout", "state_folder")}
+# Settings of an attack that make its numbers others.
+STRENGTH = ("eps", "alpha", "steps", "labels", "norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One way of training, with a run or more per seed."""
+
+    label: str  # nature, AT-PGD, …
+    against: str | None  # the attack it was trained against
+    runs: Sequence[Run]
+    number: int = 0  # its place among the models of its corpus: its colour
+    family: str = ""  # models of one family differ in nothing but adversarial training
+
+    @cached_property
+    def measures(self) -> dict[str, dict[Any, Measure]]:
+        """Per condition and seed the measure that counts."""
+        found: dict[str, dict[Any, Measure]] = {}
+        for run in self.runs:
+            for measure in _measures(run):
+                seeds = found.setdefault(measure.condition.name, {})
+                seed = run.setting("seed")
+                if seed not in seeds or measure.rank > seeds[seed].rank:
+                    seeds[seed] = measure
+        return {name: found[name] for name in conditions.in_order(found)}
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """Per condition, in order."""
+        known = len({seed for seeds in self.measures.values() for seed in seeds})
+        return {name: Estimate(parse(name), list(seeds.values()), known) for name, seeds in self.measures.items()}
+
+    @property
+    def seeds(self) -> list:
+        return sorted({run.setting("seed") for run in self.runs}, key=str)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return [evaluation for run in self.runs for evaluation in run.evaluations]
+
+    def curves(self, condition: str) -> dict[Any, tuple[list[int], list[float]]]:
+        """Per seed the rounds and UARs of the run that got furthest."""
+        found: dict[Any, tuple[list[int], list[float]]] = {}
+        for run in self.runs:
+            seed, curve = run.setting("seed"), run.curve(condition)
+            if curve[0] and (seed not in found or curve[0][-1] > found[seed][0][-1]):
+                found[seed] = curve
+        return {seed: found[seed] for seed in sorted(found, key=str)}
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What can be compared: runs on the same data with the same classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    runs: Sequence[Run]
+    models: Sequence[Model]
+    notes: list[str] = field(default_factory=list)  # what a reader should know before comparing
+
+    @property
+    def chance(self) -> float | None:
+        """The UAR of guessing."""
+        return 1 / len(self.classes) if self.classes else None
+
+    @property
+    def families(self) -> list[list[Model]]:
+        """Models that differ in adversarial training only."""
+        names = dict.fromkeys(model.family for model in self.models)
+        return [[model for model in self.models if model.family == name] for name in names]
+
+    @cached_property
+    def conditions(self) -> list[str]:
+        return conditions.in_order(name for model in self.models for name in model.estimates)
+
+    def attacks(self, *kinds: str, varied: bool = False) -> list[str]:
+        """Attacks (with their varied settings, if asked) that some model was tested under, of these kinds or any."""
+        parsed = [parse(name) for name in self.conditions]
+        chosen = [c for c in parsed if c.attack and (not kinds or c.kind in kinds) and (varied or not c.varied)]
+        return list(dict.fromkeys(c.variant for c in chosen))
+
+    def settings(self, variant: str) -> dict[str, Any]:
+        """The attack's settings, of the first evaluation that tells."""
+        return self._attack(variant).get("settings") or {}
+
+    def threat(self, variant: str) -> str:
+        """The attack's threat model in a line, as it printed it; empty if none did."""
+        return str(self._attack(variant).get("threat") or "")
+
+    def _attack(self, variant: str) -> dict[str, Any]:
+        parts = (evaluation.part("attacks") for model in self.models for evaluation in model.evaluations)
+        return next((part[variant] for part in parts if variant in part), {})
+
+    def eps(self, condition: Condition) -> float | None:
+        """The L∞ budget in σ; None where there is none."""
+        eps = condition.settings.get("eps") or self.settings(condition.variant).get("eps")
+        return None if eps is None else float(eps)
+
+    @cached_property
+    def focus(self) -> str | None:
+        """The attack that comparisons look at: of those with a budget that most models were tested under, the worst."""
+        found: dict[str, list[float]] = {}
+        for model in self.models:
+            for name in self.attacks("adversarial"):
+                estimate = model.estimates.get(f"adversarial/{name}")
+                if estimate and estimate.fraction == 1 and self.eps(parse(f"adversarial/{name}")) is not None:
+                    found.setdefault(name, []).append(estimate.uar)
+        return min(found, key=lambda name: (-len(found[name]), sum(found[name]) / len(found[name])), default=None)
+
+    @property
+    def looked_at(self) -> list[str]:
+        """The conditions that speakers, classes and models are compared under: without attack, and under `focus`."""
+        wanted = ["original", "randomised", *(f"{kind}/{self.focus}" for kind in conditions.ATTACKED)]
+        return [name for name in wanted if name in self.conditions]
+
+
+def corpora(runs: Sequence[Run]) -> list[Corpus]:
+    """One corpus per data set and set of classes, in the runs' order."""
+    groups: dict[tuple, list[Run]] = {}
+    unplaced = []
+    for run in runs:
+        if run.setting("dataset.name"):
+            groups.setdefault((str(run.setting("dataset.name")), run.classes), []).append(run)
+        else:
+            unplaced.append(run)
+    if not groups:
+        groups[("unknown corpus", ())] = []
+    groups[next(iter(groups))].extend(unplaced)  # they are shown as what they are: rows without a model
+    names = _distinct_names(groups)
+    if len(groups) > 1:
+        log.warning("the runs do not all compare (%s): each has a section of its own", ", ".join(names))
+    return [_corpus(name, classes, group) for name, ((_, classes), group) in zip(names, groups.items(), strict=True)]
+
+
+def _distinct_names(groups: Iterable[tuple]) -> list[str]:
+    groups = list(groups)
+    names = [name for name, _ in groups]
+    with_classes = [f"{name} ({len(classes)} classes)" if names.count(name) > 1 else name for name, classes in groups]
+    seen: list[str] = []
+    for name in with_classes:  # as many classes, but other ones
+        seen.append(f"{name} #{with_classes[: len(seen)].count(name) + 1}" if name in seen else name)
+    return seen
+
+
+def _corpus(name: str, classes: tuple[str, ...], runs: Sequence[Run]) -> Corpus:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config and run.setting("dataset.name"):
+            groups.setdefault(json.dumps(_training(run.config), sort_keys=True, default=str), []).append(run)
+    ways = [(group, _flat(json.loads(key))) for key, group in groups.items()]
+    ways.sort(key=lambda way: _rank(way[0][0]))
+    labels = _labels([group[0] for group, _ in ways], [settings for _, settings in ways])
+    families = [json.dumps({k: v for k, v in way.items() if not k.startswith("defence")}) for _, way in ways]
+    first = 0 if labels and _against(ways[0][0][0]) is None else 1  # 0 is nature's, in every report
+    models = [
+        Model(label, _against(group[0]), group, number, family)
+        for number, (label, (group, _), family) in enumerate(zip(labels, ways, families, strict=True), start=first)
+    ]
+    return Corpus(name, classes, runs, models, _notes(models, [settings for _, settings in ways]))
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the trained weights, but for the seed."""
+    found: dict[str, Any] = {}
+    for key in TRAINING:
+        value = config.get(key)
+        idle = IDLE.get(key, ())
+        found[key] = {k: v for k, v in value.items() if k not in idle} if isinstance(value, dict) else value
+    return found | {"defence": (config.get("defence") or {}).get("training")}
+
+
+def _against(run: Run) -> str | None:
+    return run.setting("defence.training.attack.name")
+
+
+def _label(run: Run) -> str:
+    if not run.setting("defence.training"):
+        return "nature"
+    return f"AT-{conditions.attack_title(str(_against(run) or 'unknown'))}"
+
+
+def _rank(run: Run) -> tuple:
+    """Nature first, then as attacks are ordered."""
+    known = list(conditions.TITLES)
+    against = _against(run)
+    if not run.setting("defence.training"):
+        return (0, 0, "")
+    return (1, known.index(against) if against in known else len(known), str(against))
+
+
+def _labels(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each model is called; those of one name with the settings in which they differ."""
+    plain = [_label(run) for run in runs]
+    labels = []
+    for label, own in zip(plain, settings, strict=True):
+        namesakes = [other for other_label, other in zip(plain, settings, strict=True) if other_label == label]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
+        told = ", ".join(f"{key.removeprefix('defence.')}={own[key]}" for key in differing[:2])
+        labels.append(f"{label} ({told})" if told else label)
+    return labels
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name, part in node.items() for key, value in _flat(part, _join(prefix, name)).items()}
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _notes(models: Sequence[Model], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what the models differ besides the attack that they were trained against."""
+    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith("defence"))
+    differing = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
+    notes = []
+    for key in differing[:4]:
+        told = ", ".join(f"{model.label}: {each.get(key)}" for model, each in zip(models, settings, strict=True))
+        notes.append(f"The models do not only differ in their defence but also in {key} ({told}).")
+    return notes
+
+
+# --- What a run measured ---------------------------------------------------------------------------------------------
+
+
+def _measures(run: Run) -> list[Measure]:
+    """Everything that a run's evaluations measured. Where one set an attack otherwise than the run, that is told."""
+    return [
+        Measure(run, evaluation, _told_apart(run, evaluation, parse(name)), name)
+        for evaluation in run.evaluations
+        for name in evaluation.conditions
+    ]
+
+
+def _told_apart(run: Run, evaluation: Evaluation, condition: Condition) -> Condition:
+    """`adversarial/pgd` under `evaluation.eps=0.1` is `adversarial/pgd@eps=0.1` beside a run's own ε of 0.05.
+
+    An attack that always knows what is worn (EOT-PGD) is adaptive, by whatever name it was asked for.
+    """
+    settings = (evaluation.part("attacks").get(condition.variant) or {}).get("settings") or {}
+    if condition.kind == "randomised_adversarial" and settings.get("adaptive"):
+        condition = condition._replace(kind="adaptive")
+    if not condition.attack or condition.varied:
+        return condition
+    usual = _usual(run, condition.attack)
+    changed = {key: settings.get(key) for key in STRENGTH if None not in (settings.get(key), usual.get(key))}
+    told = [f"{key}={_plain(value)}" for key, value in changed.items() if value != usual[key]]
+    return condition._replace(varied=",".join(told))
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _usual(run: Run, attack: str) -> dict[str, Any]:
+    """The attack as the run's own evaluation had it, or else as its configuration has it."""
+    own = [evaluation for evaluation in run.evaluations if evaluation.folder == run.folder]
+    told = (own[0].part("attacks").get(attack) or {}).get("settings") if own else None
+    named = run.setting("attack") if run.setting("attack.name") == attack else run.setting(f"attacks.{attack}")
+    return told or named or {}

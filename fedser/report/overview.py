@@ -1,0 +1,161 @@
+"""The table of all runs: as a DataFrame, on the page and in the terminal."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from fedser.report.conditions import in_order, title
+from fedser.report.runs import Run
+from fedser.report.tabular import MISSING, Cell, Table
+
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
+
+    from fedser.report.models import Corpus
+
+# Where a run's config says what stands in which column.
+SETTINGS = {
+    "dataset": "dataset.name",
+    "model": "model.name",
+    "defence": "defence.name",
+    "attack": "attack.name",
+    "eps": "attack.eps",
+    "strategy": "strategy.name",
+    "seed": "seed",
+}
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """One distinct name per run: its own, numbered where several share it."""
+    taken: list[str] = []
+    for name in (run.name for run in runs):
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name} #{number}"
+        taken.append(candidate)
+    return taken
+
+
+def table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run: name, settings, rounds done and planned, status, `uar/<condition>` as fractions, folder."""
+    conditions = in_order(condition for run in runs for condition in run.uar)
+    rows = []
+    for label, run in zip(labels(runs), runs, strict=True):
+        settings = {column: run.setting(key) for column, key in SETTINGS.items()}
+        rounds = {"rounds": run.rounds, "rounds_planned": run.setting("rounds"), "status": run.status}
+        uar = {f"uar/{condition}": run.uar.get(condition, math.nan) for condition in conditions}
+        rows.append({"name": label, **settings, **rounds, **uar, "folder": str(run.folder)})
+    columns = ["name", *SETTINGS, "rounds", "rounds_planned", "status", *(f"uar/{c}" for c in conditions), "folder"]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    for column in ("seed", "rounds", "rounds_planned"):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
+    for column in ("eps", *(f"uar/{condition}" for condition in conditions)):
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    return frame
+
+
+def for_people(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table as strings: UAR in per cent with one decimal, `5 / 20` rounds where some are not done."""
+
+    def cells(column: str, form: Callable[[Any], str] = str) -> list[str]:
+        return [MISSING if pd.isna(value) else form(value) for value in frame[column]]
+
+    done, planned = cells("rounds"), cells("rounds_planned")
+    shown = {"name": cells("name")}
+    for column in SETTINGS:
+        shown["ε" if column == "eps" else column] = cells(column, "{:g}".format if column == "eps" else str)
+    shown["rounds"] = [d if p in (d, MISSING) else f"{d} / {p}" for d, p in zip(done, planned, strict=True)]
+    shown["status"] = cells("status")
+    for column in frame.columns:
+        if column.startswith("uar/"):
+            shown[title(column.removeprefix("uar/"))] = cells(column, lambda uar: f"{100 * uar:.1f}")
+    return pd.DataFrame(shown)
+
+
+def runs_table(corpora: Sequence["Corpus"]) -> Table:
+    """All runs for the page, each with the model that it belongs to; what they have in common stands in the caption."""
+    runs = [run for corpus in corpora for run in corpus.runs]
+    models = {run: model.label for corpus in corpora for model in corpus.models for run in model.runs}
+    data = table(runs)
+    shown = for_people(data).rename(columns={"name": "run", "model": "architecture"})
+    shown.insert(0, "model", [models.get(run, MISSING) for run in runs])
+    data.insert(1, "trained_as", [models.get(run, "") for run in runs])
+    words = [column for column in ("dataset", "architecture", "defence", "attack", "strategy") if column in shown]
+    common = {column: shown[column][0] for column in words if len(runs) > 1 and shown[column].nunique() == 1}
+    first = ["model", "status", *(column for column in words if column not in common)]
+    kept = [*first, *(column for column in shown if column not in (*first, *common, "run")), "run"]
+    rows = [[_cell(column, row[column]) for column in kept] for row in shown.to_dict("records")]
+    caption = "UAR in %, as at the end of each run, or as in the last evaluated round of one that is not finished."
+    if common:
+        caption += f" In all: {', '.join(f'{column} {value}' for column, value in common.items())}."
+    return Table("runs", "All runs", caption, kept, rows, data, words=len(first), notes=errors(runs))
+
+
+def _cell(column: str, text: str) -> Cell:
+    return Cell(text, value=_value(text), kind=text if column == "status" else "")
+
+
+def _value(text: str) -> float | None:
+    """What a cell is sorted by: `5 / 20` by its first number."""
+    try:
+        return float(text.split(" /")[0])
+    except ValueError:
+        return None
+
+
+def errors(runs: Sequence[Run]) -> list[str]:
+    """One line for every run that says why it did not finish."""
+    reasons = [str(run.summary.get("error") or "").strip().split("\n")[0] for run in runs]
+    return [f"{label}: {reason}" for label, reason in zip(labels(runs), reasons, strict=True) if reason]
+
+
+# --- In the terminal -------------------------------------------------------------------------------------------------
+
+
+def show(runs: Sequence[Run]) -> None:
+    """Prints the table; settings that all runs share stand above it, so that the rest fits a terminal.
+
+    Where it still does not fit, it is printed attack by attack.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = for_people(table(runs))
+    last_setting = shown.columns.get_loc("status")
+    common = [column for column in shown.columns[1:last_setting] if shown[column].nunique() == 1]
+    varying = [column for column in shown.columns[: last_setting + 1] if column not in common]
+    uar = list(shown.columns[last_setting + 1 :])
+    console = Console(highlight=False)
+    whole = _grid(shown[varying + uar], uar)
+    width = console.measure(whole, options=console.options.update(width=10_000)).maximum
+    if not console.is_terminal:
+        console.width = max(console.width, width)  # a file or a pipe is as wide as need be
+    grids = [whole]
+    if width > console.width:
+        attacks = list(dict.fromkeys(column.partition(" · ")[2] for column in uar))
+        groups = [[column for column in uar if column.partition(" · ")[2] == attack] for attack in attacks]
+        grids = [_grid(shown[(["name"] if number else varying) + g], g) for number, g in enumerate(groups)]
+    console.print(Text("UAR in %" + "".join(f" · {column} {shown[column].iloc[0]}" for column in common)))
+    for grid in grids:
+        console.print(grid)
+    for note in errors(runs):
+        console.print(Text(note, style="red"))
+
+
+def _grid(shown: pd.DataFrame, uar: Sequence[str]) -> "Grid":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text  # and not strings, since names may hold [brackets]
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in shown.columns:
+        if column in uar:
+            grid.add_column(Text(column.replace(" · ", " ").replace(" ", "\n")), justify="right", no_wrap=True)
+        else:
+            grid.add_column(Text(column), overflow="fold", min_width=10 if column == "name" else None)
+    for row in shown.values.tolist():
+        grid.add_row(*(Text(cell, style="red" if cell == "failed" else "") for cell in row))
+    return grid

@@ -1,0 +1,313 @@
+"""Run folders → `Run`s. What is damaged is left out and named in `Run.problems`; the rest is still read."""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedser.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SEXES = {"f": "female", "m": "male"}  # as some corpora's readers abbreviate them
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One evaluation.json and the files beside it."""
+
+    folder: Path
+    content: dict[str, Any]
+    written: float  # seconds since the epoch
+    utterances: "pd.DataFrame | None"  # a row per test utterance
+    times: dict[str, float] = field(default_factory=dict)  # seconds that each set of examples took
+
+    @property
+    def name(self) -> str:
+        return str(self.content.get("name") or self.folder.name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(map(str, self.content["classes"]))
+
+    @property
+    def conditions(self) -> dict[str, dict]:
+        return self.content["conditions"]
+
+    @property
+    def round(self) -> int:
+        return self.content.get("round") or 0
+
+    @property
+    def fraction(self) -> float:
+        """The share of the test utterances that was evaluated."""
+        share = (self.content.get("evaluation") or {}).get("fraction")
+        return 1.0 if share is None else float(share)
+
+    def part(self, key: str) -> dict[str, Any]:
+        """`clients`, `attacks` or `examples`; empty where there are none."""
+        return {name: entry for name, entry in (self.content.get(key) or {}).items() if isinstance(entry, dict)}
+
+    @property
+    def flags(self) -> list[dict[str, Any]]:
+        """The sanity checks, each with its `flag`, `status`, `detail` and `title`."""
+        keys = ("flag", "status", "detail", "title")
+        found = [flag for flag in self.content.get("flags") or [] if isinstance(flag, dict)]
+        return [{key: str(flag.get(key) or "") for key in keys} for flag in found]
+
+    @property
+    def example(self) -> Path | None:
+        path = self.folder / "example.npz"
+        return path if path.is_file() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run left in its folder; parts that it never wrote, or that are damaged, are empty."""
+
+    folder: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # one record per round, in order
+    evaluations: list[Evaluation] = field(default_factory=list)  # the run's own first
+    problems: list[str] = field(default_factory=list)  # a sentence for each file that could not be used
+
+    @property
+    def name(self) -> str:
+        return str(self.summary.get("name") or self.folder.name)
+
+    @property
+    def status(self) -> str:
+        return str(self.summary.get("status") or "unknown")
+
+    @property
+    def uar(self) -> dict[str, float]:
+        """Final UAR per condition, as a fraction; of an unfinished run what its last evaluated round had."""
+        for record in [self.summary, *reversed(self.history)]:
+            found = {key.removeprefix("uar/"): _number(v) for key, v in record.items() if key.startswith("uar/")}
+            if found:
+                return found
+        return {}
+
+    @property
+    def rounds(self) -> int | None:
+        """Rounds done."""
+        return self.history[-1]["round"] if self.history else self.summary.get("rounds")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, of the evaluation or else of the configuration; empty if neither tells."""
+        if self.evaluations:
+            return self.evaluations[0].classes
+        return tuple(map(str, self.setting("dataset.classes") or ()))
+
+    def setting(self, key: str) -> Any:
+        """The config's value under a dotted key, None if there is none."""
+        node: Any = self.config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def curve(self, condition: str) -> tuple[list[int], list[float]]:
+        """Evaluated rounds and the UAR (fraction) in each; rounds without a number are left out."""
+        pairs = [(record["round"], _number(record.get(f"uar/{condition}"))) for record in self.history]
+        kept = [(round_, uar) for round_, uar in pairs if not math.isnan(uar)]
+        return [round_ for round_, _ in kept], [uar for _, uar in kept]
+
+
+def load(paths: Iterable[str | Path]) -> list[Run]:
+    """The runs in these folders and below them, in the order given, none twice.
+
+    Raises `InputError` for a path that holds no run. A damaged file is logged and stands in its run's `problems`.
+    """
+    folders = dict.fromkeys(folder.resolve() for path in paths for folder in _run_folders(Path(path)))
+    runs = [_load_run(folder) for folder in folders]
+    for problem in (problem for run in runs for problem in run.problems):
+        log.warning("%s", problem)
+    return runs
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file; give the run's folder")
+    if (path / "summary.json").is_file():
+        return [path]
+    found = [summary.parent for summary in path.rglob("summary.json") if summary.is_file()]
+    if not found:
+        raise InputError(f"{path}: holds no run (no summary.json in it or below it)")
+    # What a newer run moved aside is no result of its own; given by its own path it still counts.
+    current = [folder for folder in found if not re.search(r"\.old-\d+$", folder.name)]
+    # Hydra numbers the jobs of a sweep 0, 1, …, 10: in that order, not 0, 1, 10, 2.
+    return sorted(current or found, key=lambda folder: re.sub(r"\d+", lambda n: n[0].zfill(12), str(folder)))
+
+
+def _load_run(folder: Path) -> Run:
+    problems: list[str] = []
+
+    def attempt(read: Callable[..., T], file: Path, default: T, *rest) -> T:
+        try:
+            return read(file, *rest)
+        except InputError as error:
+            problems.append(str(error))
+            return default
+
+    summary = attempt(_summary, folder / "summary.json", {"status": "damaged"})
+    finished = summary.get("status") == "finished"
+    history = attempt(_history, folder / "history.jsonl", [], finished)
+    config = attempt(_config, folder / "config.yaml", {})
+    files = [folder / "evaluation.json", *sorted((folder / "evaluations").glob("*/evaluation.json"))]
+    found = [attempt(_evaluation, file, None, attempt) for file in files if file.is_file()]
+    evaluations = [evaluation for evaluation in found if evaluation]
+    if finished and not found:
+        problems.append(f"{folder}: holds no evaluation.json, so there are only its curves and its summary")
+    return Run(folder, summary, config, history, _of_one_corpus(evaluations, problems), problems)
+
+
+def _of_one_corpus(evaluations: list[Evaluation], problems: list[str]) -> list[Evaluation]:
+    """Those with the classes of the first; matrices of other classes cannot be told together."""
+    kept = [evaluation for evaluation in evaluations if evaluation.classes == evaluations[0].classes]
+    for evaluation in evaluations:
+        if evaluation not in kept:
+            problems.append(f"{evaluation.folder}: has other classes than the run's first evaluation; left out")
+    return kept
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+
+
+def _json_object(path: Path, text: str, first_line: int = 1) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{first_line + error.lineno - 1}: not JSON ({error.msg})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}:{first_line}: not a JSON object")
+    return value
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    summary = _json_object(path, _text(path))
+    _check_numbers(path, summary)
+    return summary
+
+
+def _check_numbers(path: Path, record: dict[str, Any], line: int = 1) -> None:
+    for key, value in record.items():
+        if key.startswith("uar/") and value is not None and type(value) not in (int, float):
+            raise InputError(f"{path}:{line}: {key} is {value!r}, not a number")
+
+
+def _history(path: Path, finished: bool) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = _text(path).splitlines(keepends=True)
+    if lines and not finished and not lines[-1].endswith("\n"):
+        lines.pop()  # the run was killed, or is just now writing, in the middle of this line
+    records = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            record = _json_object(path, line, number)
+            if type(record.get("round")) is not int:
+                raise InputError(f"{path}:{number}: has no round")
+            _check_numbers(path, record, number)
+            records[record["round"]] = record  # a resumed run may have repeated a round: the later one counts
+    return [records[round_] for round_ in sorted(records)]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: missing, so this run's settings are not known")
+    from omegaconf import OmegaConf  # and not plain YAML, which takes 1e-05 for a string
+
+    text = _text(path)
+    try:
+        config = OmegaConf.to_container(OmegaConf.create(text))
+    except Exception as error:  # PyYAML's and OmegaConf's errors share no base class
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise InputError(f"{place}: not a config ({problem or type(error).__name__})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: not a config (no mapping)")
+    return config
+
+
+def _evaluation(path: Path, attempt: Callable) -> Evaluation:
+    content = _json_object(path, _text(path))
+    classes, conditions = content.get("classes"), content.get("conditions")
+    if not isinstance(classes, list) or not classes or not isinstance(conditions, dict):
+        raise InputError(f"{path}: lacks classes or conditions")
+    content["conditions"] = {
+        name: record
+        for name, record in conditions.items()
+        if attempt(_check_condition, path, False, name, record, len(classes))
+    }
+    utterances = attempt(_utterances, path.with_name("utterances.csv"), None)
+    times = attempt(_times, path.with_name("times.json"), {})
+    return Evaluation(path.parent, content, path.stat().st_mtime, utterances, times)
+
+
+def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: {name} is not an object")
+    clients = record.get("by_client") or {}
+    for place, matrix in [("matrix", record.get("matrix")), *((f"client {c}", m) for c, m in clients.items())]:
+        rows = matrix if isinstance(matrix, list) else []
+        if [len(row) if isinstance(row, list) else 0 for row in rows] != [classes] * classes:
+            raise InputError(f"{path}: {name}: {place} is not a {classes} × {classes} matrix; condition left out")
+        if not all(type(count) in (int, float) and count >= 0 for row in rows for count in row):
+            raise InputError(f"{path}: {name}: {place} holds something that is not a count; condition left out")
+    if not any(map(any, record["matrix"])):
+        raise InputError(f"{path}: {name}: no utterance was counted; condition left out")
+    draws = record.get("draws", 1)
+    if type(draws) is not int or draws < 1 or any(sum(row) % draws for row in record["matrix"]):
+        raise InputError(f"{path}: {name}: its counts are not those of {draws!r} draws; condition left out")
+    return True
+
+
+def _times(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    examples = _json_object(path, _text(path)).get("examples")
+    return {name: value for name, value in (examples or {}).items() if type(value) in (int, float)}
+
+
+def _utterances(path: Path) -> "pd.DataFrame | None":
+    if not path.is_file():
+        return None
+    import pandas as pd
+
+    text = ("utterance", "client", "speaker", "sex", "emotion")
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values={})
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(f"{path}: not a table ({error})") from error
+    if missing := [column for column in text if column not in frame]:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
+    frame["sex"] = frame["sex"].replace(SEXES)
+    numbers = [column for column in frame if column not in text]
+    try:
+        frame[numbers] = frame[numbers].replace("", math.nan).astype(float)
+    except ValueError as error:
+        raise InputError(f"{path}: holds something that is not a number ({error})") from error
+    correct = frame[[column for column in numbers if column.startswith("correct/")]]
+    if not (correct.isna() | ((correct >= 0) & (correct <= 1))).all(axis=None):
+        raise InputError(f"{path}: a fraction of correct draws is not between 0 and 1")
+    return frame
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,127 @@
+"""An attack made on another run's model: what someone can do who has a similar model, and not this one.
+
+>>> transfer = hydra.utils.instantiate(config.attacks.transfer, source="outputs/synthetic-cnn4-…")
+>>> x_adv = transfer(model, x, y, seed=0)
+"""
+
+import json
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+from yaml import YAMLError
+
+from fedser.attacks import classes_of, known_labels, threat, undisturbed
+from fedser.config import build
+from fedser.errors import InputError
+from fedser.federation import transport
+
+
+class Transfer:
+    """Attacks the model of a finished run and hands on the examples; the interface of `fedser.attacks.Adversary`.
+
+    eps, labels, box: of the attack `base` (see `Adversary`), whatever its own file says. "predicted" labels are those
+        of the source's model: the attacked model is not asked for anything.
+    source: the run's folder, with its config.yaml, summary.json and model.safetensors.
+    base: settings of the attack on the source's model, as in `conf/attack`.
+    victim: {"features": …, "dataset": {"classes": …, "drop": …}} of the run under attack, which the source must share:
+        its model would read other inputs, or other classes, otherwise. None for no check.
+
+    Raises InputError where the source is missing, unfinished or of other settings.
+    """
+
+    adaptive = False
+    knowledge = "transfer"
+
+    def __init__(self, name: str, eps, labels, source, base: dict, victim: dict | None = None, box=None):
+        self.name = name
+        self.labels = known_labels(labels)
+        self.base = build({**base, "eps": eps, "labels": self.labels, "box": box})
+        self.eps, self.norm, self.box, self.eot = self.base.eps, self.base.norm, self.base.box, self.base.eot
+        if source is None:
+            raise InputError(f"attack.source of {name} must be set to the folder of a finished run: source=outputs/…")
+        self.source = Path(source).expanduser()
+        self._config = self._read()
+        self._check(victim or {})
+        self._model: nn.Module | None = None
+
+    def _read(self) -> dict:
+        """The source's settings. Raises InputError unless it has finished, and has a model."""
+        files = [self.source / name for name in ("config.yaml", "summary.json", "model.safetensors")]
+        for file in files[:2]:
+            if not file.is_file():
+                raise self._wrong(file, "is not there, so there is no run")
+        try:
+            status = json.loads(files[1].read_text())["status"]
+            config = OmegaConf.to_container(OmegaConf.load(files[0]))
+        except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
+            raise self._wrong(self.source, f"is damaged ({error})") from error
+        if status != "finished":
+            raise self._wrong(files[1], f"says that the run is {status}, not finished")
+        if not files[2].is_file():
+            raise self._wrong(files[2], "is not there")
+        return config
+
+    def _check(self, victim: dict) -> None:
+        """Raises InputError unless the source's settings have what is in `victim`."""
+        found = dict(_leaves(self._config))
+        for key, wanted in _leaves(victim):
+            if found.get(key) != wanted:
+                has = f"has {key}={found.get(key)}, the run under attack {key}={wanted}"
+                raise self._wrong(
+                    self.source / "config.yaml", f"{has}: its model reads other inputs, choose another run"
+                )
+
+    def _wrong(self, file: Path, what: str) -> InputError:
+        return InputError(f"attack.source of {self.name}: {file.absolute()} {what}.")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        *,
+        predictions: Tensor | None = None,
+        batch_size: int | None = None,
+        randomise: nn.Module | None = None,
+    ) -> Tensor:
+        """Examples of x [B, 1, T, F] made on the source's model; of `model` only the number of classes is looked at.
+
+        `randomise` is worn by the source's model too while it is attacked; `predictions` are not used.
+        Raises InputError if the source's model has other classes, BudgetError as `Adversary` does.
+        """
+        if len(x) == 0:
+            return x.detach().clone()
+        with undisturbed(model, x.device, seed):
+            source = self._load(classes_of(model, x.detach())).to(x.device, x.dtype)
+        return self.base(source, x, y, seed, batch_size=batch_size, randomise=randomise)
+
+    def _load(self, classes: int) -> nn.Module:
+        """The source's model, loaded once."""
+        if self._model is None:
+            file = self.source / "model.safetensors"
+            model = build(self._config["model"]["module"], classes=classes)
+            try:
+                transport.unpack(load_file(file), model)
+            except (SafetensorError, OSError, KeyError) as error:
+                raise self._wrong(file, f"is damaged ({error})") from error
+            except ValueError as error:
+                raise self._wrong(file, f"is of a model with other classes ({error})") from error
+            self._model = model.eval().requires_grad_(False)
+        return self._model
+
+    def __str__(self):
+        """The threat model in one line."""
+        return threat(self, f"made by {self.base.name} on the model of {self.source}")
+
+
+def _leaves(node: dict, prefix: str = ""):
+    """(dotted key, value) of everything in nested dictionaries."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

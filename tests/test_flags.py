@@ -1,0 +1,102 @@
+"""Every sanity flag, raised and clear, on records worked out by hand."""
+
+import pytest
+
+from fedser.flags import flags
+
+
+def attack(name, eps=0.05, **more):
+    return {"settings": {"name": name, "norm": "Linf", "eps": eps, **more}}
+
+
+def record(uars, attacks, examples=None, classes=4):
+    """`uars` by condition; original is 0.9 unless it says otherwise."""
+    conditions = {name: {"uar": value} for name, value in ({"original": 0.9} | uars).items()}
+    return {
+        "classes": list(range(classes)),
+        "conditions": conditions,
+        "examples": examples or {},
+        "attacks": {one["settings"]["name"] if "as" not in one else one["as"]: one for one in attacks},
+    }
+
+
+FGSM, PGD = attack("fgsm"), attack("pgd", steps=5)
+
+
+def vary(one, **changes):
+    settings = one["settings"] | changes
+    (key, value), *_ = changes.items()
+    return {"settings": settings, "as": f"{settings['name']}@{key}={value:g}"}
+
+
+def lengths(linf=0.05, zero=0.0):
+    return {"linf": linf, "zero_gradient": zero}
+
+
+CASES = {
+    "multi_step_weaker": (
+        record({"adversarial/fgsm": 0.3, "adversarial/pgd": 0.32}, [FGSM, PGD]),
+        record({"adversarial/fgsm": 0.3, "adversarial/pgd": 0.305}, [FGSM, PGD]),  # less than a point
+    ),
+    "black_box_stronger": (
+        record({"adversarial/pgd": 0.3, "adversarial/square": 0.2}, [PGD, attack("square", steps=100)]),
+        record({"adversarial/pgd": 0.3, "adversarial/square": 0.5}, [PGD, attack("square", steps=100)]),
+    ),
+    "gradients_vanish": (
+        record({"adversarial/pgd": 0.3}, [PGD], {"pgd": lengths(zero=0.2)}),
+        record({"adversarial/pgd": 0.3}, [PGD], {"pgd": lengths(zero=0.0)}),
+    ),
+    "not_converged": (
+        record({"adversarial/pgd": 0.3, "adversarial/pgd@steps=10": 0.25}, [PGD, vary(PGD, steps=10)]),
+        record({"adversarial/pgd": 0.3, "adversarial/pgd@steps=10": 0.295}, [PGD, vary(PGD, steps=10)]),
+    ),
+    "not_monotone": (
+        record({"adversarial/pgd": 0.3, "adversarial/pgd@eps=0.1": 0.4}, [PGD, vary(PGD, eps=0.1)]),
+        record({"adversarial/pgd": 0.3, "adversarial/pgd@eps=0.1": 0.1}, [PGD, vary(PGD, eps=0.1)]),
+    ),
+    "large_eps_survived": (
+        record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.3}, [PGD, vary(PGD, eps=1)]),
+        record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.2}, [PGD, vary(PGD, eps=1)]),
+    ),
+    "adaptive_weaker": (
+        record({"randomised_adversarial/pgd": 0.5, "adaptive/pgd": 0.55}, [PGD]),
+        record({"randomised_adversarial/pgd": 0.5, "adaptive/pgd": 0.4}, [PGD]),
+    ),
+    "noise_as_strong": (
+        record({"adversarial/fgsm": 0.9, "adversarial/noise": 0.9}, [FGSM, attack("noise")]),
+        record({"adversarial/fgsm": 0.4, "adversarial/noise": 0.9}, [FGSM, attack("noise")]),
+    ),
+    "budget_breached": (
+        record({"adversarial/fgsm": 0.4}, [FGSM], {"fgsm": lengths(0.06)}),
+        record({"adversarial/fgsm": 0.4}, [FGSM], {"fgsm": lengths(0.05000001)}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_raised_and_clear(name):
+    raised, clear = (next(flag for flag in flags(case) if flag["flag"] == name) for case in CASES[name])
+    assert (raised["status"], clear["status"]) == ("raised", "clear")
+    assert any(words in raised["detail"] for words in ("%", "of 0.05", "5.0 points"))
+
+
+def test_what_cannot_be_compared_is_not_checked():
+    found = flags(
+        record({"adversarial/deepfool": 0.1}, [{"settings": {"name": "deepfool", "norm": "L2", "eps": None}}])
+    )
+    assert len(found) == len(CASES)
+    assert {flag["status"] for flag in found} == {"not checked"}
+    assert all(flag["detail"].startswith("needs") for flag in found)
+
+
+def test_attacks_of_other_budgets_are_not_compared():
+    other = attack("fgsm", eps=0.1)
+    (flag,) = [f for f in flags(record({"adversarial/fgsm": 0.1, "adversarial/pgd": 0.4}, [other, PGD]))
+               if f["flag"] == "multi_step_weaker"]  # fmt: skip
+    assert flag["status"] == "not checked"
+
+
+def test_raised_flags_come_first():
+    order = [flag["status"] for flag in flags(CASES["not_monotone"][0])]
+    assert order == sorted(order, key=("raised", "clear", "not checked").index)
+    assert order[0] == "raised"

@@ -1,0 +1,380 @@
+"""What stands in the tables and charts, with numbers worked out by hand, and the forms that tables are written in."""
+
+import csv
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import GRID, PAPER, Made, make_grid, make_run
+
+from fedser import report, statistics
+from fedser.report import charts, comparisons, figures, interactive, models, pictures, tables, words
+from fedser.report.html import Markup, tag
+from fedser.report.tabular import Cell, Table, escape_latex, html, latex, markdown
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    make_grid(folder)
+    (found,) = models.corpora(report.load([folder]))
+    return found
+
+
+def rows_of(table):
+    return [[cell.plain() for cell in row] for row in table.cells]
+
+
+# --- Forms -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small():
+    rows = [["a|b_1", Cell("81.2", ("[70.0, 90.1]",), 0.8123, shade=0.5)], ["c & <d>", Cell("–")]]
+    data = pd.DataFrame({"model": ["a|b_1", "c & <d>"], "uar": [0.8123, math.nan]})
+    return Table("small", "Small", "UAR in %.", ["Model", "UAR"], rows, data, groups=[("", 1), ("σ & ε", 1)])
+
+
+def test_markdown(small):
+    assert markdown(small) == (
+        "**Small.** UAR in %.\n\n"
+        "| Model | σ & ε UAR |\n"
+        "| --- | ---: |\n"
+        "| a\\|b_1 | 81.2 [70.0, 90.1] |\n"
+        "| c & <d> | – |\n"
+    )
+
+
+def test_latex_is_booktabs_and_escaped(small):
+    lines = latex(small).splitlines()
+    assert lines[4:] == [
+        r"\label{tab:small}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"\multicolumn{1}{c}{} & \multicolumn{1}{c}{$\sigma$ \& $\varepsilon$} \\",
+        r"\cmidrule(lr){2-2}",
+        r"Model & UAR \\",
+        r"\midrule",
+        r"a|b\_1 & 81.2 [70.0, 90.1] \\",
+        r"c \& $<$d$>$ & -- \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    assert lines[3] == r"\caption{Small. UAR in \%.}"
+
+
+def test_latex_has_no_sign_that_its_fonts_lack(corpus):
+    made = [*tables.all_tables(corpus), words.threats(corpus)]
+    left = {sign for table in made for sign in latex(table) if ord(sign) > 127}
+    assert left == set()
+    assert escape_latex("a_b^2 {x} \\ ~ ± ∞ 5 % − ₀‖δ‖") == (
+        r"a\_b\textasciicircum{}2 \{x\} \textbackslash{} \textasciitilde{} $\pm$ $\infty$ 5 \% $-$ $_0$$\|$$\delta$$\|$"
+    )
+
+
+def test_html_escapes_and_carries_what_it_is_sorted_by(small):
+    text = html(small)
+    assert 'data-value="0.8123"' in text and "--shade:0.50" in text
+    assert "c &amp; &lt;d&gt;" in text and "<d>" not in text
+    assert '<th colspan="1" class="group">σ &amp; ε</th>' in text
+
+
+def test_tags_nest_and_escape():
+    assert tag("p", "a < b", class_="x & y", hidden=False) == '<p class="x &amp; y">a &lt; b</p>'
+    assert tag("ul", [tag("li", n) for n in (1, 2)], None) == "<ul><li>1</li><li>2</li></ul>"
+    assert tag("input", type="checkbox", checked=True, data_model='"') == (
+        '<input type="checkbox" checked data-model="&quot;">'
+    )
+    assert tag("b", Markup("<i>")) == "<b><i></b>"
+
+
+def test_numbers_as_people_read_them():
+    assert tables.percent(0.81249) == "81.2" and tables.percent(math.nan) == "–"
+    assert tables.signed(-0.0312) == "−3.1" and tables.signed(0.05) == "+5.0" and tables.signed(-0.0001) == "0.0"
+    assert tables.number(math.inf) == "∞" and tables.number(None) == "–" and tables.number(0.04951) == "0.0495"
+    assert tables.between(statistics.Interval(math.nan, math.nan)) == ""
+
+
+# --- Contents --------------------------------------------------------------------------------------------------------
+
+
+def test_papers_numbers_are_table_3s():
+    paper = tables.PAPER
+    assert paper["nature"]["original"] == 94.08 and paper["nature"]["randomised"] == 92.75
+    assert paper["adversarial"]["randomised_adversarial"] == {"fgsm": 90.15, "pgd": 89.2, "deepfool": 72.32}
+    assert paper["nature"]["randomised_adversarial"]["deepfool"] == 71.34
+
+
+def test_table_3_has_the_papers_layout(corpus):
+    (table,) = tables.table3(corpus)
+    rows = rows_of(table)
+    assert [name for name, _ in table.groups] == ["", "No attack", "FGSM", "PGD", "DeepFool"]
+    assert [row[0] for row in rows] == ["Nature", *[""] * 4, "Adversarial federated learnt", *[""] * 4]
+    kinds = ["Original", "Randomised", "Adversarial", "Randomised adversarial", "Adaptive"]
+    assert [row[1] for row in rows] == 2 * kinds
+    assert [row[3::2] for row in rows] == [
+        ["94.1", "", "", ""],
+        ["92.8", "", "", ""],
+        ["", "20.8", "10.0", "3.0"],
+        ["", "47.9", "41.5", "71.3"],
+        ["", "–", "–", "–"],
+        ["", "96.0", "95.4", "95.2"],
+        ["", "95.3", "95.1", "94.6"],
+        ["", "89.7", "87.3", "2.0"],
+        ["", "90.2", "89.2", "72.3"],
+        ["", "–", "–", "–"],
+    ]
+    assert "Ours are of emodb: compare patterns, not numbers." in table.caption
+    assert "means of 10 draws" in table.caption
+
+
+def test_each_column_of_table_3_has_the_model_trained_against_it(corpus):
+    (table,) = tables.table3(corpus)
+    by_label = {model.label: model for model in corpus.models}
+    ours = table.cells[8][2::2]
+    for cell, attack, label in zip(ours[1:], PAPER, ("AT-FGSM", "AT-PGD", "AT-DeepFool"), strict=True):
+        estimate = by_label[label].estimates[f"randomised_adversarial/{attack}"]
+        assert cell.value == estimate.uar
+        sd = 100 * statistics.aggregate([measure.uar for measure in estimate.measures]).sd
+        assert cell.text == f"{100 * estimate.uar:.1f} ± {sd:.1f}"
+        assert cell.notes == (f"[{100 * estimate.clustered.low:.1f}, {100 * estimate.clustered.high:.1f}]",)
+
+
+def test_a_part_of_the_clips_or_seeds_is_said_so(corpus):
+    nature = corpus.models[0]
+    cell = tables.uar_cell(nature.estimates["adversarial/autoattack"])
+    assert cell.notes[1:] == ("on 25 % of the clips", "1 of 2 seeds")
+    assert "On a part of the test clips only: AutoAttack (25 %)." in charts.adaptive(corpus).caption
+
+
+def test_matrices_have_a_model_per_row_and_an_attack_per_column(corpus):
+    found = {table.name: table for table in tables.matrices(corpus)}
+    assert list(found) == ["matrix-adversarial", "matrix-randomised_adversarial", "matrix-adaptive"]
+    table = found["matrix-adaptive"]
+    assert table.columns[:5] == ["Model", "Randomised", "FGSM", "PGD", "DeepFool"]
+    assert [row[0].text for row in table.cells] == [model.label for model in corpus.models]
+    assert table.cells[2][3].value == corpus.models[2].estimates["adaptive/pgd"].uar
+
+
+def test_focus_is_the_worst_attack_within_a_budget_that_all_models_met(corpus):
+    means = {
+        name: np.mean([model.estimates[f"adversarial/{name}"].uar for model in corpus.models])
+        for name in ("fgsm", "pgd", "pgd_strong", "mifgsm", "apgd", "square", "noise", "ensemble")
+    }
+    assert corpus.focus == min(means, key=means.get)
+    assert corpus.looked_at == ["original", "randomised", *(f"{k}/{corpus.focus}" for k in tables.ATTACKED)]
+
+
+def test_budgets_are_per_attack_and_for_minimal_norms_per_model(corpus):
+    rows = rows_of(tables.budgets(corpus))
+    assert [row[:2] for row in rows[:4]] == [
+        [name, "all"] for name in ("FGSM", "FGSM, adaptive", "PGD", "PGD, adaptive")
+    ]
+    l2 = 0.05 * math.sqrt(373 * 64) * 0.99
+    assert rows[0][2:8] == ["0.05", "0.05", f"{l2:.3g}", "0.0495", "26.1", "100.0"]
+    assert [row[1] for row in rows if row[0] == "DeepFool"] == [model.label for model in corpus.models]
+
+
+def test_flip_distances_by_hand(tmp_path):
+    folder = make_run(tmp_path / "run", full=False)
+    with (folder / "utterances.csv").open() as file:
+        rows = list(csv.DictReader(file))[:4]
+    cases = [(0, 0, 1.0), (1, 0, 2.0), (1, 1, 3.0), (1, 0, 4.0)]  # right at first, right under attack, L2
+    for row, (clean, attacked, l2) in zip(rows, cases, strict=True):
+        row |= {"correct/original": clean, "correct/adversarial/deepfool": attacked, "l2/deepfool": l2}
+        row |= {"snr/deepfool": 40 - l2}
+    with (folder / "utterances.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (corpus,) = models.corpora(report.load([folder]))
+    found = tables.flip_distances(corpus.models[0], "deepfool")
+    assert found["distance"].tolist() == [0, 2, math.inf, 4]
+    assert rows_of(tables.flips(corpus)) == [["DeepFool", "nature", "4", "36.0", "66.7", "3"]]
+    (panel,) = charts.distances(corpus).panels
+    labels = [row["emotion"] for row in rows]
+    expected = 100 * statistics.robustness_curve([0, 2, math.inf, 4], labels, panel.series[0].x)
+    assert panel.series[0].y == pytest.approx(expected.tolist())
+
+
+def test_class_recalls_average_to_the_uar_of_the_pooled_matrix(corpus):
+    for row in tables.class_recalls(corpus).data.to_dict("records")[:4]:
+        model = next(model for model in corpus.models if model.label == row["model"])
+        matrix = model.estimates[row["condition"]].matrix
+        recalls = np.diag(matrix) / matrix.sum(axis=1)
+        assert [row[name] for name in corpus.classes] == pytest.approx(recalls.tolist())
+
+
+def test_speakers_table_is_that_of_the_statistics(corpus):
+    row = tables.speakers(corpus).data.iloc[0]
+    estimate = corpus.models[0].estimates["original"]
+    seen = estimate.observations
+    values = statistics.by_speaker(seen["correct"], seen["label"], seen["speaker"])
+    assert (row["minimum"], row["q10"]) == statistics.spread(values.values())
+    assert row["gap"] == statistics.gap(seen["correct"], seen["label"], seen["sex"], seen["speaker"]).difference
+
+
+def test_paired_tests_use_the_clips_that_both_have(corpus):
+    data = comparisons.tables(corpus)[0].data
+    row = data[(data["shared"] == "original") & (data["a"] == "AT-PGD") & (data["b"] == "nature")].iloc[0]
+    a, b = (corpus.models[place].estimates["original"].observations for place in (2, 0))
+    assert row["utterances"] == len(a) == len(b)
+    mcnemar = statistics.mcnemar(a["correct"], b["correct"])
+    assert (row["mcnemar_p"], row["only_a"], row["only_b"]) == mcnemar
+    difference = statistics.uar(a["correct"], a["label"]) - statistics.uar(b["correct"], b["label"])
+    assert row["difference"] == pytest.approx(difference)
+    family = data[data["shared"] == "original"]
+    assert family["mcnemar_p_holm"].tolist() == pytest.approx(statistics.holm(family["mcnemar_p"]).tolist())
+
+
+def test_models_that_share_no_clip_are_not_compared(tmp_path):
+    make_run(tmp_path / "a", Made(speakers=("03", "08")), full=False)
+    make_run(tmp_path / "b", Made("pgd", speakers=("09", "10")), full=False)
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    table = comparisons.tables(corpus)[0]
+    assert not table and "pairs are left out" in table.notes[0]
+
+
+def test_a_flag_is_raised_if_any_evaluation_raised_it(tmp_path):
+    for seed in (0, 1):
+        folder = make_run(tmp_path / str(seed), Made(seed=seed), full=False)
+        content = json.loads((folder / "evaluation.json").read_text())
+        status = ("clear", "raised")[seed]
+        content["flags"] = [{"flag": "noise", "status": status, "detail": f"seed {seed}", "title": "noise"}, "odd"]
+        (folder / "evaluation.json").write_text(json.dumps(content))
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    (flag,) = tables.model_flags(corpus.models[0])
+    assert (flag["status"], flag["detail"], flag["raised"], flag["checked"]) == ("raised", "seed 1", 1, 2)
+
+
+# --- Charts ----------------------------------------------------------------------------------------------------------
+
+
+def test_rounds_are_means_of_seeds_with_their_band(corpus):
+    chart = charts.rounds(corpus)
+    mean, *single = [series for series in chart.series if series.model == "AT-PGD"]
+    assert [series.curve for series in single] == ["seed 0", "seed 1"]
+    values = np.array([series.y for series in single])
+    assert mean.y == pytest.approx(values.mean(axis=0).tolist())
+    assert mean.low == pytest.approx(values.min(axis=0).tolist()) and max(mean.y) > 70
+    assert chart.chance == pytest.approx(100 / 7)
+
+
+def test_one_seed_is_drawn_without_a_choice_and_beside_means_as_one(tmp_path):
+    for place, made in enumerate([Made(), Made("pgd"), Made(seed=1)]):
+        make_run(tmp_path / str(place), made, full=False)
+    single = charts.rounds(models.corpora(report.load([tmp_path / "0", tmp_path / "1"]))[0])
+    assert single.curves == [] and [series.name for series in single.series] == ["nature, seed 0", "AT-PGD, seed 0"]
+    both = charts.rounds(models.corpora(report.load([tmp_path]))[0])
+    assert both.curves == [charts.MEAN, "seed 0", "seed 1"]
+    means = [(series.name, bool(series.low)) for series in both.series if series.curve == charts.MEAN]
+    assert means == [("nature, mean", True), ("AT-PGD, seed 0", False)]
+
+
+def test_seconds_come_from_times(tmp_path):
+    folder = make_run(tmp_path / "run", full=False)
+    content = json.loads((folder / "evaluation.json").read_text())
+    del content["examples"]["pgd"]["seconds"]
+    content["examples"]["pgd"]["zero_gradient"] = None
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    (folder / "times.json").write_text('{"seconds": 9, "examples": {"pgd": 7.25}}')
+    rows = rows_of(tables.budgets(models.corpora(report.load([folder]))[0]))
+    assert [row[-2:] for row in rows[:2]] == [["0.0", "3.2"], ["–", "7.2"]]
+
+
+def test_fig_5_starts_at_half_and_tests_under_the_attack_trained_against(corpus):
+    chart = charts.second_half(corpus)
+    kinds = ["Original", "Randomised", "Adversarial", "Randomised adversarial"]
+    assert [panel.title for panel in chart.panels] == [f"{kind} test data" for kind in kinds]
+    assert min(x for series in chart.series for x in series.x) == 32
+    means = [series.name for series in chart.panels[2].series if series.curve == charts.MEAN]
+    nature = [f"nature, under {attack}, mean" for attack in ("FGSM", "PGD", "DeepFool")]
+    assert means == [*nature, *(f"AT-{a}, under {a}, mean" for a in ("FGSM", "PGD", "DeepFool"))]
+
+
+def test_budget_curves_have_the_clean_point_and_the_base(corpus):
+    panels = {panel.title: panel for panel in charts.budgets(corpus).panels}
+    assert len(panels) == 3
+    series = panels["Randomisation not worn"].series[0]
+    assert series.x == sorted([min(GRID) / 2, *GRID, 0.05])
+    assert [text.split(":")[0] for text in series.texts[:3]] == ["ε 0", "ε 0.0125", "ε 0.025"]
+    assert charts.budgets(corpus).ticks == pytest.approx(
+        {0.00625: "0", 0.02: "0.02", 0.05: "0.05", 0.1: "0.1", 0.2: "0.2"}
+    )
+    assert series.y[0] == pytest.approx(100 * corpus.models[0].estimates["original"].uar)
+    base = corpus.models[0].estimates["adversarial/pgd_strong"].uar
+    assert series.y[series.x.index(0.05)] == pytest.approx(100 * base)
+    assert all(low <= y <= high for low, y, high in zip(series.low, series.y, series.high, strict=True))
+
+
+def test_a_model_has_one_colour_in_all_charts(corpus):
+    seen = {(series.model, series.colour) for chart in charts.all_charts(corpus) for series in chart.series}
+    assert len(seen) == len(corpus.models) == len({colour for _, colour in seen})
+
+
+def test_plots_are_the_charts_in_plain_json(corpus):
+    for chart in charts.all_charts(corpus):
+        plots = interactive.plots(chart)
+        assert json.loads(json.dumps(plots, allow_nan=False)) == plots
+        assert len(plots) == len(chart.panels)
+        shown = [trace for plot in plots for trace in plot["data"] if trace["visible"] and "text" in trace]
+        assert all(len(trace["x"]) == len(trace["y"]) == len(trace["text"]) for trace in shown)
+        assert {trace["meta"]["model"] for trace in shown} == {model.label for model in corpus.models}
+    assert "text" in shown[0] and "speaker" in shown[0]["text"][0]
+
+
+def test_legends_do_not_cover_data_and_lines_are_in_per_cent(corpus):
+    with figures.quiet():
+        figure = figures.draw(charts.second_half(corpus))
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert legend.get_window_extent().y1 <= bottom
+    line = figure.axes[0].get_lines()[0]
+    assert max(line.get_ydata()) > 60
+
+
+def test_no_label_of_a_figure_overlaps_another(corpus):
+    with figures.quiet():
+        for chart in charts.all_charts(corpus):
+            figure = figures.draw(chart)
+            figure.draw_without_rendering()
+            for axes in figure.axes:
+                upright = [
+                    t.get_window_extent() for t in axes.get_xticklabels() if t.get_text() and not t.get_rotation()
+                ]
+                assert all(left.x1 < right.x0 for left, right in pairwise(upright)), chart.name
+
+
+def test_confusion_is_normalised_by_row(corpus):
+    with figures.quiet():
+        picture = pictures.confusions(corpus)
+    axes = picture.figure.axes[1]
+    assert axes.get_title().startswith("AT-PGD under PGD\nUAR ")
+    matrix = corpus.models[2].estimates["randomised_adversarial/pgd"].matrix
+    expected = 100 * matrix / matrix.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(axes.get_images()[0].get_array(), expected)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(corpus.classes)
+
+
+def test_example_shows_nature_and_one_scale_for_all_perturbations(corpus):
+    with figures.quiet():
+        picture = pictures.example(corpus)
+    assert "attacked on nature" in picture.caption
+    titled = [axes for axes in picture.figure.axes if axes.get_title(loc="left").startswith("its perturbation")]
+    limits = {axes.get_images()[0].get_clim() for axes in titled}
+    assert len(titled) == 4 and len(limits) == 1
+    low, high = limits.pop()
+    assert low == -high == pytest.approx(-5, rel=1e-3)  # FGSM's ε of 0.05, times 100
+
+
+def test_findings_say_what_an_adaptive_attacker_leaves(corpus):
+    sentence = words.findings(corpus)[2].replace("\N{NO-BREAK SPACE}", " ")
+    estimates = corpus.models[2].estimates
+    told = [f"{100 * estimates[f'{kind}/pgd'].uar:.1f} %" for kind in tables.ATTACKED]
+    assert sentence.startswith("AT-PGD recognises ")
+    assert [sentence.index(number) for number in told] == sorted(sentence.index(number) for number in told)
