@@ -15,6 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedser import corpora, evaluation, features
+from fedser.agenda import Agenda
 from fedser.federation import client_app, transport
 from fedser.normalisation import Sums, zscore
 
@@ -33,9 +34,12 @@ def measure(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
     uars = {}
     for part in ("train", "test"):
         x, y = bench.tensors(np.concatenate([getattr(share, part) for share in bench.shares]), normalise)
-        options = {"classes": len(corpus.classes), "attacks": bench.attacks, "randomise": None, "batch_size": 64}
-        matrices = evaluation.evaluate(bench.model, x, y, seed=0, **options)
-        uars[part] = {condition: evaluation.uar(matrix) for condition, matrix in matrices.items()}
+        options = {"attacks": bench.attacks, "randomise": None, "batch_size": 64, "seed": 0}
+        measured = evaluation.evaluate(bench.model, x, y, Agenda(attacks, randomised=False), **options)
+        uars[part] = {
+            condition: evaluation.uar(evaluation.confusion(y, predicted[0], len(corpus.classes)))
+            for condition, predicted in measured.predictions.items()
+        }
     return uars
 
 

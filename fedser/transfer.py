@@ -25,7 +25,7 @@ class Transfer:
     eps, labels, box: of the attack `base` (see `Adversary`), whatever its own file says. "predicted" labels are those
         of the source's model: the attacked model is not asked for anything.
     source: the run's folder, with its config.yaml, summary.json and model.safetensors.
-    base: settings of the attack on the source's model, as in `conf/attack`.
+    base: settings of the attack on the source's model, as in `conf/attack`; `norm` says what it is measured in.
     victim: {"features": …, "dataset": {"classes": …, "drop": …}} of the run under attack, which the source must share:
         its model would read other inputs, or other classes, otherwise. None for no check.
 
@@ -35,11 +35,17 @@ class Transfer:
     adaptive = False
     knowledge = "transfer"
 
-    def __init__(self, name: str, eps, labels, source, base: dict, victim: dict | None = None, box=None):
+    def __init__(
+        self, name: str, eps, labels, source, base: dict, victim: dict | None = None, norm: str = "Linf", box=None
+    ):
         self.name = name
         self.labels = known_labels(labels)
         self.base = build({**base, "eps": eps, "labels": self.labels, "box": box})
-        self.eps, self.norm, self.box, self.eot = self.base.eps, self.base.norm, self.base.box, self.base.eot
+        self.eps, self.norm, self.box, self.eot = self.base.eps, norm, self.base.box, self.base.eot
+        if self.base.norm != norm:
+            raise InputError(
+                f"attack.norm of {name} is {norm}, but its base {self.base.name} is measured in {self.base.norm}."
+            )
         if source is None:
             raise InputError(f"attack.source of {name} must be set to the folder of a finished run: source=outputs/…")
         self.source = Path(source).expanduser()

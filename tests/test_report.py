@@ -151,7 +151,7 @@ def test_failed_and_unfinished_runs_are_shown_as_such(tmp_path):
     text = reported(tmp_path)
     assert "1 finished, 1 failed, 1 running" in text
     assert "speaker 03: loss is NaN" in text and "more" not in text.split("loss is NaN")[1][:9]
-    assert "fgsm-two_stage-seed0-0000000000000001 is running" in text
+    assert "fgsm-two_stage-seed0-0000000000000001 is not finished (running)" in text
     rows = {row["trained_as"]: row for row in csv.DictReader((tmp_path / "report/tables/runs.csv").open())}
     assert {name: row["status"] for name, row in rows.items()} == {
         "nature": "finished",

@@ -166,6 +166,8 @@ def test_rows_are_filtered_by_words(browser):
     run(browser, script, "at-pgd DeepFool adaptive")
     assert set(column(browser, "all-numbers-table", 0)) == {"AT-PGD"}
     assert column(browser, "all-numbers-table", 1) == ["adaptive · DeepFool"]
+    run(browser, script.replace("all-numbers", "runs"), "at-fgsm seed1")
+    assert column(browser, "runs-table", 0) == ["AT-FGSM"]
     run(browser, script, "")
     assert len(column(browser, "all-numbers-table", 1)) > 100
 

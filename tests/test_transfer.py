@@ -109,6 +109,13 @@ def refused(source, message, *overrides):
         transfer(source, *overrides)
 
 
+def test_a_base_of_another_norm(source):
+    message = "attack.norm of transfer is Linf, but its base deepfool is measured in L2"
+    refused(source, message, "attack.base=${attacks.deepfool}")
+    deepfool = transfer(source, "attack.base=${attacks.deepfool}", "attack.norm=L2")
+    assert deepfool.eps is None
+
+
 def test_no_source():
     refused("null", "attack.source of transfer must be set to the folder of a finished run")
 

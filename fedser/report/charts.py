@@ -259,9 +259,7 @@ def _intervals(estimates: Iterable[Estimate]) -> tuple[list[float], list[float]]
 
 def budgets(corpus: Corpus) -> Chart:
     """UAR against ε, for attacks that were run with several."""
-    found = {
-        kind: [each for model in corpus.models for each in _budget_points(corpus, model, kind)] for kind in ATTACKED
-    }
+    found = {kind: _budget_points(corpus, kind) for kind in ATTACKED}
     curves = [curve for each in found.values() for curve in each]
     ticks = _ticks({eps for _, _, points in curves for eps in points})
     panels = [
@@ -280,20 +278,21 @@ def budgets(corpus: Corpus) -> Chart:
     return Chart(name, heading, caption, alt, panels, "ε (σ)", chance, keys=keys, ticks=ticks)
 
 
-def _budget_points(corpus: Corpus, model: Model, kind: str) -> list[tuple[Model, str, dict[float, Estimate]]]:
-    """Per attack with several budgets what it left at each, and at 0 what there was before."""
-    found: dict[str, dict[float, Estimate]] = {}
-    for estimate in model.estimates.values():
-        condition, eps = estimate.condition, corpus.eps(estimate.condition)
-        if condition.kind == kind and eps is not None and set(condition.settings) <= {"eps"}:
-            points = found.setdefault(condition.attack, {})
-            if condition.varied or eps not in points:
-                points[eps] = estimate
-    clean = model.estimates.get("original" if kind == "adversarial" else "randomised")
-    start = {0.0: clean} if clean else {}
-    return [
-        (model, attack, start | dict(sorted(points.items()))) for attack, points in found.items() if len(points) > 1
-    ]
+def _budget_points(corpus: Corpus, kind: str) -> list[tuple[Model, str, dict[float, Estimate]]]:
+    """Per model and attack with several budgets what it left at each, and at 0 what there was before."""
+    curves = []
+    for model in corpus.models:
+        clean = model.estimates.get("original" if kind == "adversarial" else "randomised")
+        by_attack: dict[str, dict[float, Estimate]] = {}
+        for estimate in model.estimates.values():
+            condition, eps = estimate.condition, corpus.eps(estimate.condition)
+            if condition.kind == kind and eps is not None and set(condition.settings) <= {"eps"}:
+                points = by_attack.setdefault(condition.attack, {})
+                points[eps] = estimate if condition.varied else points.get(eps, estimate)
+        for attack, points in by_attack.items():
+            if len(points) > 1:
+                curves.append((model, attack, ({0.0: clean} if clean else {}) | dict(sorted(points.items()))))
+    return curves
 
 
 def _ticks(budgets: set[float]) -> dict[float, str]:

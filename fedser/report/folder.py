@@ -8,6 +8,7 @@ from fedser.errors import InputError
 from fedser.report import figures, overview, page
 from fedser.report.models import corpora
 from fedser.report.runs import Run
+from fedser.report.section import Content, content
 from fedser.report.tabular import Table, latex, markdown
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
         for each in (folder / "figures", folder / "tables"):
             each.mkdir(parents=True, exist_ok=True)
         with figures.quiet():
-            contents = [page.content(corpus, alone=len(found) == 1) for corpus in found]
+            contents = [content(corpus, alone=len(found) == 1) for corpus in found]
             drawn = [path for each in contents for path in _figures(each, folder / "figures")]
             runs_table = overview.runs_table(found)
             index.write_text(page.page(contents, runs_table, folder / "figures"), encoding="utf-8")
@@ -32,11 +33,11 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
         raise InputError(f"{folder}: cannot be written to ({reason}); choose another --output") from error
 
 
-def _figures(content: page.Content, folder: Path) -> list[Path]:
-    charts = {chart.name: figures.draw(chart) for chart in content.charts.values()}
-    pictures = {picture.name: picture.figure for picture in content.pictures.values()}
+def _figures(each: Content, folder: Path) -> list[Path]:
+    charts = {chart.name: figures.draw(chart) for chart in each.charts.values()}
+    pictures = {picture.name: picture.figure for picture in each.pictures.values()}
     if not charts:
-        log.warning("%s: no run has an evaluated round: no curves to draw", content.corpus.name)
+        log.warning("%s: no run has an evaluated round: no curves to draw", each.corpus.name)
     return [path for name, figure in (charts | pictures).items() for path in figures.save(figure, folder / name)]
 
 

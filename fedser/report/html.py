@@ -30,6 +30,11 @@ def join(children) -> Markup:
     return Markup("".join(_flatten(children)))
 
 
+def bullets(lines: Iterable) -> Markup:
+    """A list with a point for each line."""
+    return tag("ul", [tag("li", line) for line in lines])
+
+
 def _flatten(node) -> Iterable[str]:
     if node is None:
         return

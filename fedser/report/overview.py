@@ -91,7 +91,8 @@ def runs_table(corpora: Sequence["Corpus"]) -> Table:
     caption = "UAR in %, as at the end of each run, or as in the last evaluated round of one that is not finished."
     if common:
         caption += f" In all: {', '.join(f'{column} {value}' for column, value in common.items())}."
-    return Table("runs", "All runs", caption, kept, rows, data, words=len(first), notes=errors(runs))
+    same = {"words": len(first), "notes": errors(runs), "searched": True}
+    return Table("runs", "All runs", caption, kept, rows, data, **same)
 
 
 def _cell(column: str, text: str) -> Cell:

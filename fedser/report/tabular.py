@@ -50,6 +50,7 @@ class Table:
     words: int = 1  # the first so many columns are words, the others numbers
     notes: list[str] = field(default_factory=list)
     marks: Mapping[int, str] = field(default_factory=dict)  # the class of some HTML rows
+    searched: bool = False  # has a filter on the page even if it is short
     wrapped: Sequence[int] = ()  # columns of sentences, whose lines are broken on the page
 
     @property
@@ -128,7 +129,7 @@ def escape_latex(text: str) -> str:
 def html(table: Table) -> Markup:
     """The table in a box that scrolls by itself; a click on a heading sorts by it where no headings are grouped.
 
-    A long one has a box to type into that filters it, and about 15 rows in sight.
+    A long one has a box to type into that filters its rows, and about 15 of them in sight.
     """
     long = len(table.rows) > LONG
     sortable = not table.groups
@@ -142,7 +143,16 @@ def html(table: Table) -> Markup:
     box = tag(
         "div", grid, class_="scroll tall" if long else "scroll", tabindex="0", role="region", aria_label=table.title
     )
-    return tag("figure", caption, search if long else None, box, notes, files, class_="table", id=f"{table.name}-table")
+    return tag(
+        "figure",
+        caption,
+        search if long or table.searched else None,
+        box,
+        notes,
+        files,
+        class_="table",
+        id=f"{table.name}-table",
+    )
 
 
 def _links(name: str) -> list:
