@@ -77,9 +77,7 @@ def final(settings: dict) -> Agenda:
     """What is measured after the last round, under `settings` from `config.settle`."""
     chosen = settings["evaluation"]
     return Agenda(
-        attacks=_names(settings),
-        adaptive=_known(chosen["adaptive"]),
-        randomised=settings["defence"]["inference"] is not None,
+        **_by_knowledge(_names(settings), _known(chosen["adaptive"]), settings),
         draws=chosen["draws"],
         fraction=chosen["fraction"],
         gradients=chosen["gradients"],
@@ -90,7 +88,7 @@ def final(settings: dict) -> Agenda:
 
 def curve(settings: dict) -> Agenda:
     """What is measured every few rounds on the way there: one draw, as a curve of rounds averages by itself."""
-    return Agenda(_known(settings["evaluation"]["curve"]), randomised=settings["defence"]["inference"] is not None)
+    return Agenda(**_by_knowledge(_known(settings["evaluation"]["curve"]), [], settings))
 
 
 def attacks(settings: dict) -> dict[str, dict]:
@@ -102,6 +100,17 @@ def attacks(settings: dict) -> dict[str, dict]:
     agenda = final(settings)
     names = dict.fromkeys([*agenda.attacks, *agenda.adaptive, *curve(settings).attacks])
     return {name: _attack(name, settings) for name in names}
+
+
+def _by_knowledge(names: list[str], adaptive: list[str], settings: dict) -> dict:
+    """`attacks` and `adaptive` of an agenda: what always knows of a worn randomisation has no oblivious version."""
+    randomised = settings["defence"]["inference"] is not None
+    knowing = [name for name in names if randomised and _attack(name, settings).get("adaptive")]
+    return {
+        "attacks": [name for name in names if name not in knowing],
+        "adaptive": list(dict.fromkeys([*adaptive, *knowing])),
+        "randomised": randomised,
+    }
 
 
 def _names(settings: dict) -> list[str]:

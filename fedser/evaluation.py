@@ -28,7 +28,8 @@ class Measured:
     predictions: class per condition, [draws, n]; one draw where no randomisation is worn.
     examples: per set of adversarial examples `linf`, `l2`, `rms` (in the units of the input) and `snr` (dB), each [n],
         and `seconds` [1]; with `Agenda.gradients` also `flat` [n], 1 where the loss has no gradient to go by.
-    shown: one utterance, the first that is classified correctly: `x` [frames, mels], and per set `delta/<set>`.
+    shown: one utterance, the first that is classified correctly: `x` [frames, mels], `label`, and per set
+        `delta/<set>` and the class `predicted/<set>`.
     """
 
     predictions: dict[str, Tensor]
@@ -60,18 +61,19 @@ def evaluate(
     classify(x, [condition for condition in agenda.conditions if condition.examples is None])
     first = int((predictions["original"][0] == y.cpu()).float().argmax()) if len(y) else 0
     if len(x):
-        shown["x"] = x[first, 0].cpu()
+        shown |= {"x": x[first, 0].cpu(), "label": y[first].cpu()}
     for name in agenda.sets:
         attack = attacks[name.removeprefix("adaptive/")]
-        knows = randomise if name.startswith("adaptive/") or attack.adaptive else None
+        knows = randomise if name.startswith("adaptive/") else None
         began = time.perf_counter()
         x_adv = _attacked(attack, model, x, y, predictions["original"][0], knows, batch_size, derive(seed, name))
         examples[name] = _lengths(x, x_adv) | {"seconds": torch.tensor([time.perf_counter() - began])}
         if agenda.gradients:
             examples[name]["flat"] = flat(model, x, y, knows, batch_size, derive(seed, "gradient", name))
-        if len(x):
-            shown[f"delta/{name}"] = (x_adv - x)[first, 0].cpu()
         classify(x_adv, [condition for condition in agenda.conditions if condition.examples == name])
+        if len(x):
+            unworn = name if name.startswith("adaptive/") else f"adversarial/{name}"
+            shown |= {f"delta/{name}": (x_adv - x)[first, 0].cpu(), f"predicted/{name}": predictions[unworn][0, first]}
     return Measured({condition.name: predictions[condition.name] for condition in agenda.conditions}, examples, shown)
 
 

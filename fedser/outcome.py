@@ -152,10 +152,13 @@ def answer(measured: Measured, y, rows: np.ndarray, classes: int, told: bool) ->
     return {"counts": counts, "examples": examples, "utterances": {"row": rows.tolist()} | correct if told else None}
 
 
-def example(measured: Measured) -> bytes:
-    """One utterance as an .npz: `x` [frames, mels] in σ and `delta/<set>`, what each attack added to it."""
+def example(measured: Measured, client: str, classes: list[str]) -> bytes:
+    """One utterance as an .npz: `title`, `x` [frames, mels] in σ, and per set `delta/<set>` and `predicted/<set>`."""
+    arrays = {name: part.numpy() for name, part in measured.shown.items() if name == "x" or name.startswith("delta/")}
+    names = {name: classes[int(part)] for name, part in measured.shown.items() if name.startswith("predicted/")}
     file = io.BytesIO()
-    np.savez_compressed(file, **{name: part.numpy() for name, part in measured.shown.items()})
+    title = f"A test utterance of client {client}, {classes[int(measured.shown['label'])]}"
+    np.savez_compressed(file, title=title, **arrays, **names)
     return file.getvalue()
 
 

@@ -219,7 +219,11 @@ class Wandb(Tracker):
             self.run.log({table: wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in rows])})
         if (file := self.folder / "example.npz").is_file():
             with np.load(file) as arrays:
-                images = {f"example/{name}": wandb.Image(picture(arrays[name]), caption=name) for name in arrays}
+                images = {
+                    f"example/{name}": wandb.Image(picture(arrays[name]), caption=name)
+                    for name in arrays
+                    if arrays[name].ndim == 2
+                }
             self.run.log(images)
 
 

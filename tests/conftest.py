@@ -23,6 +23,13 @@ SMALL = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """A file's tests share its fixtures, so they stay in one process; files that start Ray stay in the same one."""
+    starting_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in starting_ray else item.path.name))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     """Nothing is read from or written to the user's cache."""

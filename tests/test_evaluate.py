@@ -53,7 +53,9 @@ def test_its_evidence_is_whole(finished, measured):
         recalls = utterances.groupby("emotion")[f"correct/{name}"].mean()
         assert recalls.mean() == pytest.approx(measured["conditions"][name]["uar"], abs=1e-6)
     with np.load(folder / "example.npz") as example:
-        assert set(example) == {"x", "delta/fgsm", "delta/noise", "delta/adaptive/fgsm"}
+        sets = ("fgsm", "noise", "adaptive/fgsm")
+        assert set(example) == {"title", "x"} | {f"{part}/{name}" for part in ("delta", "predicted") for name in sets}
+        assert str(example["predicted/fgsm"]) in measured["classes"]
         assert np.abs(example["delta/noise"]) == pytest.approx(0.05, abs=1e-5)
     assert measured["examples"]["noise"]["linf"] == pytest.approx(0.05, abs=1e-5)
     assert set(json.loads((folder / "times.json").read_text())["examples"]) == {"fgsm", "noise", "adaptive/fgsm"}

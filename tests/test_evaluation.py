@@ -65,6 +65,14 @@ def test_a_sweep_varies_what_has_the_key():
     assert attacks["fgsm@eps=0.1"] == attacks["fgsm"] | {"eps": 0.1}
 
 
+def test_what_always_knows_the_defence_has_no_oblivious_version():
+    settings = settled("attack=eot_pgd", "evaluation.attacks=[fgsm,eot_pgd]", "defence=randomise")
+    assert [condition.name for condition in agenda.final(settings).conditions] == [
+        "original", "randomised", "adversarial/fgsm", "randomised_adversarial/fgsm", "adaptive/eot_pgd",
+    ]  # fmt: skip
+    assert agenda.final(settled("attack=eot_pgd", "defence=none")).attacks == ["eot_pgd"]
+
+
 def test_one_eps_for_all_attacks_bounded_in_linf():
     attacks = agenda.attacks(settled("evaluation.attacks=[fgsm,'pgd@steps=20',deepfool]", "evaluation.eps=0.2"))
     assert {name: attack["eps"] for name, attack in attacks.items()} == {
@@ -135,7 +143,7 @@ class Sign(nn.Module):
 class Flip:
     """Turns every sample around; one who knows of a defence that adds 1.5 goes further."""
 
-    name, adaptive = "flip", False
+    name = "flip"
 
     def __call__(self, model, x, y, seed, predictions, randomise):
         return -x - 3 if randomise else -x

@@ -233,7 +233,7 @@ def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
         )
     told = {"name": share.name, "answer": json.dumps(answer(measured, y, rows, len(bench.classes), agenda.utterances))}
     if agenda.example and share.number == 0 and len(rows):
-        told["example"] = example(measured)
+        told["example"] = example(measured, share.name, bench.classes)
     return RecordDict({"config": ConfigRecord(told)})
 
 
