@@ -27,8 +27,8 @@ import torch.nn.functional as F
 import torchattacks
 
 from fedser.attacks import CPU_CHUNK, Adversary
+from fedser.attacks.deepfool import DeepFool
 from fedser.config import build, compose, settle
-from fedser.deepfool import DeepFool
 from fedser.models.cnn4 import CNN4
 from fedser.models.vgg15 import VGG15
 

@@ -6,8 +6,8 @@ import torchattacks
 from torch import nn
 from toy import accuracy, right, trained
 
-from fedser.apgd import APGD, _Steps, dlr, targeted_dlr
 from fedser.attacks import margin
+from fedser.attacks.apgd import APGD, _Steps, dlr, targeted_dlr
 from fedser.errors import InputError
 from fedser.randomness import generator
 

@@ -13,8 +13,8 @@ from torch import nn
 from torchattacks.attack import Attack
 from toy import accuracy, randomisation, right, trained
 
-from fedser import config, fgsm
-from fedser.attacks import Adversary, BudgetError, Defended, margin
+from fedser import config
+from fedser.attacks import Adversary, BudgetError, Defended, fgsm, margin
 from fedser.defences import Randomise
 from fedser.errors import InputError, RunError
 from fedser.randomness import generator

@@ -6,8 +6,8 @@ from torch import nn
 from toy import accuracy, right, trained
 
 from fedser.attacks import Adversary
-from fedser.cw import CW
-from fedser.deepfool import DeepFool
+from fedser.attacks.cw import CW
+from fedser.attacks.deepfool import DeepFool
 
 
 def linear(weight, bias):

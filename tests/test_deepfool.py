@@ -8,7 +8,7 @@ import torch
 import torchattacks
 from torch import nn
 
-from fedser.deepfool import DeepFool
+from fedser.attacks.deepfool import DeepFool
 from fedser.errors import InputError
 
 FIXTURE = Path(__file__).parent / "fixtures" / "art_attacks.npz"

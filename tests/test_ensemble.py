@@ -8,7 +8,7 @@ from torchattacks.attack import Attack
 from toy import accuracy, randomisation, right, trained
 
 from fedser.attacks import Adversary
-from fedser.ensemble import Ensemble
+from fedser.attacks.ensemble import Ensemble
 from fedser.errors import InputError
 from fedser.randomness import derive
 
@@ -92,7 +92,7 @@ def test_members_share_the_budget_the_labels_and_the_box():
 @pytest.mark.parametrize(
     "members, message",
     [
-        ({"cw": {"_target_": "fedser.attacks.Adversary", "method": {"_target_": "fedser.cw.CW", "_partial_": True}}},
+        ({"cw": {"_target_": "fedser.attacks.Adversary", "method": {"_target_": "fedser.attacks.cw.CW", "_partial_": True}}},
          "attack.members of e: cw has no eps"),
         ({"l2": push(1.0, norm="L2")}, "attack.members of e: l2 is measured in L2, not Linf"),
         ({"none": None}, "attack.members of e has no attack"),

@@ -7,8 +7,8 @@ from torch import nn
 from toy import accuracy, randomisation, right, trained
 
 from fedser.attacks import Defended, margin
+from fedser.attacks.square import Square, patch
 from fedser.randomness import generator
-from fedser.square import Square, patch
 
 
 class BlackBox(nn.Module):

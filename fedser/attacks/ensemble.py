@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedser.attacks import defended, known_labels, samples_at_a_time, threat, undisturbed
+from fedser.attacks.adversary import defended, known_labels, samples_at_a_time, threat, undisturbed
 from fedser.config import build
 from fedser.errors import InputError
 from fedser.randomness import derive

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchattacks.attack import Attack
 
-from fedser.attacks import margin
+from fedser.attacks.adversary import margin
 from fedser.errors import InputError
 
 MOMENTUM = 0.75  # share of a step that is new, the rest goes where the last one went (α of Alg. 1)

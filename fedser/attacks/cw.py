@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks import margin
+from fedser.attacks.adversary import margin
 
 
 class CW(Attack):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks import draws_anew, margin
+from fedser.attacks.adversary import draws_anew, margin
 
 # After so many of 10,000 queries the share of cells that a patch covers is halved (the paper's §5 and its code).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

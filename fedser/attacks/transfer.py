@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from fedser.attacks import classes_of, known_labels, threat, undisturbed
+from fedser.attacks.adversary import classes_of, known_labels, threat, undisturbed
 from fedser.config import build
 from fedser.errors import InputError
 from fedser.federation import transport
