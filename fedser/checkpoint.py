@@ -7,13 +7,14 @@ in the clients' own files; a checkpoint says of which round they are.
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+from fedser.tracking import write_whole
 
 log = logging.getLogger(__name__)
 KEPT = 2  # checkpoints on disk: the newest, and the one before should the newest be damaged
@@ -56,13 +57,7 @@ class Checkpoints:
         about = {"identity": self.identity, "digest": digest(state.arrays), "state": plain}
         # The digest makes a file that a power cut tore tell on itself, so there is no waiting for the disk here.
         content = save(state.arrays, metadata={"fedser": json.dumps(about)})
-        file = self.folder / f"round-{state.round:05d}.safetensors"
-        scratch = file.with_suffix(f".{os.getpid()}")
-        try:
-            scratch.write_bytes(content)
-            scratch.replace(file)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(self.folder / f"round-{state.round:05d}.safetensors", content)
         for old in self._files()[KEPT:]:
             old.unlink(missing_ok=True)
 

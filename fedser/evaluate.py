@@ -25,7 +25,7 @@ from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.federation import simulation
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import prepare
-from fedser.tracking import RunFolder, disk_error
+from fedser.tracking import RunFolder, disk_error, run_folders
 
 log = logging.getLogger(__name__)
 FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "simulation")  # the groups that are not the run's
@@ -122,17 +122,6 @@ def _worn(overrides: Sequence[str]) -> bool:
     return any(word.lstrip("+").startswith(("defence/inference", "defence.inference")) for word in overrides)
 
 
-def runs(paths: Sequence[str]) -> list[Path]:
-    """The folders of runs at or below these. Raises InputError for a path that holds none."""
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        here = [path] if (path / "summary.json").is_file() else sorted(f.parent for f in path.rglob("summary.json"))
-        if not here:
-            raise InputError(f"{path} holds no run (no summary.json in it or below it).")
-        found |= dict.fromkeys(here)
-    return list(found)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code. A run that can't be evaluated does not take the others with it."""
     parser = argparse.ArgumentParser(prog="fedser-evaluate", description=__doc__.split("\n\n")[0])
@@ -141,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     codes = []
     try:
-        folders = runs([word for word in words if "=" not in word or Path(word).exists()])
+        folders = run_folders([word for word in words if "=" not in word or Path(word).exists()])
         overrides = [word for word in words if "=" in word and not Path(word).exists()]
         for number, folder in enumerate(folders, start=1):
             codes.append(_one(folder, overrides, f"{number}/{len(folders)}"))

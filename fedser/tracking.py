@@ -10,7 +10,9 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,29 @@ from fedser.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "evaluation.json")
+
+
+def run_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """The folders of runs at or below these, in the order given, none twice.
+
+    Raises InputError for a path that holds no run. What a newer run moved aside counts where its own path is given.
+    """
+    return list({folder.resolve(): folder for path in paths for folder in _below(Path(path))}.values())
+
+
+def _below(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise InputError(f"{path}: is a file; give the run's folder")
+    if (path / "summary.json").is_file():
+        return [path]
+    found = [summary.parent for summary in path.rglob("summary.json") if summary.is_file()]
+    if not found:
+        raise InputError(f"{path}: holds no run (no summary.json in it or below it)")
+    current = [folder for folder in found if not re.search(r"\.old-\d+$", folder.name)]
+    # Hydra numbers the jobs of a sweep 0, 1, …, 10: in that order, not 0, 1, 10, 2.
+    return sorted(current or found, key=lambda folder: re.sub(r"\d+", lambda n: n[0].zfill(12), str(folder)))
 
 
 class RunFolder:

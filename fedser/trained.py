@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 
 from fedser import cache
 from fedser.errors import InputError, Interrupted
+from fedser.tracking import write_whole
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -113,12 +114,7 @@ def weights_file(folder: Path, round: int) -> Path:
 def save_weights(weights: dict[str, np.ndarray], file: Path) -> None:
     """Packed weights as a safetensors file. Raises OSError when the disk is full (safetensors' own writer does not)."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(save(weights))
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_whole(file, save(weights))
 
 
 def link(file: Path, target: Path) -> None:

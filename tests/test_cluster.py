@@ -257,8 +257,9 @@ def test_sockets_find_room_where_the_temp_folder_has_a_long_name(tmp_path, monke
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("address", [f"127.0.0.1:{free_port()}", f"ray://127.0.0.1:{free_port()}", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:PORT", "ray://127.0.0.1:PORT", "auto"])
 def test_where_no_cluster_runs_is_said_with_how_to_start_one(settings, address, tmp_path, monkeypatch):
+    address = address.replace("PORT", str(free_port()))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(InputError, match=r"no Ray cluster .* `ray start --head`.*`ray start --address=HOST:6379`"):
         simulation.plan(settings("simulation=cpu", f"simulation.address={address}"), 2)

@@ -112,7 +112,7 @@ def test_folders_without_a_finished_run_are_named(tmp_path, finished, capsys):
     (tmp_path / "half" / "summary.json").write_text('{"status": "interrupted", "rounds": 1}')
     assert evaluate.main([str(tmp_path), "evaluation.attacks=[]"]) == 2
     told = capsys.readouterr().err
-    assert "nowhere holds no run" in told
+    assert "nowhere: no such folder" in told
     assert "half is interrupted" in told
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedser.evaluate import runs
+from fedser.tracking import run_folders
 
 
 def cell(folder: Path) -> dict:
@@ -60,7 +60,7 @@ def main():
     parser.add_argument("runs", nargs="+", help="runs' folders, or folders of runs")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    for folder in runs(arguments.runs):
+    for folder in run_folders(arguments.runs):
         kept = cell(folder)
         name = f"{kept['dataset']}-{kept['trained_against'] or 'nature'}-seed{kept['seed']}.json"
         (arguments.to / name).write_text(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")

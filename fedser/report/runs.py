@@ -3,13 +3,13 @@
 import json
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedser.errors import InputError
+from fedser.tracking import run_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,27 +128,10 @@ def load(paths: Iterable[str | Path]) -> list[Run]:
 
     Raises `InputError` for a path that holds no run. A damaged file is logged and stands in its run's `problems`.
     """
-    folders = dict.fromkeys(folder.resolve() for path in paths for folder in _run_folders(Path(path)))
-    runs = [_load_run(folder) for folder in folders]
+    runs = [_load_run(folder.resolve()) for folder in run_folders(paths)]
     for problem in (problem for run in runs for problem in run.problems):
         log.warning("%s", problem)
     return runs
-
-
-def _run_folders(path: Path) -> list[Path]:
-    if not path.exists():
-        raise InputError(f"{path}: no such folder")
-    if not path.is_dir():
-        raise InputError(f"{path}: is a file; give the run's folder")
-    if (path / "summary.json").is_file():
-        return [path]
-    found = [summary.parent for summary in path.rglob("summary.json") if summary.is_file()]
-    if not found:
-        raise InputError(f"{path}: holds no run (no summary.json in it or below it)")
-    # What a newer run moved aside is no result of its own; given by its own path it still counts.
-    current = [folder for folder in found if not re.search(r"\.old-\d+$", folder.name)]
-    # Hydra numbers the jobs of a sweep 0, 1, …, 10: in that order, not 0, 1, 10, 2.
-    return sorted(current or found, key=lambda folder: re.sub(r"\d+", lambda n: n[0].zfill(12), str(folder)))
 
 
 def _load_run(folder: Path) -> Run:
