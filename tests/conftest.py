@@ -23,6 +23,7 @@ SMALL = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """A file's tests share its fixtures, so they stay in one process; files that start Ray stay in the same one."""
     starting_ray = {item.path for item in items if item.get_closest_marker("ray")}

@@ -1,7 +1,7 @@
 """Optimizers that do to a client what a configuration can be made to do to it; Ray's workers import them from here.
 
 `marks` is a folder that counts how often an optimizer was built, over all processes: with two clients and one epoch, the
-fifth one belongs to round 2 (two are built before the first).
+fourth one belongs to round 2 (one is built before the first).
 """
 
 import itertools
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 
-def adam(params, lr, marks, at=5, eps=1e-7, fused=True, fault=None):
+def adam(params, lr, marks, at=4, eps=1e-7, fused=True, fault=None):
     """Adam, but the `at`-th one built has the fault at its first step (at=0: each one has)."""
     optimizer = torch.optim.Adam(params, lr=lr, eps=eps, fused=fused)
     if at and count(Path(marks)) != at:

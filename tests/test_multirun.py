@@ -15,6 +15,7 @@ def multirun(folder, *overrides):
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OUTPUT": str(folder / "out"),
+        "FEDSER_CACHE": str(folder / "cache"),  # what other tests have trained would be taken
         "EVIDENCE": "evaluation=paper evaluation.attacks=[noise,fgsm] evaluation.adaptive=[fgsm] evaluation.draws=2",
     }
     command = ["bash", str(ROOT / "multirun.sh"), *SMALL, *overrides]
