@@ -4,9 +4,9 @@
     fedser-evaluate outputs evaluation=full evaluation.eps=0.1 simulation.actors=4
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
-What has an `=` is an override, as for `fedser`: of the groups `evaluation`, `attack`, `attacks`, `simulation` and of
-`defence/inference`, which is what is worn (by default the run's own, or `randomise` for a run without one). All else is
-the run's. The evidence goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
+What has an `=` is an override, as for `fedser`: of the groups `evaluation`, `attack`, `attacks`, `simulation`, `logger`
+(by default the run's own) and of `defence/inference`, which is what is worn (by default the run's own, or `randomise`
+for a run without one). All else is the run's. The evidence goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from fedser.tracking import RunFolder, disk_error, run_folders
 
 log = logging.getLogger(__name__)
 FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "simulation")  # the groups that are not the run's
-GROUPS = (*FROM_THE_COMMAND, "defence/inference", "round", "reuse")
+GROUPS = (*FROM_THE_COMMAND, "defence/inference", "logger", "round", "reuse")
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
@@ -52,7 +52,9 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
             f"{place.path} was trained on other data than dataset.root={settings['dataset'].get('root')} has now: "
             "evaluate it where its audio and features are as they were."
         )
-    return _measure(prepared, target, round, weights)
+    record = _measure(prepared, target, round, weights)
+    _track(place, settings, target, record)
+    return record
 
 
 def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
@@ -73,6 +75,13 @@ def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
     except OSError as error:
         raise disk_error(error, f"The evaluation in {target}") from error
     return found[0]
+
+
+def _track(place: RunFolder, settings: dict, target: Path, record: dict) -> None:
+    """A run of its own on the dashboard, beside the one that trained the model."""
+    tracker = config.build(settings["logger"])
+    tracker.start(f"{place.path.name}-{target.name}", settings, target, [], job="evaluate")
+    tracker.finish(evidence.metrics(record) | {"status": "finished", "round": record["round"]}, record)
 
 
 def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
@@ -111,8 +120,9 @@ def _settings(place: RunFolder, overrides: Sequence[str]) -> dict:
     composed = config.compose(overrides)
     worn = composed.defence.inference if run.defence.inference is None or _worn(overrides) else run.defence.inference
     OmegaConf.set_struct(composed, False)
+    asked = [word.lstrip("+").partition("=")[0].partition(".")[0] for word in overrides]
     for key in run:
-        if key not in FROM_THE_COMMAND:
+        if key not in FROM_THE_COMMAND and not (key == "logger" and key in asked):
             composed[key] = run[key]
     composed.defence.inference = worn
     return config.settle(composed)

@@ -159,7 +159,7 @@ class Tracker:
     def __init__(self, name: str = "none", **_):
         self.name = name
 
-    def start(self, run_name: str, settings: dict, folder: Path, history: list[dict]) -> None:
+    def start(self, run_name: str, settings: dict, folder: Path, history: list[dict], job: str = "train") -> None:
         """A run begins, or goes on after `history`; `settings` are the plain values of its configuration."""
 
     def log(self, row: dict) -> None:
@@ -184,7 +184,7 @@ class Wandb(Tracker):
         self.mode = mode
         self.run = None
 
-    def start(self, run_name: str, settings: dict, folder: Path, history: list[dict]) -> None:
+    def start(self, run_name: str, settings: dict, folder: Path, history: list[dict], job: str = "train") -> None:
         """Starts W&B's run in `folder`, offline where it can't be reached."""
         import wandb
 
@@ -193,7 +193,7 @@ class Wandb(Tracker):
             "name": run_name,
             "id": _run_id(folder / "wandb"),
             "dir": folder,
-            "job_type": "train",
+            "job_type": job,
             "config": flattened({key: value for key, value in settings.items() if key not in ("logger", "attacks")}),
             "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True, init_timeout=30),
         }

@@ -22,7 +22,13 @@ def finished(tmp_path_factory):
     return run(compose(overrides), tmp_path_factory.mktemp("run") / "here")
 
 
-OVERRIDES = ["evaluation.attacks=[fgsm,noise]", "evaluation.adaptive=[fgsm]", "evaluation.draws=3", "simulation=serial"]
+OVERRIDES = [
+    "evaluation.attacks=[fgsm,noise]",
+    "evaluation.adaptive=[fgsm]",
+    "evaluation.draws=3",
+    "simulation=serial",
+    "logger=none",
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,9 @@ def test_what_was_measured_is_not_measured_again(finished, measured, monkeypatch
 
 
 def test_an_earlier_round(finished):
-    record = evaluate.evaluate(finished.folder, ["evaluation.attacks=[]", "round=2", "simulation=serial"])
+    record = evaluate.evaluate(
+        finished.folder, ["evaluation.attacks=[]", "round=2", "simulation=serial"]
+    )
     assert record["round"] == 2
     (row,) = [row for row in finished.history if row["round"] == 2]
     assert record["conditions"]["original"]["uar"] == row["uar/original"]
@@ -116,6 +124,17 @@ def test_folders_without_a_finished_run_are_named(tmp_path, finished, capsys):
     assert "half is interrupted" in told
 
 
+def test_it_is_a_run_of_its_own_on_the_dashboard(finished):
+    import wandb
+    from test_tracking import records
+
+    evaluate.evaluate(finished.folder, ["evaluation.attacks=[noise]", "simulation=serial", "logger=wandb"])
+    wandb.teardown()
+    (folder,) = (file.parent for file in finished.folder.glob("evaluations/*/wandb"))
+    (run,) = (record.run for record in records(folder) if record.WhichOneof("record_type") == "run")
+    assert run.job_type == "evaluate" and run.run_group == "emodb-cnn4"
+
+
 def test_changed_data_is_noticed(finished, tmp_path):
     import shutil
 
@@ -131,7 +150,14 @@ def test_the_command_on_ray(finished, measured, capsys):
     """On two actors the numbers are those of the serial run, to the bit."""
     (serial,) = (json.loads(file.read_text()) for file in finished.folder.glob("evaluations/*/evaluation.json")
                  if json.loads(file.read_text())["identity"] == measured["identity"])  # fmt: skip
-    words = [str(finished.folder), *OVERRIDES[:-1], "simulation=cpu", "simulation.actors=2", "reuse=false"]
+    words = [
+        str(finished.folder),
+        *OVERRIDES[:-2],
+        "logger=none",
+        "simulation=cpu",
+        "simulation.actors=2",
+        "reuse=false",
+    ]
     assert evaluate.main(words) == 0
     assert "1/1 here: 7 conditions" in capsys.readouterr().out
     (again,) = (json.loads(file.read_text()) for file in finished.folder.glob("evaluations/*/evaluation.json")
