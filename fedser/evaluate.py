@@ -6,7 +6,8 @@
 
 What has an `=` is an override, as for `fedser`: of the groups `evaluation`, `attack`, `attacks`, `simulation`, `logger`
 (by default the run's own) and of `defence/inference`, which is what is worn (by default the run's own, or `randomise`
-for a run without one). All else is the run's. The evidence goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
+for a run without one). All else is the run's. The evidence goes to `RUN/evaluations/<name>-<hash>`; what is there
+already is not measured again.
 """
 
 import argparse
