@@ -20,7 +20,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedser import agenda, config, evidence, identity, interrupt, trained
+from fedser import __version__, agenda, config, evidence, identity, interrupt, trained
 from fedser.display import duration
 from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.federation import simulation
@@ -42,7 +42,8 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
     place = RunFolder(Path(folder))
     round, weights = _weights(place, overrides)
     settings = _settings(place, [word for word in overrides if not word.startswith(("round=", "reuse="))])
-    name = f"{settings['evaluation']['name']}-{identity.digest(identity.measured(settings) | {'round': round})}"
+    made_by = identity.measured(settings) | {"round": round, "version": __version__}
+    name = f"{settings['evaluation']['name']}-{identity.digest(made_by)}"
     target = place.path / "evaluations" / name
     if "reuse=false" not in overrides and (known := evidence.read(target)):
         log.warning("%s was measured before (reuse=false measures it again)", target)

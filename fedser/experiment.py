@@ -273,7 +273,9 @@ class Experiment:
     def _finish(self, status: str, error: str | None = None) -> None:
         """Writes the run's last files and closes the dashboard, whatever the status."""
         self.summary |= {"status": status, "seconds": round(time.monotonic() - self.started, 2)}
-        self.summary |= {"rounds": len(self.place.history())} | self._metrics()
+        record = evidence.read(self.place.path) if status == "finished" else None
+        self.summary |= {"rounds": len(self.place.history())}
+        self.summary |= evidence.metrics(record) if record else self._last_metrics()
         if error:
             self.summary["error"] = error
         if self.state.train_seconds:
@@ -291,15 +293,13 @@ class Experiment:
             if status == "finished":
                 raise
             log.error("the run's last files could not be written: %s", problem)
-        self.tracker.finish(self.summary, evidence.read(self.place.path) if status == "finished" else None)
+        self.tracker.finish(self.summary, record)
         if status == "finished":  # nothing more to go on from
             shutil.rmtree(self._state_folder(), ignore_errors=True)
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
 
-    def _metrics(self) -> dict[str, float]:
-        """UAR and accuracy per condition of the last evaluated round; of a finished run also recalls and spreads."""
-        if self.state.round == self.settings["rounds"] and (record := evidence.read(self.place.path)):
-            return evidence.metrics(record)
+    def _last_metrics(self) -> dict[str, float]:
+        """UAR and accuracy per condition of the last round that was evaluated."""
         rows = [row for row in self.place.history() if "uar/original" in row]
         return {key: rows[-1][key] for key in rows[-1] if key.startswith(("uar/", "accuracy/"))} if rows else {}
 

@@ -161,7 +161,9 @@ def test_resume_false_starts_over_and_moves_the_old_folder_aside(small, interrup
 def test_without_checkpoints_it_starts_over(small, interrupted, tmp_path):
     interrupted(3, "checkpoint.every=null")
     assert not (tmp_path / "run/checkpoint").exists()
-    assert "resumed_after" not in small(*FOUR, "checkpoint.every=null").metrics
+    again = small(*FOUR, "checkpoint.every=null").metrics
+    assert "resumed_after" not in again
+    assert "recall/original/anger" in again  # the summary is whole without a checkpoint, too
     assert (tmp_path / "run.old-1").is_dir()
 
 
