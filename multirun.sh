@@ -8,19 +8,26 @@
 #   ./multirun.sh experiment=chang2022 dataset.root=…/DEMoS   # the paper's
 #
 # What is done is not done again: give the same command once more after an interruption. EVIDENCE says how the finished
-# runs are evaluated again (evaluation=matrix; "evaluation=full" adds AutoAttack, "" skips it), OUTPUT where all of it goes.
+# runs are evaluated again ("evaluation=full" adds AutoAttack and others, "" skips it), OUTPUT where all of it goes.
 set -euo pipefail
 
 output=${OUTPUT:-outputs/table3}
+evidence=${EVIDENCE-evaluation=matrix}
 attacks='evaluation.attacks=[fgsm,pgd,deepfool]'
 fedser --multirun hydra.sweep.dir="$output" "$attacks" attack=none defence=randomise "$@"
 fedser --multirun hydra.sweep.dir="$output" "$attacks" attack=fgsm,pgd,deepfool defence=two_stage "$@"
 
-evidence=${EVIDENCE-evaluation=matrix}
+code=0  # of the evaluation: a run that can't be evaluated does not cost the report
 if [ -n "$evidence" ]; then
-    simulation=()
-    for word in "$@"; do [[ $word == simulation* ]] && simulation+=("$word"); done
+    also=()
+    for word in "$@"; do
+        case $word in
+            simulation* | evaluation.eps=* | evaluation.precision=* | evaluation.batch_size=*) also+=("$word") ;;
+        esac
+    done
     # shellcheck disable=SC2086  # several overrides may stand in it
-    fedser-evaluate "$output" $evidence ${simulation[@]+"${simulation[@]}"}
+    fedser-evaluate "$output" $evidence ${also[@]+"${also[@]}"} || code=$?
+    [ "$code" != 130 ] || exit 130
 fi
 fedser-report "$output" --output "$output/report"
+exit "$code"

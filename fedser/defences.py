@@ -103,6 +103,8 @@ class Randomise(nn.Module):
                     f"Randomisation only enlarges, but defence.inference.{axis} starts at {low} and the input has "
                     f"{length} {axis}: raise defence.inference.{axis} and defence.inference.size."
                 )
+        if not len(x):
+            return x.new_empty(0, x.shape[1], *self.size)
         draws = self.draws(len(x), generator) if draws is None else draws
         lengths, offsets = draws[:, :2], draws[:, 2:]
         padded = [None] * len(x)

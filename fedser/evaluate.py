@@ -4,14 +4,14 @@
     fedser-evaluate outputs evaluation=full evaluation.eps=0.1 simulation.actors=4
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
-What has an `=` is an override, as for `fedser`: of the groups `evaluation`, `attack`, `attacks`, `simulation`, `logger`
-(by default the run's own) and of `defence/inference`, which is what is worn (by default the run's own, or `randomise`
-for a run without one). All else is the run's. The evidence goes to `RUN/evaluations/<name>-<hash>`; what is there
-already is not measured again.
+What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `logger`
+and `defence/inference`, which is what is worn (`randomise` for a run without one). All else is as in the run. The
+evidence goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
 """
 
 import argparse
 import logging
+import re
 import sys
 import threading
 import time
@@ -22,15 +22,22 @@ from omegaconf import OmegaConf
 
 from fedser import __version__, agenda, config, evidence, identity, interrupt, trained
 from fedser.display import duration
-from fedser.errors import FedserError, InputError, Interrupted, RunError
+from fedser.errors import FedserError, InputError, Interrupted
 from fedser.federation import simulation
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import prepare
 from fedser.tracking import RunFolder, disk_error, run_folders
 
 log = logging.getLogger(__name__)
-FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "simulation")  # the groups that are not the run's
-GROUPS = (*FROM_THE_COMMAND, "defence/inference", "logger", "round", "reuse")
+FROM_THE_COMMAND = (
+    "evaluation",
+    "attack",
+    "attacks",
+    "simulation",
+    "logger",
+)  # groups that may be other than the run's
+WORN = re.compile(r"defence[/.]inference")
+GROUPS = f"{', '.join(FROM_THE_COMMAND)}, defence/inference, round and reuse"
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
@@ -42,14 +49,15 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
     place = RunFolder(Path(folder))
     round, weights = _weights(place, overrides)
     settings = _settings(place, [word for word in overrides if not word.startswith(("round=", "reuse="))])
-    made_by = identity.measured(settings) | {"round": round, "version": __version__}
+    device = identity.device(settings)
+    made_by = identity.measured(settings) | {"round": round, "version": __version__, "device": device}
     name = f"{settings['evaluation']['name']}-{identity.digest(made_by)}"
     target = place.path / "evaluations" / name
     if "reuse=false" not in overrides and (known := evidence.read(target)):
         log.warning("%s was measured before (reuse=false measures it again)", target)
         return known
     prepared = prepare(settings)
-    if prepared.data != place.summary()["data"]:
+    if prepared.data != place.summary().get("data"):
         raise InputError(
             f"{place.path} was trained on other data than dataset.root={settings['dataset'].get('root')} has now: "
             "evaluate it where its audio and features are as they were."
@@ -66,9 +74,7 @@ def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
     def serve(grid) -> None:
         federation = prepared.federation(grid, plan, stop, target)
         began = time.monotonic()
-        outcome, missing = federation.evaluate(round, weights, agenda.final(prepared.settings))
-        if missing:
-            raise RunError(f"no answer from {', '.join(missing)}")
+        outcome = federation.evaluate(round, weights, agenda.final(prepared.settings))
         found.append(evidence.write(target, prepared, outcome, round, time.monotonic() - began))
 
     try:
@@ -80,10 +86,13 @@ def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
 
 
 def _track(place: RunFolder, settings: dict, target: Path, record: dict) -> None:
-    """A run of its own on the dashboard, beside the one that trained the model."""
+    """A run of its own on the dashboard, beside the one that trained the model; the evidence is there without it."""
     tracker = config.build(settings["logger"])
-    tracker.start(f"{place.path.name}-{target.name}", settings, target, [], job="evaluate")
-    tracker.finish(evidence.metrics(record) | {"status": "finished", "round": record["round"]}, record)
+    try:
+        tracker.start(f"{place.path.name}-{target.name}", settings, target, [], job="evaluate")
+        tracker.finish(evidence.metrics(record) | {"status": "finished", "round": record["round"]}, record)
+    except Exception as error:
+        log.warning("%s is not on the dashboard: %s", target, error)
 
 
 def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
@@ -95,12 +104,14 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
     if summary is None:
         raise InputError(f"{place.path} holds no run (no summary.json): give a run's folder.")
     chosen = [word.partition("=")[2] for word in overrides if word.startswith("round=")]
+    if chosen and not chosen[-1].isdigit():
+        raise InputError(f"round={chosen[-1]} must be one of the rounds whose weights were kept.")
     if not chosen and summary["status"] != "finished":
         raise InputError(
             f"{place.path} is {summary['status']}, its model is not trained to the end: give the command that made it "
             "once more, or choose one of its evaluated rounds with round=…"
         )
-    round = int(chosen[-1]) if chosen and chosen[-1].isdigit() else summary["rounds"]
+    round = int(chosen[-1]) if chosen else summary["rounds"]
     file = trained.weights_file(place.path / "weights", round)
     try:
         return round, load_file(file)
@@ -110,28 +121,28 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
 
 
 def _settings(place: RunFolder, overrides: Sequence[str]) -> dict:
-    """The run's settings, with the groups of `FROM_THE_COMMAND` as the overrides compose them."""
-    for word in overrides:
-        name = word.lstrip("+~").partition("=")[0]
-        if not name.startswith(GROUPS) and not name.startswith("defence.inference"):
-            raise InputError(f"{word}: belongs to the training. fedser-evaluate takes {', '.join(GROUPS)}.")
+    """The run's settings, with what the overrides say of evaluation, attacks, simulation, logger and what is worn."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    for word, key in zip(overrides, keys, strict=True):
+        if re.split(r"[./@]", key)[0] not in FROM_THE_COMMAND and not WORN.match(key):
+            raise InputError(f"{word}: belongs to the training. fedser-evaluate takes {GROUPS}.")
     try:
         run = OmegaConf.load(place.path / "config.yaml")
     except OSError as error:
         raise InputError(f"{place.path / 'config.yaml'} can't be read: {error}") from error
     composed = config.compose(overrides)
-    worn = composed.defence.inference if run.defence.inference is None or _worn(overrides) else run.defence.inference
     OmegaConf.set_struct(composed, False)
-    asked = [word.lstrip("+").partition("=")[0].partition(".")[0] for word in overrides]
+    settings = OmegaConf.merge(composed)
     for key in run:
-        if key not in FROM_THE_COMMAND and not (key == "logger" and key in asked):
-            composed[key] = run[key]
-    composed.defence.inference = worn
-    return config.settle(composed)
-
-
-def _worn(overrides: Sequence[str]) -> bool:
-    return any(word.lstrip("+").startswith(("defence/inference", "defence.inference")) for word in overrides)
+        if key not in ("evaluation", "simulation", "attacks") and key not in keys:  # a group chosen anew stays
+            settings[key] = run[key]
+    settings.attacks = OmegaConf.merge(composed.attacks, run.attacks)
+    if run.defence.inference is None or any(map(WORN.match, keys)):
+        settings.defence.inference = composed.defence.inference
+    for key in keys:
+        if "." in key and not key.startswith(("evaluation.", "simulation.")):
+            OmegaConf.update(settings, key, OmegaConf.select(composed, key))
+    return config.settle(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

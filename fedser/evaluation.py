@@ -28,8 +28,8 @@ class Measured:
     predictions: class per condition, [draws, n]; one draw where no randomisation is worn.
     examples: per set of adversarial examples `linf`, `l2`, `rms` (in the units of the input) and `snr` (dB), each [n],
         and `seconds` [1]; with `Agenda.gradients` also `flat` [n], 1 where the loss has no gradient to go by.
-    shown: one utterance, the first that is classified correctly: `x` [frames, mels], `label`, and per set
-        `delta/<set>` and the class `predicted/<set>`.
+    shown: one utterance, the first that is classified correctly: `x` [frames, mels], and per set `delta/<set>` and
+        the class `predicted/<set>`.
     """
 
     predictions: dict[str, Tensor]
@@ -48,6 +48,7 @@ def evaluate(
     predictions: dict[str, Tensor] = {}
     examples: dict[str, dict[str, Tensor]] = {}
     shown: dict[str, Tensor] = {}
+    vanished: dict[nn.Module | None, Tensor] = {}
 
     def classify(inputs: Tensor, conditions: list[Condition]) -> None:
         for condition in conditions:
@@ -61,7 +62,7 @@ def evaluate(
     classify(x, [condition for condition in agenda.conditions if condition.examples is None])
     first = int((predictions["original"][0] == y.cpu()).float().argmax()) if len(y) else 0
     if len(x):
-        shown |= {"x": x[first, 0].cpu(), "label": y[first].cpu()}
+        shown["x"] = x[first, 0].cpu()
     for name in agenda.sets:
         attack = attacks[name.removeprefix("adaptive/")]
         knows = randomise if name.startswith("adaptive/") else None
@@ -69,7 +70,9 @@ def evaluate(
         x_adv = _attacked(attack, model, x, y, predictions["original"][0], knows, batch_size, derive(seed, name))
         examples[name] = _lengths(x, x_adv) | {"seconds": torch.tensor([time.perf_counter() - began])}
         if agenda.gradients:
-            examples[name]["flat"] = flat(model, x, y, knows, batch_size, derive(seed, "gradient", name))
+            if knows not in vanished:  # the same for all attackers who know as much
+                vanished[knows] = flat(model, x, y, knows, batch_size, derive(seed, "gradient"))
+            examples[name]["flat"] = vanished[knows]
         classify(x_adv, [condition for condition in agenda.conditions if condition.examples == name])
         if len(x):
             unworn = name if name.startswith("adaptive/") else f"adversarial/{name}"
@@ -103,6 +106,8 @@ def flat(model: nn.Module, x: Tensor, y: Tensor, randomise, batch_size: int, see
     Gradients that vanish are a sign of masking (Athalye et al. 2018, §3.1; Carlini et al. 2019, §3.1): white-box
     attacks then fail without the model being robust.
     """
+    if not len(x):
+        return torch.empty(0)
     found = []
     for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         with undisturbed(model, x.device, seed):
@@ -110,7 +115,7 @@ def flat(model: nn.Module, x: Tensor, y: Tensor, randomise, batch_size: int, see
             logits = model(randomise(inputs) if randomise is not None else inputs)
             (gradient,) = torch.autograd.grad(functional.cross_entropy(logits.float(), labels, reduction="sum"), inputs)
         found.append((gradient.flatten(1).abs().amax(1) == 0).float().cpu())
-    return torch.cat(found) if found else torch.empty(0)
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -207,12 +207,11 @@ class Experiment:
         """What the history says of an evaluated round; the last one is tested on everything that was asked for."""
         last = round == self.settings["rounds"]
         began = time.monotonic()
-        outcome, missing = federation.evaluate(
-            round, weights, agenda.final(self.settings) if last else agenda.curve(self.settings)
-        )
+        asked = agenda.final(self.settings) if last else agenda.curve(self.settings)
+        outcome = federation.evaluate(round, weights, asked)
         if last:
             evidence.write(self.place.path, self.prepared, outcome, round, time.monotonic() - began)
-        return outcome.metrics() | ({"evaluate/missing": missing} if missing else {})
+        return outcome.metrics() | ({"evaluate/missing": outcome.missing} if outcome.missing else {})
 
     def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:
         weights = transport.pack(self.prepared.model)

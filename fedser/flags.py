@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 POINT = 0.01  # of UAR
+HUGE = 10  # times an attack's own ε
+ROUNDING = 1e-4  # σ: of cells mapped into an attack's box and back (`Adversary` itself checks to the bit of it)
 VANISHED = 0.01  # of utterances without a gradient
 BLACK_BOX = ("square", "transfer")  # attacks that see less than the model's gradients
 CONTROL = "noise"
@@ -52,6 +54,11 @@ class Figures:
             if attack.get("norm") == "Linf" and "@" not in name and name != CONTROL and self.uar(name) is not None
         ]
 
+    def multi_step(self, name: str) -> bool:
+        """Whether it goes there in many steps, or is composed of attacks that do; black boxes grope."""
+        attack = self.attacks[name]
+        return name not in BLACK_BOX and (bool(attack.get("members")) or (attack.get("steps") or 1) > 1)
+
     def varied(self, key: str) -> Iterator[tuple[str, str, float]]:
         """(attack, variation, value) of every variation of this one key, and of the attack itself."""
         for name in self.attacks:
@@ -77,7 +84,7 @@ def multi_step_weaker(figures: Figures) -> Flag:
     compared = [
         (figures.uar(name) > figures.uar("fgsm") + POINT, _against(figures, name, "fgsm"))
         for name in figures.bounded()
-        if (figures.attacks[name].get("steps") or 1) > 1 and name not in BLACK_BOX
+        if figures.multi_step(name)
         if "fgsm" in figures.bounded() and figures.same_budget(name, "fgsm")
     ]
     title = "a multi-step attack is weaker than a single step"
@@ -98,13 +105,11 @@ def black_box_stronger(figures: Figures) -> Flag:
 
 def gradients_vanish(figures: Figures) -> Flag:
     shares = {name: examples["zero_gradient"] for name, examples in figures.examples.items()}
+    known = sorted(((share, name) for name, share in shares.items() if share is not None), reverse=True)
     compared = [
-        (share > VANISHED, f"{share:.1%} of the utterances have no gradient for {name}")
-        for name, share in shares.items()
-        if share is not None
+        (share > VANISHED, f"{share:.1%} of the utterances have no gradient for {name}") for share, name in known[:1]
     ]
-    worst = sorted(compared, key=lambda pair: not pair[0])[:1] if not any(c for c, _ in compared) else compared
-    return judged("gradients_vanish", "gradients vanish", worst, "needs evaluation.gradients=true")
+    return judged("gradients_vanish", "gradients vanish", compared, "needs evaluation.gradients=true")
 
 
 def not_converged(figures: Figures) -> Flag:
@@ -132,10 +137,9 @@ def large_eps_survived(figures: Figures) -> Flag:
     compared = []
     for name, points in _by_budget(figures).items():
         eps, uar = points[-1]
-        if eps >= 10 * points[0][0]:
-            compared.append(
-                (uar > figures.chance, f"{name} at ε {eps:g} leaves {uar:.1%}, chance {figures.chance:.1%}")
-            )
+        if figures.multi_step(name) and eps >= HUGE * figures.attacks[name]["eps"]:
+            sentence = f"{name} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
+            compared.append((uar > figures.chance, sentence))
     return judged("large_eps_survived", "a huge ε does not reach chance", compared, "needs a large ε")
 
 
@@ -164,7 +168,7 @@ def noise_as_strong(figures: Figures) -> Flag:
 def budget_breached(figures: Figures) -> Flag:
     """A breach of the budget has already ended the evaluation (`BudgetError`); this shows how far attacks went."""
     compared = [
-        (examples["linf"] > 1.001 * eps, f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}")
+        (examples["linf"] > 1.001 * eps + ROUNDING, f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}")
         for name, examples in figures.examples.items()
         if (attack := figures.attacks[name.removeprefix("adaptive/")]).get("norm") == "Linf"
         if (eps := attack.get("eps")) is not None
@@ -190,11 +194,18 @@ def _against(figures: Figures, one: str, other: str) -> str:
 
 
 def _by_budget(figures: Figures) -> dict[str, list[tuple[float, float]]]:
-    """Per attack that was tested at several budgets (ε, UAR), by ε; without an attack it is the original's."""
+    """Per attack that was tested at several budgets (ε, UAR), by ε, from the original's at 0 on.
+
+    Away from the predicted label, an attack may lead to the true one, and raise UAR: those start at their smallest ε.
+    """
     found: dict[str, dict[float, float]] = {}
     for plain, varied, eps in figures.varied("eps"):
         points = found.setdefault(plain, {0.0: figures.conditions["original"]["uar"]})
         for name, budget in ((plain, figures.attacks[plain]["eps"]), (varied, eps)):
             if (uar := figures.uar(name)) is not None:
                 points[budget] = uar
-    return {name: sorted(points.items())[1:] for name, points in found.items() if len(points) > 2}
+    return {
+        name: sorted(points.items())[figures.attacks[name].get("labels") == "predicted" :]
+        for name, points in found.items()
+        if len(points) > 2 and name != CONTROL
+    }

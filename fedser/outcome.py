@@ -2,11 +2,12 @@
 
 A client tells, per condition, one confusion matrix for each draw of the randomisation, and how far each utterance was
 moved by each attack. Only a study that compares models utterance by utterance (`evaluation.utterances`) is also told
-which of them were classified correctly; the labels stay where they are.
+which of them were classified correctly, from which labels can be guessed, and shown one of them (`evaluation.example`):
+with both turned off, the server learns no more than counts and lengths.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,14 @@ class Outcome:
     answers: per client, in plain values, `counts` {condition: [draws, classes, classes]}, `examples` {set: {measure:
         [n]}} and, where asked for, `utterances` {"row": [n], condition: [n] draws that were classified correctly}.
     example: an .npz of one utterance and its perturbations (see `example`), where asked for.
+    missing: the names of the clients who did not answer.
     """
 
     agenda: Agenda
     classes: list[str]
     answers: dict[str, dict]
     example: bytes | None = None
+    missing: list[str] = field(default_factory=list)
 
     def counts(self, condition: str) -> dict[str, np.ndarray]:
         """Per client the confusion matrices [draws, true, predicted] of a condition."""
@@ -69,6 +72,7 @@ class Outcome:
             "classes": self.classes,
             "conditions": conditions,
             "examples": examples,
+            "missing": self.missing,
         }
 
     def utterances(self, table: pd.DataFrame) -> pd.DataFrame | None:
@@ -157,7 +161,7 @@ def example(measured: Measured, client: str, classes: list[str]) -> bytes:
     arrays = {name: part.numpy() for name, part in measured.shown.items() if name == "x" or name.startswith("delta/")}
     names = {name: classes[int(part)] for name, part in measured.shown.items() if name.startswith("predicted/")}
     file = io.BytesIO()
-    title = f"A test utterance of client {client}, {classes[int(measured.shown['label'])]}"
+    title = f"A test utterance of client {client}"
     np.savez_compressed(file, title=title, **arrays, **names)
     return file.getvalue()
 

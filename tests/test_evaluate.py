@@ -73,9 +73,7 @@ def test_what_was_measured_is_not_measured_again(finished, measured, monkeypatch
 
 
 def test_an_earlier_round(finished):
-    record = evaluate.evaluate(
-        finished.folder, ["evaluation.attacks=[]", "round=2", "simulation=serial"]
-    )
+    record = evaluate.evaluate(finished.folder, ["evaluation.attacks=[]", "round=2", "simulation=serial"])
     assert record["round"] == 2
     (row,) = [row for row in finished.history if row["round"] == 2]
     assert record["conditions"]["original"]["uar"] == row["uar/original"]
@@ -95,15 +93,30 @@ def test_the_run_keeps_its_training_and_its_defence(finished):
     own = yaml.safe_load((finished.folder / "config.yaml").read_text())
     for key in ("dataset", "features", "partition", "model", "client", "strategy", "rounds", "seed", "defence"):
         assert settings[key] == own[key]
+    assert settings["attack"] == own["attack"]
     attacks = agenda.attacks(settings)
     assert {attacks[name]["eps"] for name in ("fgsm", "pgd_strong", "noise")} == {0.1}
+
+
+def test_attacks_are_the_runs_unless_told_otherwise(small, tmp_path):
+    run = small("attack.eps=0.1", "attacks.pgd.steps=7", "rounds=1", folder=tmp_path / "run").folder
+    place = evaluate.RunFolder(run)
+    as_it_was = evaluate._settings(place, ["evaluation.attacks=[fgsm,pgd]"])
+    assert (as_it_was["attack"]["eps"], as_it_was["attacks"]["pgd"]["steps"]) == (0.1, 7)
+    changed = evaluate._settings(place, ["attack.eps=0.2", "attacks.pgd.steps=9"])
+    assert (changed["attack"]["eps"], changed["attacks"]["pgd"]["steps"]) == (0.2, 9)
+    assert evaluate._settings(place, ["attack=pgd"])["attack"]["name"] == "pgd"
+    assert evaluate._settings(place, [])["logger"]["name"] == "none"
+    assert evaluate._settings(place, ["logger=wandb"])["logger"]["name"] == "wandb"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["model=vgg15"], "model=vgg15: belongs to the training"),
+        (["rounds=30"], "rounds=30: belongs to the training"),
         (["round=1"], "Rounds with weights: 2, 3"),
+        (["round=last"], "round=last must be one of the rounds"),
         (["evaluation=fall"], "did you mean evaluation=full?"),
         (["evaluation.attacks=[transfer]"], "source"),
     ],

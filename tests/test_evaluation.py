@@ -11,6 +11,7 @@ from torch import nn
 from fedser import agenda, evaluation, outcome
 from fedser.agenda import Agenda
 from fedser.config import compose, settle
+from fedser.defences import Randomise
 from fedser.errors import InputError
 from fedser.partition import stratified
 
@@ -201,8 +202,11 @@ def test_draws_are_fresh_and_repeatable():
 
 
 def test_no_test_utterances_give_empty_matrices():
-    nothing = measure(Agenda(["flip"], draws=2), torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.long))
-    told = outcome.answer(nothing, torch.zeros(0, dtype=torch.long), np.array([], int), 2, True)
+    empty, none = torch.zeros(0, 1, 6, 4), torch.zeros(0, dtype=torch.long)
+    nothing = measure(
+        Agenda(["flip"], ["flip"], draws=2, gradients=True), empty, none, Randomise((6, 8), (4, 5), (8, 5))
+    )
+    told = outcome.answer(nothing, none, np.array([], int), 2, True)
     assert np.sum(told["counts"]["original"]) == 0
     assert np.shape(told["counts"]["randomised"]) == (2, 2, 2)
 

@@ -135,7 +135,7 @@ def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     settled = settings("defence=none")
     told, _, weights, serve = federate(settled, tmp_path)
     agenda = Agenda(["fgsm"], randomised=False)
-    pooled = serve(lambda federation: federation.evaluate(1, weights, agenda)[0]).pooled()
+    pooled = serve(lambda federation: federation.evaluate(1, weights, agenda)).pooled()
 
     bench = client_app.Workbench(json.loads(json.dumps(told)))
     frames = bench.store.frames[np.concatenate([share.train for share in bench.shares])].astype(np.float64)

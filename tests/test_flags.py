@@ -20,7 +20,7 @@ def record(uars, attacks, examples=None, classes=4):
     }
 
 
-FGSM, PGD = attack("fgsm"), attack("pgd", steps=5)
+FGSM, PGD = attack("fgsm"), attack("pgd", steps=5, labels="true")
 
 
 def vary(one, **changes):
@@ -94,6 +94,32 @@ def test_attacks_of_other_budgets_are_not_compared():
     (flag,) = [f for f in flags(record({"adversarial/fgsm": 0.1, "adversarial/pgd": 0.4}, [other, PGD]))
                if f["flag"] == "multi_step_weaker"]  # fmt: skip
     assert flag["status"] == "not checked"
+
+
+def raised(case):
+    return {flag["flag"] for flag in flags(case) if flag["status"] == "raised"}
+
+
+def test_a_large_budget_is_large_beside_the_attacks_own():
+    small = vary(PGD, eps=0.005)
+    assert not raised(record({"adversarial/pgd": 0.6, "adversarial/pgd@eps=0.005": 0.7}, [PGD, small]))
+
+
+def test_the_control_need_not_reach_chance():
+    noise = attack("noise")
+    assert not raised(record({"adversarial/noise": 0.9, "adversarial/noise@eps=1": 0.5}, [noise, vary(noise, eps=1)]))
+
+
+def test_an_attack_that_helps_is_noticed_where_it_knows_the_labels():
+    uars = {"original": 0.5, "adversarial/pgd": 0.7, "adversarial/pgd@eps=0.01": 0.72}
+    assert "not_monotone" in raised(record(uars, [PGD, vary(PGD, eps=0.01)]))
+    guessing = attack("pgd", steps=5, labels="predicted")
+    assert "not_monotone" not in raised(record(uars, [guessing, vary(guessing, eps=0.01)]))
+
+
+def test_an_ensemble_counts_as_many_steps():
+    both = attack("autoattack", members={"apgd": {}})
+    assert "multi_step_weaker" in raised(record({"adversarial/fgsm": 0.3, "adversarial/autoattack": 0.5}, [FGSM, both]))
 
 
 def test_raised_flags_come_first():

@@ -42,6 +42,7 @@ def evaluation(file: Path) -> dict:
     times = json.loads((file.parent / "times.json").read_text())
     return {
         "name": record["name"],
+        "round": record["round"],
         "fraction": record["evaluation"]["fraction"],
         "seconds": round(times["seconds"], 1),
         "classes": record["classes"],
@@ -62,7 +63,7 @@ def main():
     arguments = parser.parse_args()
     for folder in run_folders(arguments.runs):
         kept = cell(folder)
-        name = f"{kept['dataset']}-{kept['trained_against'] or 'nature'}-seed{kept['seed']}.json"
+        name = f"{folder.name}.json"
         (arguments.to / name).write_text(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
         print(arguments.to / name)
 

@@ -229,8 +229,9 @@ def classes_of(model: nn.Module, x: Tensor) -> int:
 class Defended(nn.Module):
     """A model behind a randomisation, as an attacker who knows of it sees it.
 
-    x [B, 1, T, F] -> logits [B, classes], each the mean over `draws` fresh draws from torch's global generator. Its
-    gradient is that of the expectation over transformation (Athalye et al. 2018, §4.2), through the randomisation.
+    x [B, 1, T, F] -> logits [B, classes], each the mean over `draws` fresh draws from torch's global generator, with
+    the gradient through the randomisation: expectation over transformation (Athalye et al. 2018, §4.2) of the logits,
+    so that any attack can use it, and not of each attack's loss.
     """
 
     def __init__(self, model: nn.Module, randomise: nn.Module, draws: int):

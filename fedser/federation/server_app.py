@@ -92,8 +92,8 @@ class Federation:
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
         return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), missing
 
-    def evaluate(self, round: int, weights: dict[str, np.ndarray], agenda: Agenda) -> tuple[Outcome, list[str]]:
-        """Every client's answers to this agenda, in the order of their names, and the names of the missing."""
+    def evaluate(self, round: int, weights: dict[str, np.ndarray], agenda: Agenda) -> Outcome:
+        """Every client's answers to this agenda, in the order of their names."""
         config = ConfigRecord(dict(self._config) | {"server-round": round, "agenda": json.dumps(agenda.plain())})
         content = RecordDict(self._records(weights) | {"config": config})
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
@@ -105,7 +105,7 @@ class Federation:
             answers[told["name"]] = json.loads(told["answer"])
             shown = told.get("example", shown)
         in_order = {name: answers[name] for name in self.names if name in answers}
-        return Outcome(agenda, self.experiment["classes"], in_order, shown), exchange.missing
+        return Outcome(agenda, self.experiment["classes"], in_order, shown, exchange.missing)
 
     def name(self, node: int) -> str:
         """The name of the client behind a node, once it has introduced itself."""
