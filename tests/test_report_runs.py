@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from runs import Made, config_of, make_run
+from runs import Made, config_of, make_run, same_names
 
 from fedser import report, statistics
 from fedser.report import models
@@ -17,7 +17,7 @@ MATRIX = [[8, 1, 1], [0, 5, 5], [2, 2, 16]]  # recalls 0.8, 0.5, 0.8: UAR 0.7
 CLASSES = ("a", "b", "c")
 
 
-def by_hand(folder, conditions, *, config=None, attacks=None, evaluation=None, name="paper", clients=None):
+def by_hand(folder, conditions, *, config=None, attacks=None, evaluation=None, name="paper", clients=None, **rest):
     """A run whose evaluation.json holds these matrices; a record may be given instead of a matrix."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "summary.json").exists():
@@ -29,7 +29,7 @@ def by_hand(folder, conditions, *, config=None, attacks=None, evaluation=None, n
     place.mkdir(parents=True, exist_ok=True)
     records = {key: value if isinstance(value, dict) else {"matrix": value} for key, value in conditions.items()}
     content = {"name": name, "round": 60, "classes": CLASSES, "conditions": records, "clients": clients or {}}
-    content |= {"evaluation": evaluation or {}, "attacks": attacks or {}}
+    content |= {"evaluation": evaluation or {}, "attacks": attacks or {}, **rest}
     (place / "evaluation.json").write_text(json.dumps(content))
     return folder
 
@@ -154,12 +154,135 @@ def test_most_draws_win_and_a_part_of_the_clips_never_does(tmp_path):
     assert estimates["adversarial/pgd"].fraction == 1
 
 
+def of(name, **settings):
+    """`attacks` of an evaluation.json with one attack; its name may be varied."""
+    return {name: {"settings": {"name": name.partition("@")[0], **settings}, "threat": json.dumps(settings)}}
+
+
+def worth(share):
+    """A matrix with a UAR of (share / 10 + 2) / 3."""
+    return [[share, 10 - share, 0], [0, 10, 0], [0, 0, 10]]
+
+
 def test_another_eps_under_the_same_name_is_another_condition(tmp_path):
-    own = {"pgd": {"settings": {"name": "pgd", "eps": 0.05, "alpha": None}}}
-    other = {"pgd": {"settings": {"name": "pgd", "eps": 0.1, "alpha": 0.025, "new": 3}}}
+    own, other = of("pgd", eps=0.05, alpha=None), of("pgd", eps=0.1, new=3)
     folder = by_hand(tmp_path, {"adversarial/pgd": MATRIX}, attacks=own)
     by_hand(folder, {"adversarial/pgd": MATRIX}, attacks=other, name="larger")
-    assert list(the_model(folder).estimates) == ["adversarial/pgd", "adversarial/pgd@eps=0.1"]
+    assert list(the_model(folder).estimates) == ["adversarial/pgd", "adversarial/pgd@eps=0.1,new=3"]
+
+
+def test_what_is_usual_is_so_for_the_whole_corpus(tmp_path):
+    """Runs of one model, and models, whose own attacks have different budgets."""
+    for place, (model, seed, eps) in enumerate([("nature", 0, 0.02), ("nature", 0, 0.05), ("pgd", 0, 0.1)]):
+        config = config_of(Made(model, seed, classes=CLASSES)) | {"attack": {"name": "fgsm", "eps": eps}}
+        history = f'{{"round": 1, "uar/adversarial/fgsm": {eps}}}\n'
+        attacks = of("fgsm", eps=eps)
+        folder = by_hand(tmp_path / str(place), {"adversarial/fgsm": worth(place)}, config=config, attacks=attacks)
+        (folder / "history.jsonl").write_text(history)
+    by_hand(tmp_path / "1", {"adversarial/fgsm": worth(9)}, attacks=of("fgsm", eps=0.05), name="again")
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    nature, trained = corpus.models
+    found = {name: 3 * estimate.uar - 2 for name, estimate in nature.estimates.items()}
+    assert found == pytest.approx({"adversarial/fgsm": 0.9, "adversarial/fgsm@eps=0.02": 0.0})
+    assert list(trained.estimates) == ["adversarial/fgsm@eps=0.1"]
+    assert [corpus.eps(parse(name)) for name in corpus.conditions] == [0.05, 0.02, 0.1]
+    assert corpus.threat("fgsm@eps=0.02") == '{"eps": 0.02}'
+    assert nature.curves("adversarial/fgsm") == {0: ([1], [0.05])} and trained.curves("adversarial/fgsm") == {}
+
+
+def test_of_two_settings_as_frequent_those_of_nature_are_usual(tmp_path):
+    for place, (model, eps) in enumerate([("pgd", 0.1), ("nature", 0.05)]):
+        config = config_of(Made(model, classes=CLASSES))
+        by_hand(tmp_path / str(place), {"adversarial/fgsm": MATRIX}, config=config, attacks=of("fgsm", eps=eps))
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    assert [list(model.estimates) for model in corpus.models] == [["adversarial/fgsm"], ["adversarial/fgsm@eps=0.1"]]
+
+
+def test_varied_names_are_told_apart_by_all_that_differs(tmp_path):
+    plain, steps = "adversarial/pgd_strong", "adversarial/pgd_strong@steps=20"
+    for place, (name, eps) in enumerate([("paper", 0.05), ("matrix", 0.05), ("larger", 0.1)]):
+        attacks = of("pgd_strong", eps=eps, steps=10) | of("pgd_strong@steps=20", eps=eps, steps=20)
+        conditions = {plain: worth(place), steps: worth(place + 4)}
+        if eps == 0.1:  # a grid that holds what others have: the same condition
+            conditions["adversarial/pgd_strong@eps=0.05"] = worth(9)
+            attacks |= of("pgd_strong@eps=0.05", eps=0.05, steps=10)
+        by_hand(tmp_path, conditions, attacks=attacks, name=name)
+    found = {name: 3 * estimate.uar - 2 for name, estimate in the_model(tmp_path).estimates.items()}
+    larger = {f"{plain}@eps=0.1": 0.2, f"{plain}@eps=0.1,steps=20": 0.6}
+    assert found == pytest.approx({plain: 0.9, steps: 0.5, **larger})
+    assert attack_title("pgd_strong@eps=0.1,steps=20") == "PGD-strong (ε 0.1, steps 20)"
+
+
+PGD = {"_target_": "torchattacks.PGD", "_partial_": True, "random_start": True}
+FAST = {"name": "fgsm", "eps": 0.05, "method": {"_target_": "fedser.attacks.fgsm.FGSM"}}
+SLOW = {"name": "pgd", "eps": 0.05, "steps": 5, "method": PGD}
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "told"),
+    [
+        ({"eot": 20}, {"eot": 5}, "eot=5"),
+        ({"queries": 5000}, {"queries": 100}, "queries=100"),
+        ({"kappa": 0.0, "c": 1.0, "lr": 0.005}, {"kappa": 1, "c": 10, "lr": 0.01}, "c=10,kappa=1,lr=0.01"),
+        ({"labels": "true"}, {"labels": "predicted"}, "labels=predicted"),
+        ({"alpha": None}, {"alpha": 0.1}, "alpha=0.1"),
+        ({"box": None}, {"box": [-3, 3]}, "box=[-3 3]"),
+        ({"method": PGD}, {"method": PGD | {"random_start": False}}, "random_start=false"),
+        ({"method": PGD}, {"method": FAST["method"]}, "method=FGSM"),
+        ({"source": "outputs/a"}, {"source": "outputs/b,x=1/"}, "source=b-x-1"),
+        ({"base": SLOW}, {"base": SLOW | {"steps": 50}}, "base.steps=50"),
+        ({"base": SLOW}, {"base": FAST}, "base=fgsm"),
+        ({"members": {"a": SLOW}}, {"members": {"a": SLOW, "b": FAST}}, "members.b=fgsm"),
+        ({"members": {"a": SLOW, "b": FAST}}, {"members": {"a": SLOW, "b": None}}, "members.b=none"),
+        ({"eps": 0.05, "members": {"b": FAST}}, {"eps": 0.1, "members": {"b": FAST | {"eps": 0.1}}}, "eps=0.1"),
+        ({"labels": "true", "eps": 1, "box": None}, {"labels": True, "eps": 1.0}, ""),
+        ({"victim": None}, {"victim": {"features": "others"}}, ""),
+    ],
+)
+def test_every_setting_of_an_attack_tells_it_apart(tmp_path, own, other, told):
+    folder = by_hand(tmp_path, {"adversarial/mine": MATRIX}, attacks=of("mine", **own))
+    by_hand(folder, {"adversarial/mine": MATRIX}, attacks=of("mine", **other), name="other")
+    assert list(the_model(folder).estimates) == ["adversarial/mine", f"adversarial/mine@{told}"][: 1 + bool(told)]
+
+
+def test_sources_of_one_folder_name_are_numbered(tmp_path):
+    for place, source in enumerate(["x/0", "a/1", "b/1", "a/1"]):
+        attacks = of("transfer", source=source, eps=0.05)
+        name = f"later{place}" if place else "paper"
+        by_hand(tmp_path, {"adversarial/transfer": worth(place)}, attacks=attacks, name=name)
+    by_hand(tmp_path, {"adversarial/transfer": worth(4)}, attacks=of("transfer", source="x/0", eps=0.05), name="last")
+    found = {name.partition("@")[2]: 3 * e.uar - 2 for name, e in the_model(tmp_path).estimates.items()}
+    assert found == pytest.approx({"": 0.4, "source=1": 0.3, "source=1 #2": 0.2})
+
+
+def test_a_budget_that_means_nothing_tells_nothing_apart(tmp_path):
+    folder = by_hand(tmp_path, {"adversarial/deepfool": MATRIX}, attacks=of("deepfool", eps=0.1, norm="L2"))
+    by_hand(folder, {"adversarial/deepfool": MATRIX}, attacks=of("deepfool", eps=None, norm="L2"), name="other")
+    (corpus,) = models.corpora(report.load([folder]))
+    assert corpus.conditions == ["adversarial/deepfool"] and corpus.eps(parse("adversarial/deepfool")) is None
+
+
+def test_an_attack_that_was_only_varied_is_compared_with_the_configuration(tmp_path):
+    attacks = of("pgd@steps=20", eps=0.1, labels="predicted", norm="Linf", steps=20)
+    folder = by_hand(tmp_path, {"adversarial/pgd@steps=20": MATRIX}, attacks=attacks)
+    assert list(the_model(folder).estimates) == ["adversarial/pgd@eps=0.1,steps=20"]
+
+
+def test_another_randomisation_is_left_out_and_told(tmp_path):
+    names = ["original", "randomised", "adversarial/pgd", "randomised_adversarial/pgd", "adaptive/pgd"]
+    for place, (name, value) in enumerate([("paper", 0.5), ("matrix", 0.5), ("other", 0.1)]):
+        worn = {"_target_": "fedser.defences.Randomise", "frames": [373, 380], "value": value}
+        by_hand(tmp_path, dict.fromkeys(names, worth(place)), name=name, inference=worn)
+    by_hand(tmp_path, {"original": worth(7), "adversarial/pgd": worth(7)}, name="unworn", inference=None)
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    found = {name: 3 * estimate.uar - 2 for name, estimate in corpus.models[0].estimates.items()}
+    assert found == pytest.approx(
+        {name: 0.7 if parse(name).kind in ("original", "adversarial") else 0.1 for name in names}
+    )
+    assert corpus.notes == [
+        "by hand: the evaluation other wears another randomisation than most (value=0.1); what it measured with it "
+        "worn is left out."
+    ]
 
 
 def test_an_attack_that_always_knows_what_is_worn_is_adaptive(tmp_path):
@@ -211,11 +334,22 @@ def test_each_clip_counts_once_with_the_mean_of_its_seeds(tmp_path):
         make_run(tmp_path / str(seed), Made(seed=seed), full=False)
     estimate = the_model(tmp_path).estimates["randomised"]
     frames = [measure.observations() for measure in estimate.measures]
-    both = set(frames[0]["utterance"]) & set(frames[1]["utterance"])
-    assert both and len(estimate.observations) == len(set(frames[0]["utterance"]) | set(frames[1]["utterance"]))
+    frames = [frame.set_index(["client", "utterance"]) for frame in frames]
+    both = set(frames[0].index) & set(frames[1].index)
+    assert both and len(estimate.observations) == len(set(frames[0].index) | set(frames[1].index))
     clip = sorted(both)[0]
-    values = [float(frame.set_index("utterance")["correct"][clip]) for frame in frames]
+    values = [float(frame["correct"][clip]) for frame in frames]
     assert estimate.observations["correct"][clip] == pytest.approx(np.mean(values))
+
+
+def test_clips_of_two_clients_may_have_one_name(tmp_path):
+    folder = make_run(tmp_path / "run", full=False)
+    before = the_model(folder).estimates["original"]
+    same_names(folder)
+    estimate = the_model(folder).estimates["original"]
+    assert len(estimate.observations) == estimate.utterances == before.utterances
+    assert estimate.observations["correct"].mean() == before.observations["correct"].mean()
+    assert estimate.by_speaker() == before.by_speaker()
 
 
 def test_unfinished_seed_has_a_curve_of_its_own(tmp_path):

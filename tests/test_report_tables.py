@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from runs import GRID, PAPER, Made, make_grid, make_run
+from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_run, same_names
 
 from fedser import report, statistics
 from fedser.report import charts, comparisons, figures, interactive, models, pictures, tables, words
@@ -179,6 +179,29 @@ def test_budgets_are_per_attack_and_for_minimal_norms_per_model(corpus):
     assert [row[1] for row in rows if row[0] == "DeepFool"] == [model.label for model in corpus.models]
 
 
+def test_budgets_are_those_of_the_measures_that_count(tmp_path):
+    """Not of other budgets under the same name, of earlier rounds, or of a part of the clips."""
+    folder = make_run(tmp_path / "run", full=False)
+    names = conditions_of(["pgd"], ["adversarial", "adaptive"])
+    later = folder / "evaluations"
+    changes = {"larger": {"eps": 0.1, "snr": 20.0}, "again": {"eps": 0.05}, "early": {"round": 30, "snr": 1.0}}
+    for name, change in ({"part": {"snr": 2.0}} | changes).items():
+        evaluation(later / name, Made(), name, names, draws=3, fraction=0.5 if name == "part" else 1.0)
+        content = json.loads((later / name / "evaluation.json").read_text())
+        content["round"] = change.get("round", content["round"])
+        content["attacks"]["pgd"]["settings"]["eps"] = change.get("eps", 0.05)
+        for entry in content["examples"].values():
+            entry["snr_db"] = change.get("snr", 26.0)
+        (later / name / "evaluation.json").write_text(json.dumps(content))
+    (corpus,) = models.corpora(report.load([folder]))
+    rows = [row for row in rows_of(tables.budgets(corpus)) if row[0].startswith("PGD")]
+    found = [[row[0], row[2], row[6]] for row in rows]
+    larger = [["PGD (ε 0.1)", "0.1", "20.0"], ["PGD (ε 0.1), adaptive", "0.1", "20.0"]]
+    assert found == [["PGD", "0.05", "26.0"], ["PGD, adaptive", "0.05", "26.0"], *larger]
+    threats = {row[0]: row[3:] for row in rows_of(words.threats(corpus))}
+    assert threats["PGD"] == ["0.05", "26.0"]
+
+
 def test_flip_distances_by_hand(tmp_path):
     folder = make_run(tmp_path / "run", full=False)
     with (folder / "utterances.csv").open() as file:
@@ -229,6 +252,19 @@ def test_paired_tests_use_the_clips_that_both_have(corpus):
     assert row["difference"] == pytest.approx(difference)
     family = data[data["shared"] == "original"]
     assert family["mcnemar_p_holm"].tolist() == pytest.approx(statistics.holm(family["mcnemar_p"]).tolist())
+
+
+def test_paired_tests_tell_clips_of_one_name_by_their_client(tmp_path):
+    before, after = [], []
+    for place, model in enumerate(("nature", "pgd")):
+        make_run(tmp_path / str(place), Made(model), full=False)
+    for found in (before, after):
+        (corpus,) = models.corpora(report.load([tmp_path]))
+        row = comparisons.tables(corpus)[0].data.iloc[0]
+        found += [row[key] for key in ("utterances", "difference", "mcnemar_p", "only_a", "only_b")]
+        for place in ("0", "1"):
+            same_names(tmp_path / place)
+    assert after == pytest.approx(before)
 
 
 def test_models_that_share_no_clip_are_not_compared(tmp_path):

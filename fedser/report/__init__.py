@@ -10,8 +10,8 @@
 
 A *condition* is what a model was tested on: `original`, `randomised`, `adversarial/<attack>`,
 `randomised_adversarial/<attack>` or `adaptive/<attack>`. UARs are fractions in [0, 1] in Python and in CSV, per cent
-where people read them. Data flow one way: `runs` (what is in the folders) → `models`, `estimates` (what belongs
-together, and how far to trust it) → `tables`, `charts`, `figures` → `page`.
+where people read them. Data flow one way: `runs` (what is in the folders) → `usual` (what it is called beside others)
+→ `models`, `estimates` (what belongs together, and how far to trust it) → `tables`, `charts`, `figures` → `page`.
 """
 
 import argparse

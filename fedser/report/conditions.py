@@ -40,8 +40,18 @@ class Condition(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """The attack with its varied settings, as `attacks` and `examples` of evaluation.json name it."""
+        """The attack with its varied settings, as `attacks` of evaluation.json names it."""
         return self.attack + (f"@{self.varied}" if self.varied else "")
+
+    @property
+    def examples(self) -> str:
+        """The set of adversarial examples that it is tested on, as `examples` of evaluation.json names it."""
+        return self.name if self.kind == "adaptive" else self.variant
+
+    @property
+    def worn(self) -> bool:
+        """Whether the randomisation is worn."""
+        return self.kind not in ("original", "adversarial")
 
     @property
     def settings(self) -> dict[str, str]:
@@ -88,7 +98,7 @@ def _split(varied: str) -> list[str]:
 def attack_title(variant: str) -> str:
     """`pgd_strong@eps=0.1` → `PGD-strong (ε 0.1)`."""
     name, _, varied = variant.partition("@")
-    shown = varied.replace("eps=", "ε ").replace("=", " ").replace(",", ", ").replace("@", ", ")
+    shown = re.sub(r"\beps=", "ε ", varied).replace("=", " ").replace(",", ", ").replace("@", ", ")
     return TITLES.get(name, name) + (f" ({shown})" if shown else "")
 
 

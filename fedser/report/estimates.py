@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fedser import statistics
-from fedser.report.conditions import Condition
+from fedser.report.conditions import Condition, parse
 from fedser.report.runs import SEXES, Evaluation, Run
 from fedser.statistics import Interval
 
@@ -28,6 +28,18 @@ class Measure:
     @property
     def record(self) -> dict:
         return self.evaluation.conditions[self.source]
+
+    @property
+    def attack(self) -> dict:
+        """The attack's `settings` and `threat`; empty where the evaluation does not tell."""
+        return self.evaluation.part("attacks").get(parse(self.source).variant) or {}
+
+    @property
+    def examples(self) -> dict:
+        """How far its adversarial examples lie from their originals; empty where the evaluation does not tell."""
+        name = parse(self.source).examples
+        found = self.evaluation.part("examples").get(name)
+        return {"seconds": self.evaluation.times.get(name), **found} if found else {}
 
     @property
     def draws(self) -> int:
@@ -53,12 +65,15 @@ class Measure:
         return (evaluation.round, evaluation.fraction, self.draws, evaluation.written)
 
     def observations(self) -> pd.DataFrame | None:
-        """Per utterance: `correct` (fraction of draws), `label`, `speaker`, `sex`; None without utterances.csv."""
+        """Per `utterance` of a `client`: `correct` (fraction of draws), `label`, `speaker`, `sex`.
+
+        None without utterances.csv. Of two clients' utterances some may have the same name.
+        """
         frame, column = self.evaluation.utterances, f"correct/{self.source}"
         if frame is None or column not in frame:
             return None
-        named = {"utterance": "utterance", "speaker": "speaker", "sex": "sex", "emotion": "label", column: "correct"}
-        return frame[list(named)].rename(columns=named).dropna(subset=["correct"])
+        known = frame[["client", "utterance", "speaker", "sex", "emotion", column]]
+        return known.rename(columns={"emotion": "label", column: "correct"}).dropna(subset=["correct"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +128,15 @@ class Estimate:
 
     @cached_property
     def observations(self) -> pd.DataFrame | None:
-        """Each test utterance once, with the mean over its seeds; None where a seed has no utterances.csv."""
+        """Each test utterance of a client once, with the mean over its seeds, under (client, utterance).
+
+        None where a seed has no utterances.csv.
+        """
         parts = [measure.observations() for measure in self.measures]
         if not parts or any(part is None for part in parts):
             return None
         how = {"label": "first", "speaker": "first", "sex": "first", "correct": "mean"}
-        return pd.concat(parts).groupby("utterance", sort=True).agg(how)
+        return pd.concat(parts).groupby(["client", "utterance"], sort=True).agg(how)
 
     @cached_property
     def rows(self) -> pd.DataFrame:

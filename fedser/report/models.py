@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from fedser.identity import attacks_without_eps
 from fedser.report import conditions
 from fedser.report.conditions import Condition, parse
 from fedser.report.estimates import Estimate, Measure
 from fedser.report.runs import Evaluation, Run
+from fedser.report.usual import Usual, usual
 
 log = logging.getLogger(__name__)
 
 TRAINING = ("dataset", "features", "partition", "model", "client", "strategy", "rounds")
 # Settings that change where a model is trained, not what it becomes.
 IDLE = {"dataset": ("root", "reader", "on_bad_audio"), "client": ("timeout", "state_folder")}
-# Settings of an attack that make its numbers others.
-STRENGTH = ("eps", "alpha", "steps", "labels", "norm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,14 @@ class Model:
     runs: Sequence[Run]
     number: int = 0  # its place among the models of its corpus: its colour
     family: str = ""  # models of one family differ in nothing but adversarial training
+    usual: Usual = field(default_factory=Usual)  # how its corpus calls what was measured
 
     @cached_property
     def measures(self) -> dict[str, dict[Any, Measure]]:
         """Per condition and seed the measure that counts."""
         found: dict[str, dict[Any, Measure]] = {}
         for run in self.runs:
-            for measure in _measures(run):
+            for measure in self.usual.measures(run):
                 seeds = found.setdefault(measure.condition.name, {})
                 seed = run.setting("seed")
                 if seed not in seeds or measure.rank > seeds[seed].rank:
@@ -48,6 +49,16 @@ class Model:
         """Per condition, in order."""
         known = len({seed for seeds in self.measures.values() for seed in seeds})
         return {name: Estimate(parse(name), list(seeds.values()), known) for name, seeds in self.measures.items()}
+
+    @cached_property
+    def examples(self) -> dict[str, list[dict[str, Any]]]:
+        """Per set of adversarial examples how far they lie from their originals, of each seed's measure that counts."""
+        found: dict[str, dict[Any, dict]] = {}
+        for seeds in self.measures.values():
+            for seed, measure in seeds.items():
+                if measure.examples:
+                    found.setdefault(measure.condition.examples, {}).setdefault(seed, measure.examples)
+        return {name: list(seeds.values()) for name, seeds in found.items()}
 
     @property
     def seeds(self) -> list:
@@ -61,7 +72,7 @@ class Model:
         """Per seed the rounds and UARs of the run that got furthest."""
         found: dict[Any, tuple[list[int], list[float]]] = {}
         for run in self.runs:
-            seed, curve = run.setting("seed"), run.curve(condition)
+            seed, curve = run.setting("seed"), self.usual.curve(run, condition)
             if curve[0] and (seed not in found or curve[0][-1] > found[seed][0][-1]):
                 found[seed] = curve
         return {seed: found[seed] for seed in sorted(found, key=str)}
@@ -99,21 +110,24 @@ class Corpus:
         return list(dict.fromkeys(c.variant for c in chosen))
 
     def settings(self, variant: str) -> dict[str, Any]:
-        """The attack's settings, of the first evaluation that tells."""
-        return self._attack(variant).get("settings") or {}
+        """The attack's settings; empty if no evaluation tells them."""
+        return self._attacks.get(variant, {}).get("settings") or {}
 
     def threat(self, variant: str) -> str:
         """The attack's threat model in a line, as it printed it; empty if none did."""
-        return str(self._attack(variant).get("threat") or "")
+        return str(self._attacks.get(variant, {}).get("threat") or "")
 
-    def _attack(self, variant: str) -> dict[str, Any]:
-        parts = (evaluation.part("attacks") for model in self.models for evaluation in model.evaluations)
-        return next((part[variant] for part in parts if variant in part), {})
+    @cached_property
+    def _attacks(self) -> dict[str, dict[str, Any]]:
+        """Per attack, with its varied settings, what the first measure that counts tells of it."""
+        by_seed = (seeds for model in self.models for seeds in model.measures.values())
+        measures = [measure for seeds in by_seed for measure in seeds.values() if measure.attack]
+        return {measure.condition.variant: measure.attack for measure in reversed(measures)}
 
     def eps(self, condition: Condition) -> float | None:
         """The L∞ budget in σ; None where there is none."""
-        eps = condition.settings.get("eps") or self.settings(condition.variant).get("eps")
-        return None if eps is None else float(eps)
+        eps = (self.settings(condition.variant) or condition.settings).get("eps")
+        return None if eps is None or condition.attack in attacks_without_eps() else float(eps)
 
     @cached_property
     def focus(self) -> str | None:
@@ -171,11 +185,13 @@ def _corpus(name: str, classes: tuple[str, ...], runs: Sequence[Run]) -> Corpus:
     labels = _labels([group[0] for group, _ in ways], [settings for _, settings in ways])
     families = [json.dumps({k: v for k, v in way.items() if not k.startswith("defence")}) for _, way in ways]
     first = 0 if labels and _against(ways[0][0][0]) is None else 1  # 0 is nature's, in every report
+    names = usual([run for group, _ in ways for run in group])
     models = [
-        Model(label, _against(group[0]), group, number, family)
+        Model(label, _against(group[0]), group, number, family, names)
         for number, (label, (group, _), family) in enumerate(zip(labels, ways, families, strict=True), start=first)
     ]
-    return Corpus(name, classes, runs, models, _notes(models, [settings for _, settings in ways]))
+    notes = [*_notes(models, [settings for _, settings in ways]), *names.notes]
+    return Corpus(name, classes, runs, models, notes)
 
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,43 +255,3 @@ def _notes(models: Sequence[Model], settings: Sequence[Mapping[str, Any]]) -> li
         told = ", ".join(f"{model.label}: {each.get(key)}" for model, each in zip(models, settings, strict=True))
         notes.append(f"The models do not only differ in their defence but also in {key} ({told}).")
     return notes
-
-
-# --- What a run measured ---------------------------------------------------------------------------------------------
-
-
-def _measures(run: Run) -> list[Measure]:
-    """Everything that a run's evaluations measured. Where one set an attack otherwise than the run, that is told."""
-    return [
-        Measure(run, evaluation, _told_apart(run, evaluation, parse(name)), name)
-        for evaluation in run.evaluations
-        for name in evaluation.conditions
-    ]
-
-
-def _told_apart(run: Run, evaluation: Evaluation, condition: Condition) -> Condition:
-    """`adversarial/pgd` under `evaluation.eps=0.1` is `adversarial/pgd@eps=0.1` beside a run's own ε of 0.05.
-
-    An attack that always knows what is worn (EOT-PGD) is adaptive, by whatever name it was asked for.
-    """
-    settings = (evaluation.part("attacks").get(condition.variant) or {}).get("settings") or {}
-    if condition.kind == "randomised_adversarial" and settings.get("adaptive"):
-        condition = condition._replace(kind="adaptive")
-    if not condition.attack or condition.varied:
-        return condition
-    usual = _usual(run, condition.attack)
-    changed = {key: settings.get(key) for key in STRENGTH if None not in (settings.get(key), usual.get(key))}
-    told = [f"{key}={_plain(value)}" for key, value in changed.items() if value != usual[key]]
-    return condition._replace(varied=",".join(told))
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _usual(run: Run, attack: str) -> dict[str, Any]:
-    """The attack as the run's own evaluation had it, or else as its configuration has it."""
-    own = [evaluation for evaluation in run.evaluations if evaluation.folder == run.folder]
-    told = (own[0].part("attacks").get(attack) or {}).get("settings") if own else None
-    named = run.setting("attack") if run.setting("attack.name") == attack else run.setting(f"attacks.{attack}")
-    return told or named or {}

@@ -193,9 +193,7 @@ def _otherwise(corpus: Corpus) -> str:
 def _draws(models: Sequence[Model], names: Sequence[str]) -> str:
     """How many draws of the randomisation the numbers are means of."""
     estimates = [model.estimates[name] for model in models for name in names if name in model.estimates]
-    found = sorted(
-        {estimate.draws for estimate in estimates if estimate.condition.kind not in ("original", "adversarial")}
-    )
+    found = sorted({estimate.draws for estimate in estimates if estimate.condition.worn})
     return f" Where the randomisation is worn: means of {' or '.join(map(str, found))} draws." if found else ""
 
 
@@ -285,9 +283,8 @@ def _by_set(data: pd.DataFrame) -> pd.DataFrame:
 
 def _budget_rows(model: Model) -> Iterable[dict[str, Any]]:
     wanted = ("linf", "l2", "rms", "snr_db", "moved", "zero_gradient", "seconds")
-    for evaluation in model.evaluations:
-        for name, found in evaluation.part("examples").items():
-            told = {"seconds": evaluation.times.get(name), **found}
+    for name, seeds in model.examples.items():
+        for told in seeds:
             values = {key: math.nan if told.get(key) is None else float(told[key]) for key in wanted}
             yield {"set": name, "model": model.label, **values}
 

@@ -72,11 +72,7 @@ def threats(corpus: Corpus) -> Table:
 
 
 def _snr(corpus: Corpus, attack: str) -> float:
-    found = [
-        evaluation.part("examples").get(attack, {}).get("snr_db")
-        for model in corpus.models
-        for evaluation in model.evaluations
-    ]
+    found = [told.get("snr_db") for model in corpus.models for told in model.examples.get(attack, [])]
     known = [value for value in found if value is not None]
     return float(np.mean(known)) if known else math.nan
 
