@@ -38,6 +38,7 @@ def uars(line: str) -> dict:
 
 
 def evaluation(file: Path) -> dict:
+    """What is kept of one evaluation."""
     record = json.loads(file.read_text())
     times = json.loads((file.parent / "times.json").read_text())
     return {

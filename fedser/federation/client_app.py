@@ -150,6 +150,7 @@ def guarded(handle: Callable[[Workbench, Share, Message], RecordDict]) -> Callab
 
     @functools.wraps(handle)
     def handler(message: Message, context: Context) -> Message:
+        """The client's reply, or an error that names it."""
         number = int(context.node_config["partition-id"])
         name, bench = f"number {number}", None
         try:
