@@ -83,7 +83,7 @@ class _Writer:
         return [html(table) for name, table in self.content.tables.items() if name.startswith(start)]
 
     def chart(self, name: str) -> Markup | None:
-        """A figure that can be hovered and filtered, with its caption and files; None where there is nothing to draw."""
+        """A figure that can be hovered and filtered, with its caption and files; None without anything to draw."""
         chart = self.content.charts.get(name)
         if chart is None:
             return None
