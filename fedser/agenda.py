@@ -77,7 +77,7 @@ def final(settings: dict) -> Agenda:
     """What is measured after the last round, under `settings` from `config.settle`."""
     chosen = settings["evaluation"]
     return Agenda(
-        **_by_knowledge(_names(settings), _known(chosen["adaptive"]), settings),
+        **_by_knowledge(_names(settings), _adaptive(settings), settings),
         draws=chosen["draws"],
         fraction=chosen["fraction"],
         gradients=chosen["gradients"],
@@ -88,7 +88,8 @@ def final(settings: dict) -> Agenda:
 
 def curve(settings: dict) -> Agenda:
     """What is measured every few rounds on the way there: one draw, as a curve of rounds averages by itself."""
-    return Agenda(**_by_knowledge(_known(settings["evaluation"]["curve"]), [], settings))
+    chosen = settings["evaluation"]
+    return Agenda(**_by_knowledge(_known(chosen["curve"]), [], settings), fraction=chosen["fraction"])
 
 
 def attacks(settings: dict) -> dict[str, dict]:
@@ -124,21 +125,29 @@ def _names(settings: dict) -> list[str]:
         for value in values or []
         if _attack(name, settings).get(key) not in (None, value)
     ]
-    return list(dict.fromkeys([*names, *varied, *_probes(settings)]))
+    probed, more_steps, budgets = _probes(settings)
+    return list(dict.fromkeys([*names, *varied, *probed, *more_steps, *budgets]))
 
 
-def _probes(settings: dict) -> list[str]:
-    """What the sanity flags need to know of the strongest attack: with more steps, and with other budgets."""
+def _adaptive(settings: dict) -> list[str]:
+    """`evaluation.adaptive`; with the attack that `evaluation.sanity` takes more steps of also those."""
+    names = _known(settings["evaluation"]["adaptive"])
+    probed, more_steps, _ = _probes(settings)
+    return list(dict.fromkeys([*names, *(more_steps if set(probed) <= set(names) else [])]))
+
+
+def _probes(settings: dict) -> tuple[list[str], list[str], list[str]]:
+    """What the sanity flags need: an attack, itself with more steps, itself with other budgets."""
     sanity = settings["evaluation"]["sanity"]
     if not sanity:
-        return []
+        return [], [], []
     name = sanity["attack"]
     attack = _attack(name, settings)
     missing = [key for key in ("steps", "eps") if attack.get(key) is None]
     if missing:
         raise InputError(f"evaluation.sanity.attack={name} has no {missing[0]}: choose one that has, e.g. pgd_strong.")
     budgets = [f"{name}@eps={factor * attack['eps']:g}" for factor in sanity["eps_factors"]]
-    return [name, f"{name}@steps={sanity['steps_factor'] * attack['steps']}", *budgets]
+    return [name], [f"{name}@steps={sanity['steps_factor'] * attack['steps']}"], budgets
 
 
 def _known(names) -> list[str]:

@@ -133,13 +133,21 @@ def settle(config: DictConfig) -> dict:
         if attack and attack.get("eps") is not None and attack["name"] in identity.attacks_without_eps():
             log.warning("%s has no ε: attack.eps=%s is ignored", attack["name"], attack["eps"])
             attack["eps"] = None
-    for attack in (settings["attack"], *settings["attacks"].values()):
-        if attack.get("source") is not None:  # workers have a working folder of their own
-            attack["source"] = str(Path(attack["source"]).expanduser().absolute())
+    for part in (settings["attack"], settings["attacks"], settings["defence"]):
+        _absolute_sources(part)
     _check_values(settings)
     _check_grid(settings["evaluation"]["grid"])
     _check_attacks(settings)
     return settings
+
+
+def _absolute_sources(node) -> None:
+    """Makes the `source` of attacks, a run's folder, absolute: workers have a working folder of their own."""
+    if isinstance(node, dict):
+        if isinstance(node.get("source"), str):
+            node["source"] = str(Path(node["source"]).expanduser().absolute())
+        for part in node.values():
+            _absolute_sources(part)
 
 
 def training_attack(settings: dict) -> dict | None:
@@ -308,3 +316,8 @@ def _check_attacks(settings: dict) -> None:
         for key, (good, must) in ATTACK_CHECKS.items():
             if attack.get(key) is not None and not good(attack[key]):
                 raise InputError(f"{path}.{key}={attack[key]} {must}.")
+        eps, alpha, steps = (attack.get(key) for key in ("eps", "alpha", "steps"))
+        if None not in (eps, alpha, steps) and alpha * steps < eps:
+            log.warning(
+                "%s: %s steps of alpha=%g do not get as far as eps=%g (alpha=null: eps/4)", path, steps, alpha, eps
+            )

@@ -26,7 +26,7 @@ def write(folder: Path, prepared: Preparation, outcome: Outcome, round: int, sec
     write_whole(folder / "times.json", dumps(times, indent=2).encode())
     if outcome.example is not None:
         write_whole(folder / "example.npz", outcome.example)
-    if (utterances := outcome.utterances(prepared.store.table)) is not None:
+    if (utterances := outcome.utterances(prepared.store.table, prepared.store.base)) is not None:
         write_whole(folder / "utterances.csv", utterances.to_csv(index=False, float_format="%.7g").encode())
     write_whole(folder / FILE, dumps(record).encode())  # last: with it, the evidence is whole
     return record

@@ -117,7 +117,7 @@ class FeatureStore:
         self.folder = folder
         self.frames = frames
         self.table = table
-        self.base: str = notes["base"]  # the clips' common folder when they were extracted
+        self.base: str = notes["base"]  # the clips' common folder
         self.classes: list[str] = notes["classes"]
         self.skipped: list[str] = notes["skipped"]  # what was wrong with the clips left out (`on_bad_audio=skip`)
 
@@ -185,7 +185,7 @@ def extract(
             _write(scratch, corpus, base, settings, on_bad_audio, progress, workers)
         store = FeatureStore.open(folder)
     # The entry is found by content, so the corpus may have moved since.
-    store.table["path"] = _places(store.table["path"], store.base, base)
+    store.table["path"], store.base = _places(store.table["path"], store.base, base), base
     if store.skipped:
         log.warning("%d clips left out (dataset.on_bad_audio=skip): %s", len(store.skipped), "; ".join(store.skipped))
     return store

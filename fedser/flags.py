@@ -15,6 +15,9 @@ ROUNDING = 1e-4  # σ: of cells mapped into an attack's box and back (`Adversary
 VANISHED = 0.01  # of utterances without a gradient
 BLACK_BOX = ("square", "transfer")  # attacks that see less than the model's gradients
 CONTROL = "noise"
+DRAWS = 10  # of a known randomisation, where an attack's file says nothing (`Adversary`)
+UNWORN, OBLIVIOUS, ADAPTIVE = "adversarial", "randomised_adversarial", "adaptive"
+INFORMED = (UNWORN, ADAPTIVE)  # where the attacker knows all that is there
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,16 @@ class Figures:
         self.attacks = {name: attack["settings"] for name, attack in record["attacks"].items()}
         self.chance = 1 / len(record["classes"])
 
-    def uar(self, attack: str, kind: str = "adversarial") -> float | None:
+    def uar(self, attack: str, kind: str = UNWORN) -> float | None:
         condition = self.conditions.get(f"{kind}/{attack}")
         return condition and condition["uar"]
 
-    def bounded(self) -> list[str]:
-        """Attacks bounded in L∞ and tested unworn, as their files have them, not varied; without the control."""
+    def bounded(self, kind: str = UNWORN) -> list[str]:
+        """Attacks bounded in L∞ and tested so, as their files have them, not varied; without the control."""
         return [
             name
             for name, attack in self.attacks.items()
-            if attack.get("norm") == "Linf" and "@" not in name and name != CONTROL and self.uar(name) is not None
+            if attack.get("norm") == "Linf" and "@" not in name and name != CONTROL and self.uar(name, kind) is not None
         ]
 
     def multi_step(self, name: str) -> bool:
@@ -65,6 +68,10 @@ class Figures:
             plain, _, change = name.partition("@")
             if change.startswith(f"{key}=") and "," not in change and plain in self.attacks:
                 yield plain, name, float(change.partition("=")[2])
+
+    def rivals(self, name: str, kind: str) -> list[str]:
+        """The other attacks of its budget that were tested so."""
+        return [other for other in self.bounded(kind) if other != name and self.same_budget(other, name)]
 
     def same_budget(self, one: str, other: str) -> bool:
         return self.attacks[one].get("eps") == self.attacks[other].get("eps")
@@ -82,23 +89,37 @@ def judged(flag: str, title: str, compared: list[tuple[bool, str]], wanting: str
 
 def multi_step_weaker(figures: Figures) -> Flag:
     compared = [
-        (figures.uar(name) > figures.uar("fgsm") + POINT, _against(figures, name, "fgsm"))
-        for name in figures.bounded()
-        if figures.multi_step(name)
-        if "fgsm" in figures.bounded() and figures.same_budget(name, "fgsm")
+        (figures.uar(name, kind) > figures.uar("fgsm", kind) + POINT, _against(figures, name, "fgsm", kind))
+        for kind in INFORMED
+        for name in figures.bounded(kind)
+        if figures.multi_step(name) and "fgsm" in figures.rivals(name, kind)
     ]
     title = "a multi-step attack is weaker than a single step"
     return judged("multi_step_weaker", title, compared, "needs fgsm and an attack of several steps, of the same budget")
 
 
-def black_box_stronger(figures: Figures) -> Flag:
-    white = [name for name in figures.bounded() if name not in BLACK_BOX]
+def ensemble_weaker(figures: Figures) -> Flag:
     compared = []
-    for name in BLACK_BOX:
-        rivals = [other for other in white if name in figures.bounded() and figures.same_budget(name, other)]
-        if rivals:
-            best = min(rivals, key=figures.uar)
-            compared.append((figures.uar(name) < figures.uar(best) - POINT, _against(figures, name, best)))
+    for kind in INFORMED:
+        for name in figures.bounded(kind):
+            rivals = [other for other in figures.rivals(name, kind) if not figures.attacks[other].get("members")]
+            if figures.attacks[name].get("members") and rivals:
+                best = min(rivals, key=lambda other: figures.uar(other, kind))
+                weaker = figures.uar(name, kind) > figures.uar(best, kind) + POINT
+                compared.append((weaker, _against(figures, name, best, kind)))
+    title = "an ensemble of attacks is weaker than a single one"
+    return judged("ensemble_weaker", title, compared, "needs an ensemble, e.g. autoattack, and another attack")
+
+
+def black_box_stronger(figures: Figures) -> Flag:
+    compared = []
+    for kind in INFORMED:
+        for name in figures.bounded(kind):
+            rivals = [other for other in figures.rivals(name, kind) if other not in BLACK_BOX]
+            if name in BLACK_BOX and rivals:
+                best = min(rivals, key=lambda other: figures.uar(other, kind))
+                stronger = figures.uar(name, kind) < figures.uar(best, kind) - POINT
+                compared.append((stronger, _against(figures, name, best, kind)))
     title = "an attack without gradients beats those with them"
     return judged("black_box_stronger", title, compared, "needs square or transfer, and a white-box attack")
 
@@ -115,13 +136,27 @@ def gradients_vanish(figures: Figures) -> Flag:
 def not_converged(figures: Figures) -> Flag:
     compared = []
     for plain, varied, steps in figures.varied("steps"):
-        before, after = figures.uar(plain), figures.uar(varied)
-        if None not in (before, after):
-            gain = before - after
-            sentence = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain {100 * gain:.1f} points"
-            compared.append((gain > POINT, f"{plain}: {sentence}"))
+        for kind in INFORMED:
+            before, after = figures.uar(plain, kind), figures.uar(varied, kind)
+            if None not in (before, after):
+                gain = before - after
+                sentence = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain {100 * gain:.1f} points"
+                compared.append((gain > POINT, f"{_named(plain, kind)}: {sentence}"))
     title = "twice the steps gain more than a point"
     return judged("not_converged", title, compared, "needs an attack with more steps (evaluation.sanity)")
+
+
+def too_few_draws(figures: Figures) -> Flag:
+    compared = []
+    for few, many in itertools.permutations(figures.bounded(ADAPTIVE), 2):
+        one, other = figures.attacks[few], figures.attacks[many]
+        if _but_draws(one) == _but_draws(other) and one.get("eot", DRAWS) < other.get("eot", DRAWS):
+            gain = figures.uar(few, ADAPTIVE) - figures.uar(many, ADAPTIVE)
+            draws = f"{other.get('eot', DRAWS)} draws a step instead of {one.get('eot', DRAWS)}"
+            compared.append((gain > POINT, f"{many} after {few}: {draws} gain {100 * gain:.1f} points"))
+    title = "more draws of the randomisation gain more than a point"
+    wanting = "needs adaptive attacks that differ in their draws only (eot_pgd and pgd_strong)"
+    return judged("too_few_draws", title, compared, wanting)
 
 
 def not_monotone(figures: Figures) -> Flag:
@@ -146,7 +181,7 @@ def large_eps_survived(figures: Figures) -> Flag:
 def adaptive_weaker(figures: Figures) -> Flag:
     compared = []
     for name in figures.attacks:
-        oblivious, adaptive = figures.uar(name, "randomised_adversarial"), figures.uar(name, "adaptive")
+        oblivious, adaptive = figures.uar(name, OBLIVIOUS), figures.uar(name, ADAPTIVE)
         if None not in (oblivious, adaptive):
             sentence = f"{name}: {adaptive:.1%} knowing the randomisation, {oblivious:.1%} oblivious of it"
             compared.append((adaptive > oblivious + POINT, sentence))
@@ -155,11 +190,12 @@ def adaptive_weaker(figures: Figures) -> Flag:
 
 
 def noise_as_strong(figures: Figures) -> Flag:
-    control = figures.uar(CONTROL)
     compared = [
-        (control <= figures.uar(name) + POINT, _against(figures, CONTROL, name))
-        for name in figures.bounded()
-        if control is not None and figures.same_budget(name, CONTROL)
+        (control <= figures.uar(name, kind) + POINT, f"{CONTROL} leaves {control:.1%}, {_leaves(figures, name, kind)}")
+        for kind, worn in ((UNWORN, UNWORN), (ADAPTIVE, OBLIVIOUS))
+        if (control := figures.uar(CONTROL, worn)) is not None
+        for name in figures.bounded(kind)
+        if figures.same_budget(name, CONTROL)
     ]
     title = "random noise does as well as an attack"
     return judged("noise_as_strong", title, compared, "needs the attack 'noise'")
@@ -178,9 +214,11 @@ def budget_breached(figures: Figures) -> Flag:
 
 CHECKS = (
     multi_step_weaker,
+    ensemble_weaker,
     black_box_stronger,
     gradients_vanish,
     not_converged,
+    too_few_draws,
     not_monotone,
     large_eps_survived,
     adaptive_weaker,
@@ -189,8 +227,21 @@ CHECKS = (
 )
 
 
-def _against(figures: Figures, one: str, other: str) -> str:
-    return f"{one} leaves {figures.uar(one):.1%}, {other} {figures.uar(other):.1%}"
+def _against(figures: Figures, one: str, other: str, kind: str) -> str:
+    return f"{_leaves(figures, one, kind)}, {other} {figures.uar(other, kind):.1%}"
+
+
+def _leaves(figures: Figures, name: str, kind: str) -> str:
+    return f"{_named(name, kind)} leaves {figures.uar(name, kind):.1%}"
+
+
+def _named(name: str, kind: str) -> str:
+    return f"{name}, adaptive," if kind == ADAPTIVE else name
+
+
+def _but_draws(attack: dict) -> dict:
+    """What two attacks share that differ in the draws of a known randomisation only."""
+    return {key: value for key, value in attack.items() if key not in ("name", "eot", "adaptive")}
 
 
 def _by_budget(figures: Figures) -> dict[str, list[tuple[float, float]]]:

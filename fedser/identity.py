@@ -23,7 +23,7 @@ def training(settings: dict) -> dict:
         **{key: settings[key] for key in TRAINING},
         "client": {key: value for key, value in settings["client"].items() if key not in IDLE},
         "dataset": _dataset(settings["dataset"]),
-        "defence": _without_idle_eps(settings["defence"]["training"]),
+        "defence": _essence(settings["defence"]["training"]),
         "device": device(settings),
         "min_reply_fraction": settings["simulation"]["min_reply_fraction"],
     }
@@ -38,7 +38,7 @@ def measured(settings: dict) -> dict:
     """The part of the settings that decides what is measured on a trained model."""
     return {
         "evaluation": settings["evaluation"],
-        "attacks": {name: _without_idle_eps(attack) for name, attack in _tested(settings).items()},
+        "attacks": {name: _essence(attack) for name, attack in _tested(settings).items()},
         "inference": settings["defence"]["inference"],
     }
 
@@ -88,12 +88,25 @@ def attacks_without_eps() -> frozenset[str]:
     return frozenset(name for name, file in files.items() if file.get("eps") is None)
 
 
-def _without_idle_eps(node):
+def _essence(node):
+    """An attack's settings (or what contains some) as they count: without an ε that means nothing, and with the
+    content of the model that a transfer attack is made on, in place of where it lies."""
     if isinstance(node, dict):
-        node = {key: _without_idle_eps(value) for key, value in node.items()}
+        node = {key: _essence(value) for key, value in node.items()}
         if node.get("name") in attacks_without_eps() and "eps" in node:
             node["eps"] = None
+        if isinstance(node.get("source"), str):
+            node["source"] = _content(node["source"])
     return node
+
+
+def _content(folder: str) -> str:
+    """The hash of a run's weights; the folder itself where there are none, which the attack will complain about."""
+    try:
+        weights = (Path(folder) / "model.safetensors").read_bytes()
+    except OSError:
+        return folder
+    return hashlib.blake2b(weights, digest_size=8).hexdigest()
 
 
 def _dataset(dataset: dict) -> dict:

@@ -7,6 +7,7 @@ with both turned off, the server learns no more than counts and lengths.
 """
 
 import io
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,13 +76,14 @@ class Outcome:
             "missing": self.missing,
         }
 
-    def utterances(self, table: pd.DataFrame) -> pd.DataFrame | None:
+    def utterances(self, table: pd.DataFrame, base: str) -> pd.DataFrame | None:
         """One row per test utterance, in the table's order, or None where the clients were not asked for it.
 
-        `table` is the store's: it says which utterance a row is. Columns: utterance, client, speaker, sex, emotion,
+        `table` is the store's: it says which utterance a row is, `base` the clips' common folder. Columns: utterance
+        (the clip's path below that folder), client, speaker, sex, emotion,
         `correct/<condition>` (fraction of the draws), `l2/<set>` (σ) and `snr/<set>` (dB), empty where nothing moved.
         """
-        parts = [self._utterances(name, table) for name, answer in self.answers.items() if answer["utterances"]]
+        parts = [self._utterances(name, table, base) for name, answer in self.answers.items() if answer["utterances"]]
         return pd.concat(parts).sort_index().reset_index(drop=True) if parts else None
 
     def _by_draw(self) -> dict[str, np.ndarray]:
@@ -124,13 +126,13 @@ class Outcome:
             "zero_gradient": float(measures["flat"].mean()) if "flat" in measures else None,
         }
 
-    def _utterances(self, client: str, table: pd.DataFrame) -> pd.DataFrame:
+    def _utterances(self, client: str, table: pd.DataFrame, base: str) -> pd.DataFrame:
         answer = self.answers[client]
         told = dict(answer["utterances"])
         rows = told.pop("row")
         known = table.iloc[rows]
         columns = {
-            "utterance": [Path(path).stem for path in known["path"]],
+            "utterance": [Path(os.path.relpath(path, base)).as_posix() for path in known["path"]],
             "client": client,
             "speaker": known["speaker"],
             "sex": known["sex"].map(SEXES) if "sex" in known else None,

@@ -9,6 +9,7 @@ import torch
 from fedser import agenda, corpora, features, identity
 from fedser.config import build
 from fedser.corpora import Corpus
+from fedser.errors import InputError
 from fedser.features import FeatureStore
 from fedser.federation import server_app, simulation, transport
 from fedser.federation.plan import Plan
@@ -95,8 +96,11 @@ def prepare(settings: dict) -> Preparation:
     store = features.extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
     shares = partition(store.table, settings["partition"], settings["seed"])
     warn_of_gaps(store.table, shares, corpus.classes)
-    for attack in attacks.values():
-        build(attack)
+    for name, attack in attacks.items():
+        if (least := build(attack).least_classes) > (known := len(corpus.classes)):
+            raise InputError(
+                f"{name} needs at least {least} classes, {corpus.name} has {known}: choose another attack."
+            )
     build(settings["defence"]["training"])
     if (randomise := build(settings["defence"]["inference"])) is not None:
         randomise(torch.zeros(1, 1, settings["features"]["frames"], settings["features"]["mels"]))

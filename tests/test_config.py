@@ -1,5 +1,7 @@
 """The command line's words: every option composes, what is misspelt is named, what is impossible is refused."""
 
+from pathlib import Path
+
 import pytest
 from hydra.utils import instantiate
 
@@ -67,6 +69,14 @@ def test_training_attack_follows_the_attack_and_can_differ():
     assert other["defence"]["training"]["attack"]["name"] == "fgsm"
 
 
+def test_sources_are_absolute_wherever_they_stand():
+    override = "+attack.members.transfer={name: transfer, source: outputs/run}"
+    settings = settle(compose(["attack=ensemble", override, "attacks.transfer.source=outputs/run"]))
+    here = str(Path("outputs/run").absolute())
+    assert settings["attack"]["members"]["transfer"]["source"] == here
+    assert settings["attacks"]["transfer"]["source"] == here
+
+
 def test_evaluation_attacks_meet_overrides():
     settled = settle(
         compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"])
@@ -128,6 +138,15 @@ def test_eps_on_deepfool_warns_and_means_nothing(caplog):
     assert settled["attack"]["eps"] is None
     assert "deepfool has no ε" in caplog.text
     assert run_name(settled) == run_name(settle(compose(["attack=deepfool"])))
+
+
+def test_steps_that_do_not_get_as_far_as_eps_warn(caplog):
+    settle(compose(["evaluation.attacks=[fgsm,pgd,pgd_strong,'pgd@eps=0.5']", "evaluation.eps=0.4"]))
+    assert not caplog.messages
+    settle(compose(["evaluation=sweep", "evaluation.attacks=[pgd,pgd_strong]"]))
+    assert caplog.messages == [
+        "attacks.pgd@eps=1.0: 5 steps of alpha=0.1 do not get as far as eps=1 (alpha=null: eps/4)"
+    ]
 
 
 def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():

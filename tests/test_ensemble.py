@@ -82,6 +82,24 @@ def test_other_members_where_a_randomisation_is_known(given):
     assert {up for up, _ in given} == {True}
 
 
+class Shift(nn.Module):
+    """A randomisation that adds -1, 0 or 1 in turn."""
+
+    def forward(self, x):
+        return x + (torch.arange(len(x)) % 3 - 1).float().view(-1, 1, 1, 1)
+
+
+def test_where_a_randomisation_is_known_the_share_of_draws_decides(given):
+    x, y = torch.tensor([0.5, 1.2, 1.7]).view(3, 1, 1, 1), torch.zeros(3, dtype=torch.long)
+    ensemble = Ensemble(
+        "two", 1.0, "true", {"half": push(-0.6, eot=3), "full": push(-1.0, eot=3), "up": push(0.5, eot=3)}
+    )
+    x_adv = ensemble(sign(), x, y, 0, randomise=Shift())
+    torch.testing.assert_close(x_adv.flatten(), x.flatten() - 1)
+    # At 0.5 - 0.6 the mean of the draws is fooled, but one of the three is right still: that sample is attacked on.
+    assert [count for _, count in given] == [3, 3, 3]
+
+
 def test_members_share_the_budget_the_labels_and_the_box():
     ensemble = Ensemble("e", 0.2, True, {"a": push(1.0, eps=0.9, labels="predicted"), "b": None}, box=[-10, 10])
     (attack,) = ensemble.members.values()

@@ -101,6 +101,17 @@ def test_the_sanity_flags_ask_for_steps_and_budgets():
         "fgsm", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=0.1", "pgd_strong@eps=1",
     ]  # fmt: skip
     assert agenda.curve(settings).attacks == ["fgsm"]
+    assert agenda.final(settings).adaptive == []
+
+
+def test_more_steps_are_asked_of_the_adaptive_attack_too():
+    settings = settled("evaluation=matrix", "defence=randomise")
+    names = ["fgsm", "pgd", "deepfool", "pgd_strong", "pgd_strong@steps=20", "eot_pgd"]
+    assert agenda.final(settings).adaptive == names
+
+
+def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
+    assert agenda.curve(settled("evaluation.fraction=0.5")).fraction == 0.5
 
 
 @pytest.mark.parametrize(
@@ -241,11 +252,11 @@ def test_an_outcome_adds_up(both):
 
 def test_an_outcome_tells_what_became_of_each_utterance(both):
     table = pd.DataFrame(
-        {"path": [f"/x/clip{i}.flac" for i in range(4)], "speaker": list("aaab"), "sex": ["f", "f", "f", None],
+        {"path": [f"/x/{'ab'[i > 2]}/clip{i % 3}.flac" for i in range(4)], "speaker": list("aaab"), "sex": ["f", "f", "f", None],
          "emotion": ["angry", "calm", "angry", "calm"]}
     )  # fmt: skip
-    told = both.utterances(table)
-    assert told["utterance"].tolist() == ["clip0", "clip1", "clip2", "clip3"]
+    told = both.utterances(table, "/x")
+    assert told["utterance"].tolist() == ["a/clip0.flac", "a/clip1.flac", "a/clip2.flac", "b/clip0.flac"]
     assert told["client"].tolist() == list("aaab")
     assert told["sex"].tolist()[:3] == ["female"] * 3 and pd.isna(told["sex"][3])
     assert told["correct/original"].tolist() == [1, 1, 1, 0]

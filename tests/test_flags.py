@@ -22,6 +22,9 @@ def record(uars, attacks, examples=None, classes=4):
 
 FGSM, PGD = attack("fgsm"), attack("pgd", steps=5, labels="true")
 
+ENSEMBLE = attack("autoattack", members={"apgd": {}})
+MORE_DRAWS = attack("eot_pgd", steps=5, labels="true", eot=20, adaptive=True)
+
 
 def vary(one, **changes):
     settings = one["settings"] | changes
@@ -38,6 +41,10 @@ CASES = {
         record({"adversarial/fgsm": 0.3, "adversarial/pgd": 0.32}, [FGSM, PGD]),
         record({"adversarial/fgsm": 0.3, "adversarial/pgd": 0.305}, [FGSM, PGD]),  # less than a point
     ),
+    "ensemble_weaker": (
+        record({"adversarial/pgd": 0.3, "adversarial/autoattack": 0.35}, [PGD, ENSEMBLE]),
+        record({"adversarial/pgd": 0.3, "adversarial/autoattack": 0.25}, [PGD, ENSEMBLE]),
+    ),
     "black_box_stronger": (
         record({"adversarial/pgd": 0.3, "adversarial/square": 0.2}, [PGD, attack("square", steps=100)]),
         record({"adversarial/pgd": 0.3, "adversarial/square": 0.5}, [PGD, attack("square", steps=100)]),
@@ -49,6 +56,10 @@ CASES = {
     "not_converged": (
         record({"adversarial/pgd": 0.3, "adversarial/pgd@steps=10": 0.25}, [PGD, vary(PGD, steps=10)]),
         record({"adversarial/pgd": 0.3, "adversarial/pgd@steps=10": 0.295}, [PGD, vary(PGD, steps=10)]),
+    ),
+    "too_few_draws": (
+        record({"adaptive/pgd": 0.4, "adaptive/eot_pgd": 0.3}, [PGD, MORE_DRAWS]),
+        record({"adaptive/pgd": 0.4, "adaptive/eot_pgd": 0.395}, [PGD, MORE_DRAWS]),
     ),
     "not_monotone": (
         record({"adversarial/pgd": 0.3, "adversarial/pgd@eps=0.1": 0.4}, [PGD, vary(PGD, eps=0.1)]),
@@ -77,7 +88,7 @@ CASES = {
 def test_raised_and_clear(name):
     raised, clear = (next(flag for flag in flags(case) if flag["flag"] == name) for case in CASES[name])
     assert (raised["status"], clear["status"]) == ("raised", "clear")
-    assert any(words in raised["detail"] for words in ("%", "of 0.05", "5.0 points"))
+    assert any(words in raised["detail"] for words in ("%", "of 0.05", "5.0 points", "10.0 points"))
 
 
 def test_what_cannot_be_compared_is_not_checked():
@@ -120,6 +131,28 @@ def test_an_attack_that_helps_is_noticed_where_it_knows_the_labels():
 def test_an_ensemble_counts_as_many_steps():
     both = attack("autoattack", members={"apgd": {}})
     assert "multi_step_weaker" in raised(record({"adversarial/fgsm": 0.3, "adversarial/autoattack": 0.5}, [FGSM, both]))
+
+
+ADAPTIVE = {
+    "multi_step_weaker": record({"adaptive/fgsm": 0.3, "adaptive/pgd": 0.4}, [FGSM, PGD]),
+    "ensemble_weaker": record({"adaptive/pgd": 0.3, "adaptive/autoattack": 0.4}, [PGD, ENSEMBLE]),
+    "black_box_stronger": record({"adaptive/pgd": 0.3, "adaptive/square": 0.2}, [PGD, attack("square")]),
+    "not_converged": record({"adaptive/pgd": 0.3, "adaptive/pgd@steps=10": 0.2}, [PGD, vary(PGD, steps=10)]),
+    "noise_as_strong": record({"randomised_adversarial/noise": 0.5, "adaptive/pgd": 0.5}, [PGD, attack("noise")]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_attacks_are_held_to_the_same(name):
+    (flag,) = [flag for flag in flags(ADAPTIVE[name]) if flag["flag"] == name]
+    assert flag["status"] == "raised" and "adaptive" in flag["detail"]
+
+
+def test_only_attacks_of_the_same_kind_differ_in_their_draws_only():
+    steps = attack("eot_pgd", steps=10, labels="true", eot=20)
+    (flag,) = [flag for flag in flags(record({"adaptive/pgd": 0.4, "adaptive/eot_pgd": 0.3}, [PGD, steps]))
+               if flag["flag"] == "too_few_draws"]  # fmt: skip
+    assert flag["status"] == "not checked"
 
 
 def test_raised_flags_come_first():

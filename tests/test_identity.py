@@ -46,6 +46,18 @@ def test_the_training_attack_belongs_to_the_model():
     assert digest(training(pgd)) != digest(training(named("attack=fgsm", "defence=adversarial")))
 
 
+def test_a_transfer_attack_is_known_by_the_model_it_is_made_on(tmp_path):
+    def name(folder):
+        return run_name(named("attack=transfer", f"attack.source={folder}"))
+
+    here, moved, other = (tmp_path / place for place in ("here", "moved", "other"))
+    for folder, content in ((here, b"weights"), (moved, b"weights"), (other, b"others")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(content)
+    assert name(here) == name(moved) != name(other)
+    assert name(tmp_path / "nowhere") != name(tmp_path / "neither")  # refused later, and not taken for each other
+
+
 def test_name_is_readable():
     name = run_name(named("attack=pgd", "attack.eps=0.02", "defence=two_stage", "strategy=krum", "seed=7"))
     assert name.startswith("synthetic-cnn4-pgd0.02-two_stage-krum-seed7-")

@@ -86,6 +86,11 @@ def test_nothing_is_left_behind(source):
     assert attack(victim.double(), X[:2].double(), Y[:2], 0).dtype == torch.float64
 
 
+def test_the_model_under_attack_is_no_source(source):
+    with pytest.raises(InputError, match="run holds the very model under attack"):
+        transfer(source)(model(1), X, Y, 0)
+
+
 def test_the_threat_model_in_a_line(source):
     assert str(transfer(source)) == (
         "transfer: transfer, Linf, at most 0.05 per cell, unbounded, true labels, "

@@ -77,6 +77,13 @@ class Adversary:
         self.settings = settings
         self._told = [key for key in ("n_classes", "seed") if key in known and key not in settings]
 
+    @property
+    def least_classes(self) -> int:
+        """How many classes a model must tell apart for the method to work."""
+        method = getattr(self.method, "func", self.method)
+        options = {**getattr(self.method, "keywords", {}), **self.settings}
+        return method.least_classes(**options) if hasattr(method, "least_classes") else 2
+
     def _check(self, known, settings):
         key = f"attack.{{}} of {self.name}".format
         if self.labels not in ("true", "predicted"):
@@ -194,8 +201,9 @@ class Adversary:
         """The threat model in one line."""
         options = {**getattr(self.method, "keywords", {}), **self.settings}
         options = [f"{name}={value}" for name, value in options.items() if name != "eps"]
-        if self.adaptive:
-            options.append(f"knows a worn randomisation (mean of {self.eot} draws)")
+        knows = "knows a worn randomisation" if self.adaptive else "where told of a worn randomisation"
+        if self.knowledge != "no knowledge":
+            options.append(f"{knows}: mean of {self.eot} draw{'s' * (self.eot > 1)}")
         return threat(self, *options)
 
 
@@ -241,8 +249,12 @@ class Defended(nn.Module):
         self.draws = draws
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.each(x).mean(1)
+
+    def each(self, x: Tensor) -> Tensor:
+        """The logits of every draw: x [B, 1, T, F] -> [B, draws, classes]."""
         logits = self.model(self.randomise(x.repeat_interleave(self.draws, dim=0)))
-        return logits.unflatten(0, (len(x), self.draws)).mean(1)
+        return logits.unflatten(0, (len(x), self.draws))
 
 
 def defended(model: nn.Module, randomise: nn.Module | None, draws: int) -> nn.Module:

@@ -42,6 +42,11 @@ class APGD(Attack):
         self.rho = rho
         self.clip = clip
 
+    @staticmethod
+    def least_classes(loss: str = "ce", **_) -> int:
+        """How many classes a loss needs: DLR compares with the third largest logit, its targeted version the fourth."""
+        return {"ce": 2, "dlr": 3, "targeted": 4}.get(loss, 2)
+
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """x_adv of x [B, ...] and labels [B]; same shape, detached."""
         x = images.detach()
@@ -114,7 +119,7 @@ class APGD(Attack):
         return point if self.clip is None else point.clamp(*self.clip)
 
     def _check(self, classes: int) -> None:
-        needed = {"ce": 2, "dlr": 3, "targeted": 4}[self.loss]
+        needed = self.least_classes(self.loss)
         if classes < needed:
             raise InputError(f"APGD's loss '{self.loss}' needs at least {needed} classes, not {classes}: choose 'ce'.")
 

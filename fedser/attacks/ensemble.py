@@ -21,7 +21,9 @@ class Ensemble:
 
     One after the other, each member attacks the samples that are still classified correctly (Croce & Hein 2020, §6).
     Of a sample that none fools, the version with the highest cross-entropy is returned; one that is wrong from the
-    start is left as it is.
+    start is left as it is. Where a randomisation is known, a sample is attacked as long as any of its draws is right,
+    and the version that the fewest draws get right is returned: that the mean of the draws is fooled does not mean
+    that a fresh draw is, and AutoAttack's own `rand` version goes by a single one.
 
     eps, labels, box: of every member (see `Adversary`), whatever its own file says; `norm` is the members' own, and
         they must agree on it. A member without a budget is refused: its changes would be of another size.
@@ -66,6 +68,11 @@ class Ensemble:
         return next(kind for kind in KINDS if kind in kinds)
 
     @property
+    def least_classes(self) -> int:
+        """How many classes a model must tell apart for all members to work."""
+        return max(attack.least_classes for attack in (*self.members.values(), *self.rand.values()))
+
+    @property
     def eot(self) -> int:
         """Draws of a known randomisation that decide whether a sample is fooled."""
         return max(attack.eot for attack in self.rand.values())
@@ -90,28 +97,27 @@ class Ensemble:
             return x_adv
         settings = {"batch_size": batch_size, "randomise": randomise}
         scores = self._logits(model, x, derive(seed, "original"), **settings)
-        predicted = scores.argmax(1) if predictions is None or randomise is not None else predictions
+        predicted = scores.mean(1).argmax(1) if predictions is None or randomise is not None else predictions
         labels = y if self.labels == "true" else predicted
-        loss, right = _judge(scores, labels)
+        right, loss = _judge(scores, labels)
         for name, member in (self.members if randomise is None else self.rand).items():
-            rows = right.nonzero()[:, 0]
+            rows = (right > 0).nonzero()[:, 0]
             if len(rows) == 0:
                 break
             made = member(model, x[rows], labels[rows], derive(seed, name), **settings)
             scores = self._logits(model, made, derive(seed, name, "tested"), **settings)
-            made_loss, holds = _judge(scores, labels[rows])
-            worse = ~holds | (made_loss > loss[rows])
+            made_right, made_loss = _judge(scores, labels[rows])
+            worse = (made_right < right[rows]) | ((made_right == right[rows]) & (made_loss > loss[rows]))
             x_adv[rows[worse]] = made[worse]
-            loss[rows[worse]] = made_loss[worse]
-            right[rows] = holds
+            right[rows[worse]], loss[rows[worse]] = made_right[worse], made_loss[worse]
         return x_adv
 
     def _logits(self, model, x, seed, *, batch_size, randomise) -> Tensor:
-        """[B, classes] of what is attacked, in eval mode: the mean over fresh draws where a randomisation is known."""
+        """[B, draws, classes] of what is attacked, in eval mode: of fresh draws where a randomisation is known."""
         attacked = defended(model, randomise, self.eot)
         chunks = x.split(samples_at_a_time(attacked, x, batch_size))
         with undisturbed(attacked, x.device, seed), torch.no_grad():
-            return torch.cat([attacked(chunk) for chunk in chunks])
+            return torch.cat([attacked(part)[:, None] if randomise is None else attacked.each(part) for part in chunks])
 
     def __str__(self):
         """The threat model in one line."""
@@ -122,5 +128,6 @@ class Ensemble:
 
 
 def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Per sample [B] the cross-entropy, and whether it is classified as its label."""
-    return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+    """Per sample [B] the share of its draws that are classified as its label, and the cross-entropy of their mean."""
+    right = (logits.argmax(2) == labels[:, None]).float().mean(1)
+    return right, functional.cross_entropy(logits.mean(1), labels, reduction="none")

@@ -7,6 +7,7 @@
 import json
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -97,13 +98,21 @@ class Transfer:
         """Examples of x [B, 1, T, F] made on the source's model; of `model` only the number of classes is looked at.
 
         `randomise` is worn by the source's model too while it is attacked; `predictions` are not used.
-        Raises InputError if the source's model has other classes, BudgetError as `Adversary` does.
+        Raises InputError if the source's model has other classes or is `model` itself, BudgetError as `Adversary` does.
         """
         if len(x) == 0:
             return x.detach().clone()
         with undisturbed(model, x.device, seed):
             source = self._load(classes_of(model, x.detach())).to(x.device, x.dtype)
+        if _same(source, model):
+            what = "holds the very model under attack, which a transfer attack does not have: choose another run"
+            raise self._wrong(self.source, what)
         return self.base(source, x, y, seed, batch_size=batch_size, randomise=randomise)
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes a model must tell apart for its base to work."""
+        return self.base.least_classes
 
     def _load(self, classes: int) -> nn.Module:
         """The source's model, loaded once."""
@@ -122,6 +131,12 @@ class Transfer:
     def __str__(self):
         """The threat model in one line."""
         return threat(self, f"made by {self.base.name} on the model of {self.source}")
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same weights."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[key].shape == b[key].shape and torch.equal(a[key], b[key]) for key in a)
 
 
 def _leaves(node: dict, prefix: str = ""):

@@ -65,14 +65,11 @@ class Measure:
         return (evaluation.round, evaluation.fraction, self.draws, evaluation.written)
 
     def observations(self) -> pd.DataFrame | None:
-        """Per `utterance` of a `client`: `correct` (fraction of draws), `label`, `speaker`, `sex`.
-
-        None without utterances.csv. Of two clients' utterances some may have the same name.
-        """
+        """Per `utterance`: `correct` (fraction of draws), `label`, `speaker`, `sex`. None without utterances.csv."""
         frame, column = self.evaluation.utterances, f"correct/{self.source}"
         if frame is None or column not in frame:
             return None
-        known = frame[["client", "utterance", "speaker", "sex", "emotion", column]]
+        known = frame[["utterance", "speaker", "sex", "emotion", column]]
         return known.rename(columns={"emotion": "label", column: "correct"}).dropna(subset=["correct"])
 
 
@@ -128,7 +125,7 @@ class Estimate:
 
     @cached_property
     def observations(self) -> pd.DataFrame | None:
-        """Each test utterance of a client once, with the mean over its seeds, under (client, utterance).
+        """Each test utterance once, with the mean over its seeds, under its name; other seeds may deal it to others.
 
         None where a seed has no utterances.csv.
         """
@@ -136,7 +133,7 @@ class Estimate:
         if not parts or any(part is None for part in parts):
             return None
         how = {"label": "first", "speaker": "first", "sex": "first", "correct": "mean"}
-        return pd.concat(parts).groupby(["client", "utterance"], sort=True).agg(how)
+        return pd.concat(parts).groupby("utterance", sort=True).agg(how)
 
     @cached_property
     def rows(self) -> pd.DataFrame:

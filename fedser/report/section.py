@@ -16,7 +16,7 @@ from fedser.report.tabular import Table, html
 
 # Which of the sanity checks concern which table: the first place whose pattern a flag's name and title hold.
 CHECKS = {
-    "oblivious-adaptive": r"adaptive",
+    "oblivious-adaptive": r"adaptive|draws",
     "budget-curves": r"monoton|\beps|ε|chance",
     "budgets": r"gradient|budget|breach",
     "matrix": r"",
