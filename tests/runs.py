@@ -318,19 +318,5 @@ def make_grid(folder: Path, models=MODELS, seeds=(0, 1), full: bool = True, **ma
     return folders
 
 
-def same_names(folder: Path) -> None:
-    """Names each client's utterances 0, 1, 2 …, so that each name is used by several."""
-    with (folder / "utterances.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    seen: dict[str, int] = {}
-    for row in rows:
-        row["utterance"] = str(seen.setdefault(row["client"], 0))
-        seen[row["client"]] += 1
-    with (folder / "utterances.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 if __name__ == "__main__":
     print(*make_grid(Path(sys.argv[1])), sep="\n")

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_run, same_names
+from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_run
 
 from fedser import report, statistics
 from fedser.report import charts, comparisons, figures, interactive, models, pictures, tables, words
@@ -252,19 +252,6 @@ def test_paired_tests_use_the_clips_that_both_have(corpus):
     assert row["difference"] == pytest.approx(difference)
     family = data[data["shared"] == "original"]
     assert family["mcnemar_p_holm"].tolist() == pytest.approx(statistics.holm(family["mcnemar_p"]).tolist())
-
-
-def test_paired_tests_tell_clips_of_one_name_by_their_client(tmp_path):
-    before, after = [], []
-    for place, model in enumerate(("nature", "pgd")):
-        make_run(tmp_path / str(place), Made(model), full=False)
-    for found in (before, after):
-        (corpus,) = models.corpora(report.load([tmp_path]))
-        row = comparisons.tables(corpus)[0].data.iloc[0]
-        found += [row[key] for key in ("utterances", "difference", "mcnemar_p", "only_a", "only_b")]
-        for place in ("0", "1"):
-            same_names(tmp_path / place)
-    assert after == pytest.approx(before)
 
 
 def test_models_that_share_no_clip_are_not_compared(tmp_path):
