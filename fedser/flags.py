@@ -236,7 +236,7 @@ def _leaves(figures: Figures, name: str, kind: str) -> str:
 
 
 def _named(name: str, kind: str) -> str:
-    return f"{name}, adaptive," if kind == ADAPTIVE else name
+    return f"adaptive {name}" if kind == ADAPTIVE else name
 
 
 def _but_draws(attack: dict) -> dict:
