@@ -12,6 +12,7 @@ from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_r
 
 from fedser import report, statistics
 from fedser.report import charts, comparisons, figures, interactive, models, pictures, tables, words
+from fedser.report.conditions import attack_title
 from fedser.report.html import Markup, tag
 from fedser.report.tabular import Cell, Table, escape_latex, html, latex, markdown
 
@@ -401,3 +402,7 @@ def test_findings_say_what_an_adaptive_attacker_leaves(corpus):
     told = [f"{100 * estimates[f'{kind}/pgd'].uar:.1f} %" for kind in tables.ATTACKED]
     assert sentence.startswith("AT-PGD recognises ")
     assert [sentence.index(number) for number in told] == sorted(sentence.index(number) for number in told)
+    strongest = min((e for name, e in estimates.items() if name.startswith("adaptive/") and e.fraction == 1
+                     and "deepfool" not in name), key=lambda estimate: estimate.uar)  # fmt: skip
+    title = attack_title(strongest.condition.attack)
+    assert sentence.endswith(f"and {100 * strongest.uar:.1f} % against the strongest who does ({title}).")

@@ -105,12 +105,12 @@ def glance(corpus: Corpus) -> Table:
     rows, data = [], []
     for model in corpus.models:
         clean = model.estimates.get("original")
-        worst = {kind: _worst(corpus, model, kind) for kind in ATTACKED}
+        worst_of = {kind: worst(corpus, model, kind) for kind in ATTACKED}
         raised = sum(flag["status"] == "raised" for flag in model_flags(model))
-        rows.append([model.label, uar_cell(clean), *map(_named, worst.values()), _raised(raised, model)])
+        rows.append([model.label, uar_cell(clean), *map(_named, worst_of.values()), _raised(raised, model)])
         data.append({"model": model.label, "original": clean.uar if clean else math.nan, "flags_raised": raised})
-        data[-1] |= {f"worst_{kind}": found.uar if found else math.nan for kind, found in worst.items()}
-        data[-1] |= {f"attack_{kind}": found.condition.variant if found else "" for kind, found in worst.items()}
+        data[-1] |= {f"worst_{kind}": found.uar if found else math.nan for kind, found in worst_of.items()}
+        data[-1] |= {f"attack_{kind}": found.condition.variant if found else "" for kind, found in worst_of.items()}
     columns = [
         "Model",
         "Original",
@@ -126,7 +126,8 @@ def glance(corpus: Corpus) -> Table:
     return Table("at-a-glance", "At a glance", caption, columns, rows if corpus.conditions else [], pd.DataFrame(data))
 
 
-def _worst(corpus: Corpus, model: Model, kind: str) -> Estimate | None:
+def worst(corpus: Corpus, model: Model, kind: str) -> Estimate | None:
+    """The model's lowest UAR under an attack of this kind: of those with a budget, at their usual ε, on all clips."""
     found = [
         estimate
         for estimate in model.estimates.values()

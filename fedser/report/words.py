@@ -9,7 +9,7 @@ from fedser.report.conditions import attack_title, attacks_in_order, parse
 from fedser.report.estimates import Estimate
 from fedser.report.html import Markup, tag
 from fedser.report.models import Corpus, Model
-from fedser.report.tables import number, percent
+from fedser.report.tables import number, percent, worst
 from fedser.report.tabular import MISSING, Cell, Table
 
 TERMS = {
@@ -147,6 +147,9 @@ def _finding(corpus: Corpus, model: Model) -> str:
         text += f"; with the randomisation worn {worn} against an attacker who does not know of it"
     if worn and known:
         text += f", {known} against one who does"
+    strongest = worst(corpus, model, "adaptive")
+    if strongest and strongest.condition.attack != attack:
+        text += f", and {_uar(strongest)} against the strongest who does ({attack_title(strongest.condition.attack)})"
     return text + "."
 
 
