@@ -402,7 +402,7 @@ def test_findings_say_what_an_adaptive_attacker_leaves(corpus):
     told = [f"{100 * estimates[f'{kind}/pgd'].uar:.1f} %" for kind in tables.ATTACKED]
     assert sentence.startswith("AT-PGD recognises ")
     assert [sentence.index(number) for number in told] == sorted(sentence.index(number) for number in told)
-    own = {name: estimates[f"adaptive/{name}"] for name in ("fgsm", "pgd_strong", "eot_pgd", "ensemble", "apgd")}
-    strongest = min(own.values(), key=lambda estimate: estimate.uar)
+    usual = [e for name, e in estimates.items() if name.startswith("adaptive/") and "@" not in name and e.fraction == 1]
+    strongest = min((e for e in usual if e.condition.attack not in ("deepfool", "cw")), key=lambda e: e.uar)
     title = attack_title(strongest.condition.attack)
     assert sentence.endswith(f"and {100 * strongest.uar:.1f} % against the strongest who does ({title}).")
