@@ -24,7 +24,7 @@ def cell(folder: Path) -> dict:
         "seed": config["seed"],
         "rounds": summary["rounds"],
         "version": summary["version"],
-        "train_seconds": round(sum(summary.get("train_seconds", [])), 1),
+        "train_seconds": None if summary.get("reused") else round(sum(summary.get("train_seconds", [])), 1),
         "curve": [row for line in (folder / "history.jsonl").read_text().splitlines() if (row := uars(line))],
         "evaluations": [evaluation(file) for file in sorted(folder.glob("**/evaluation.json"))],
     }
