@@ -203,6 +203,18 @@ def test_budgets_are_those_of_the_measures_that_count(tmp_path):
     assert threats["PGD"] == ["0.05", "26.0"]
 
 
+@pytest.mark.parametrize("fraction, counts", [(0.5, True), (0.25, False)])
+def test_a_model_is_judged_by_attacks_on_at_least_half_of_the_clips(tmp_path, fraction, counts):
+    folder = make_run(tmp_path / "run", full=False)
+    names = conditions_of(["apgd"], ["adversarial", "adaptive"])
+    evaluation(folder / "evaluations" / "part", Made(), "part", names, draws=3, fraction=fraction)
+    (corpus,) = models.corpora(report.load([folder]))
+    assert (corpus.focus == "apgd") is counts
+    glance = rows_of(tables.glance(corpus))
+    assert ("APGD-CE" in str(glance)) is counts
+    assert (f"on {100 * fraction:.0f} % of the clips" in str(glance)) is counts
+
+
 def test_flip_distances_by_hand(tmp_path):
     folder = make_run(tmp_path / "run", full=False)
     with (folder / "utterances.csv").open() as file:

@@ -14,6 +14,7 @@ from fedser.report.runs import SEXES, Evaluation, Run
 from fedser.statistics import Interval
 
 UNKNOWN = Interval(math.nan, math.nan)
+ENOUGH = 0.5  # of the test clips, for an attack to count among those that a model is judged by
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,11 @@ class Estimate:
     @property
     def fraction(self) -> float:
         return min(measure.evaluation.fraction for measure in self.measures)
+
+    @property
+    def representative(self) -> bool:
+        """Whether it was measured on enough of the test clips to stand beside those that were measured on all."""
+        return self.fraction >= ENOUGH
 
     @cached_property
     def matrix(self) -> np.ndarray:

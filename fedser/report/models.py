@@ -136,7 +136,7 @@ class Corpus:
         for model in self.models:
             for name in self.attacks("adversarial"):
                 estimate = model.estimates.get(f"adversarial/{name}")
-                if estimate and estimate.fraction == 1 and self.eps(parse(f"adversarial/{name}")) is not None:
+                if estimate and estimate.representative and self.eps(parse(f"adversarial/{name}")) is not None:
                     found.setdefault(name, []).append(estimate.uar)
         return min(found, key=lambda name: (-len(found[name]), sum(found[name]) / len(found[name])), default=None)
 

@@ -121,19 +121,20 @@ def glance(corpus: Corpus) -> Table:
     ]
     caption = (
         "UAR in %: mean ± sd over seeds, and a 95 % interval over speakers. Worst: of the attacks with a budget that "
-        "were run on all test clips, each at its usual ε. A defence is worth what the last column of UARs says."
+        "were run on at least half of the test clips, each at its usual ε. A defence is worth what the last column of "
+        "UARs says."
     )
     return Table("at-a-glance", "At a glance", caption, columns, rows if corpus.conditions else [], pd.DataFrame(data))
 
 
 def worst(corpus: Corpus, model: Model, kind: str) -> Estimate | None:
-    """The model's lowest UAR under an attack of this kind: of those with a budget, at their usual ε, on all clips."""
+    """The model's lowest UAR under an attack of this kind: of those with a budget, at their usual ε."""
     found = [
         estimate
         for estimate in model.estimates.values()
         if estimate.condition.kind == kind
         and not estimate.condition.varied
-        and estimate.fraction == 1
+        and estimate.representative
         and corpus.eps(estimate.condition) is not None
     ]
     return min(found, key=lambda estimate: estimate.uar, default=None)

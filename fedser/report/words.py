@@ -42,8 +42,8 @@ TERMS = {
     ),
     "± and [ , ]": (
         "±: standard deviation over seeds, so over trainings. [low, high]: 95 % interval for other speakers like "
-        "these, by bootstrap over whole speakers, each clip once with its mean over seeds and draws. With several seeds "
-        "it is thus of all their clips together, whose UAR can lie some points off the mean over seeds."
+        "these, by bootstrap over whole speakers, each clip once with its mean over seeds and draws: with several seeds"
+        " it is of all their clips together, whose UAR can lie some points off the mean over seeds."
     ),
 }
 
