@@ -59,8 +59,11 @@ class Figures:
 
     def multi_step(self, name: str) -> bool:
         """Whether it goes there in many steps, or is composed of attacks that do; black boxes grope."""
-        attack = self.attacks[name]
-        return name not in BLACK_BOX and (bool(attack.get("members")) or (attack.get("steps") or 1) > 1)
+        return name not in BLACK_BOX and (self.composed(name) or (self.attacks[name].get("steps") or 1) > 1)
+
+    def composed(self, name: str) -> bool:
+        """Whether it is an ensemble of others."""
+        return bool(self.attacks[name].get("members"))
 
     def varied(self, key: str) -> Iterator[tuple[str, str, float]]:
         """(attack, variation, value) of every variation of this one key, and of the attack itself."""
@@ -72,6 +75,13 @@ class Figures:
     def rivals(self, name: str, kind: str) -> list[str]:
         """The other attacks of its budget that were tested so."""
         return [other for other in self.bounded(kind) if other != name and self.same_budget(other, name)]
+
+    def beside_the_best(self, chosen, rivals) -> Iterator[tuple[str, str, str]]:
+        """(kind, attack, rival) of every attack that is `chosen` and the strongest of its `rivals`; both tell of a name."""
+        for kind in INFORMED:
+            for name in filter(chosen, self.bounded(kind)):
+                if others := list(filter(rivals, self.rivals(name, kind))):
+                    yield kind, name, min(others, key=lambda other: self.uar(other, kind))
 
     def same_budget(self, one: str, other: str) -> bool:
         return self.attacks[one].get("eps") == self.attacks[other].get("eps")
@@ -99,27 +109,19 @@ def multi_step_weaker(figures: Figures) -> Flag:
 
 
 def ensemble_weaker(figures: Figures) -> Flag:
-    compared = []
-    for kind in INFORMED:
-        for name in figures.bounded(kind):
-            rivals = [other for other in figures.rivals(name, kind) if not figures.attacks[other].get("members")]
-            if figures.attacks[name].get("members") and rivals:
-                best = min(rivals, key=lambda other: figures.uar(other, kind))
-                weaker = figures.uar(name, kind) > figures.uar(best, kind) + POINT
-                compared.append((weaker, _against(figures, name, best, kind)))
+    compared = [
+        (figures.uar(name, kind) > figures.uar(best, kind) + POINT, _against(figures, name, best, kind))
+        for kind, name, best in figures.beside_the_best(figures.composed, lambda rival: not figures.composed(rival))
+    ]
     title = "an ensemble of attacks is weaker than a single one"
     return judged("ensemble_weaker", title, compared, "needs an ensemble, e.g. autoattack, and another attack")
 
 
 def black_box_stronger(figures: Figures) -> Flag:
-    compared = []
-    for kind in INFORMED:
-        for name in figures.bounded(kind):
-            rivals = [other for other in figures.rivals(name, kind) if other not in BLACK_BOX]
-            if name in BLACK_BOX and rivals:
-                best = min(rivals, key=lambda other: figures.uar(other, kind))
-                stronger = figures.uar(name, kind) < figures.uar(best, kind) - POINT
-                compared.append((stronger, _against(figures, name, best, kind)))
+    compared = [
+        (figures.uar(name, kind) < figures.uar(best, kind) - POINT, _against(figures, name, best, kind))
+        for kind, name, best in figures.beside_the_best(BLACK_BOX.__contains__, lambda rival: rival not in BLACK_BOX)
+    ]
     title = "an attack without gradients beats those with them"
     return judged("black_box_stronger", title, compared, "needs square or transfer, and a white-box attack")
 
