@@ -77,7 +77,7 @@ class Figures:
         return [other for other in self.bounded(kind) if other != name and self.same_budget(other, name)]
 
     def beside_the_best(self, chosen, rivals) -> Iterator[tuple[str, str, str]]:
-        """(kind, attack, rival) of every attack that is `chosen` and the strongest of its `rivals`; both tell of a name."""
+        """(kind, attack, rival): every attack that is `chosen`, and the strongest of those that are its `rivals`."""
         for kind in INFORMED:
             for name in filter(chosen, self.bounded(kind)):
                 if others := list(filter(rivals, self.rivals(name, kind))):
