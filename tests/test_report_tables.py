@@ -148,7 +148,7 @@ def test_each_column_of_table_3_has_the_model_trained_against_it(corpus):
 def test_a_part_of_the_clips_or_seeds_is_said_so(corpus):
     nature = corpus.models[0]
     cell = tables.uar_cell(nature.estimates["adversarial/autoattack"])
-    assert cell.notes[1:] == ("on 25 % of the clips", "1 of 2 seeds")
+    assert cell.notes[1:] == ("25 % of clips", "1 of 2 seeds")
     assert "On a part of the test clips only: AutoAttack (25 %)." in charts.adaptive(corpus).caption
 
 
@@ -212,7 +212,7 @@ def test_a_model_is_judged_by_attacks_on_at_least_half_of_the_clips(tmp_path, fr
     assert (corpus.focus == "apgd") is counts
     glance = rows_of(tables.glance(corpus))
     assert ("APGD-CE" in str(glance)) is counts
-    assert (f"on {100 * fraction:.0f} % of the clips" in str(glance)) is counts
+    assert (f"{100 * fraction:.0f} % of clips" in str(glance)) is counts
 
 
 def test_flip_distances_by_hand(tmp_path):

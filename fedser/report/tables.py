@@ -66,7 +66,7 @@ def uar_cell(estimate: Estimate | None, shaded: bool = False) -> Cell:
         return Cell(MISSING)
     sd = estimate.over_seeds.sd
     text = percent(estimate.uar) + ("" if math.isnan(sd) else f" ± {percent(sd)}")
-    part = f"on {percent(estimate.fraction, 0)} % of the clips" if estimate.fraction < 1 else ""
+    part = f"{percent(estimate.fraction, 0)} % of clips" if estimate.fraction < 1 else ""
     seeds = len(estimate.measures)
     fewer = f"{seeds} of {estimate.seeds} seeds" if seeds < estimate.seeds else ""
     notes = tuple(filter(None, [between(estimate.interval), part, fewer]))
