@@ -29,13 +29,8 @@ from fedser.preparation import prepare
 from fedser.tracking import RunFolder, disk_error, run_folders
 
 log = logging.getLogger(__name__)
-FROM_THE_COMMAND = (
-    "evaluation",
-    "attack",
-    "attacks",
-    "simulation",
-    "logger",
-)  # groups that may be other than the run's
+# Groups that may be other than the run's.
+FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "simulation", "logger")
 WORN = re.compile(r"defence[/.]inference")
 GROUPS = f"{', '.join(FROM_THE_COMMAND)}, defence/inference, round and reuse"
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedser import agenda, evaluation, outcome
 from fedser.agenda import Agenda
-from fedser.config import compose, settle
+from fedser.config import compose, directory, settle
 from fedser.defences import Randomise
 from fedser.errors import InputError
 from fedser.partition import stratified
@@ -108,6 +108,14 @@ def test_more_steps_are_asked_of_the_adaptive_attack_too():
     settings = settled("evaluation=matrix", "defence=randomise")
     names = ["fgsm", "pgd", "deepfool", "pgd_strong", "pgd_strong@steps=20", "eot_pgd"]
     assert agenda.final(settings).adaptive == names
+
+
+def test_full_has_every_attack_of_every_knowledge():
+    files = {path.stem for path in (directory() / "attack").glob("*.yaml")} - {"none", "transfer"}  # it needs a source
+    full = agenda.final(settled("evaluation=full", "defence=randomise"))
+    own = {name for name in full.attacks if "@" not in name}
+    assert own == files - {"eot_pgd"}  # which always knows
+    assert {name for name in full.adaptive if "@" not in name} == files - {"noise"}  # which never knows
 
 
 def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
