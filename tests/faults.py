@@ -1,10 +1,9 @@
 """Optimizers that do to a client what a configuration can be made to do to it; Ray's workers import them from here.
 
-`marks` is a folder that counts how often an optimizer was built, over all processes: with two clients and one epoch, the
-fourth one belongs to round 2 (one is built before the first).
+`marks` is a file that counts, by its bytes, how often an optimizer was built, over all processes: with two clients and
+one epoch, the fourth one belongs to round 2 (one is built before the first).
 """
 
-import itertools
 import os
 import signal
 import time
@@ -29,13 +28,10 @@ def adam(params, lr, marks, at=4, eps=1e-7, fused=True, fault=None):
 
 
 def count(marks):
-    """How many have been here, this one included."""
-    for number in itertools.count(1):
-        try:
-            (marks / str(number)).touch(exist_ok=False)
-            return number
-        except FileExistsError:
-            continue
+    """How many have been here, this one included: where a byte that is appended in one go comes to end."""
+    with marks.open("ab", buffering=0) as file:
+        file.write(b".")
+        return file.tell()
 
 
 def die():

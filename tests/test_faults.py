@@ -22,7 +22,6 @@ def faulty(small, tmp_path):
 
     def go(fault, *overrides, at=4, **options):
         marks = tmp_path / f"marks-{fault}"
-        marks.mkdir()
         target = ["client.optimizer._target_=faults.adam", f"+client.optimizer.marks={marks}",
                   f"+client.optimizer.at={at}", f"+client.optimizer.fault={fault}"]  # fmt: skip
         return small(*COMMON, *target, *overrides, **options)
@@ -51,7 +50,7 @@ def test_a_worker_that_dies_or_is_ended_is_replaced_and_its_client_done_again(fa
         fault, "simulation=cpu", "simulation.actors=2", "client.timeout=30" if fault == "die" else "client.timeout=4"
     )
     same(undisturbed, result)
-    assert len(list((tmp_path / f"marks-{fault}").iterdir())) == 6  # 1 to check, 2 + 2 clients, 1 done again
+    assert (tmp_path / f"marks-{fault}").stat().st_size == 6  # 1 to check, 2 + 2 clients, 1 done again
 
 
 @pytest.mark.ray
@@ -64,7 +63,6 @@ def test_a_client_that_always_kills_its_worker_ends_in_an_error(faulty, tmp_path
 @pytest.mark.ray
 def test_a_failing_client_does_not_wait_for_a_hanging_one(small, tmp_path):
     """The other client would hang for an hour."""
-    (tmp_path / "marks").mkdir()
     target = [
         "client.optimizer._target_=faults.first_fails_second_hangs",
         f"+client.optimizer.marks={tmp_path / 'marks'}",
