@@ -119,21 +119,24 @@ def _names(settings: dict) -> list[str]:
     chosen = settings["evaluation"]
     names = _known(chosen["attacks"])
     varied = [
-        f"{name}@{key}={value}"
+        _vary(name, key, value)
         for name in names
         for key, values in (chosen["grid"] or {}).items()
         for value in values or []
-        if _attack(name, settings).get(key) not in (None, value)
+        if _attack(name, settings).get(key) not in (None, value) and f"{key}=" not in name.partition("@")[2]
     ]
     probed, more_steps, budgets = _probes(settings)
     return list(dict.fromkeys([*names, *varied, *probed, *more_steps, *budgets]))
 
 
 def _adaptive(settings: dict) -> list[str]:
-    """`evaluation.adaptive`; with the attack that `evaluation.sanity` takes more steps of also those."""
+    """`evaluation.adaptive`; with the attack that `evaluation.sanity` probes also that with more steps and the last ε.
+
+    Not with every ε: behind a randomisation each step takes many draws.
+    """
     names = _known(settings["evaluation"]["adaptive"])
-    probed, more_steps, _ = _probes(settings)
-    return list(dict.fromkeys([*names, *(more_steps if set(probed) <= set(names) else [])]))
+    probed, more_steps, budgets = _probes(settings)
+    return list(dict.fromkeys([*names, *([*more_steps, *budgets[-1:]] if set(probed) <= set(names) else [])]))
 
 
 def _probes(settings: dict) -> tuple[list[str], list[str], list[str]]:
@@ -146,8 +149,13 @@ def _probes(settings: dict) -> tuple[list[str], list[str], list[str]]:
     missing = [key for key in ("steps", "eps") if attack.get(key) is None]
     if missing:
         raise InputError(f"evaluation.sanity.attack={name} has no {missing[0]}: choose one that has, e.g. pgd_strong.")
-    budgets = [f"{name}@eps={factor * attack['eps']:g}" for factor in sanity["eps_factors"]]
-    return [name], [f"{name}@steps={sanity['steps_factor'] * attack['steps']}"], budgets
+    budgets = [_vary(name, "eps", f"{factor * attack['eps']:g}") for factor in sanity["eps_factors"]]
+    return [name], [_vary(name, "steps", sanity["steps_factor"] * attack["steps"])], budgets
+
+
+def _vary(name: str, key: str, value) -> str:
+    """The attack's name with this setting too."""
+    return f"{name}{',' if '@' in name else '@'}{key}={value}"
 
 
 def _known(names) -> list[str]:

@@ -2,7 +2,8 @@
 Robustness", §3 and §5; Athalye et al. 2018, §3.1).
 
 A flag is raised when the figures contradict what a sound evaluation must show. It does not prove the model weak or the
-attack broken; it says where to look. UARs that differ by less than a point contradict nothing.
+attack broken; it says where to look. UARs that differ by less than a point contradict nothing; where a point is less
+than a clip of a rare class, the net number of clips beside it tells how much there is to it.
 """
 
 import itertools
@@ -48,6 +49,14 @@ class Figures:
     def uar(self, attack: str, kind: str = UNWORN) -> float | None:
         condition = self.conditions.get(f"{kind}/{attack}")
         return condition and condition["uar"]
+
+    def clips(self, one: str, other: str) -> str:
+        """By how many test clips, net, two conditions differ: ` (3 of 108 clips)`."""
+        counted = [self.conditions[name] for name in (one, other) if "matrix" in self.conditions[name]]
+        if len(counted) < 2:
+            return ""
+        right, clips = zip(*(_right_of(condition) for condition in counted), strict=True)
+        return f" ({abs(right[0] - right[1]):.3g} of {clips[0]} clips)"
 
     def bounded(self, kind: str = UNWORN) -> list[str]:
         """Attacks bounded in L∞ and tested so, as their files have them, not varied; without the control."""
@@ -141,9 +150,9 @@ def not_converged(figures: Figures) -> Flag:
         for kind in INFORMED:
             before, after = figures.uar(plain, kind), figures.uar(varied, kind)
             if None not in (before, after):
-                gain = before - after
+                gain, clips = before - after, figures.clips(f"{kind}/{plain}", f"{kind}/{varied}")
                 sentence = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain {100 * gain:.1f} points"
-                compared.append((gain > POINT, f"{_named(plain, kind)}: {sentence}"))
+                compared.append((gain > POINT, f"{_named(plain, kind)}: {sentence}{clips}"))
     title = "twice the steps gain more than a point"
     return judged("not_converged", title, compared, "needs an attack with more steps (evaluation.sanity)")
 
@@ -155,7 +164,8 @@ def too_few_draws(figures: Figures) -> Flag:
         if _but_draws(one) == _but_draws(other) and one.get("eot", DRAWS) < other.get("eot", DRAWS):
             gain = figures.uar(few, ADAPTIVE) - figures.uar(many, ADAPTIVE)
             draws = f"{other.get('eot', DRAWS)} draws a step instead of {one.get('eot', DRAWS)}"
-            compared.append((gain > POINT, f"{many} after {few}: {draws} gain {100 * gain:.1f} points"))
+            clips = figures.clips(f"{ADAPTIVE}/{few}", f"{ADAPTIVE}/{many}")
+            compared.append((gain > POINT, f"{many} after {few}: {draws} gain {100 * gain:.1f} points{clips}"))
     title = "more draws of the randomisation gain more than a point"
     wanting = "needs adaptive attacks that differ in their draws only (eot_pgd and pgd_strong)"
     return judged("too_few_draws", title, compared, wanting)
@@ -163,19 +173,20 @@ def too_few_draws(figures: Figures) -> Flag:
 
 def not_monotone(figures: Figures) -> Flag:
     compared = []
-    for name, points in _by_budget(figures).items():
+    for name, kind, points in _by_budget(figures):
         rises = [(a, b) for a, b in itertools.pairwise(points) if b[1] > a[1] + POINT]
         path = " → ".join(f"{100 * uar:.1f}" for _, uar in points)
-        compared.append((bool(rises), f"{name} at ε {', '.join(f'{eps:g}' for eps, _ in points)}: {path} %"))
+        budgets = ", ".join(f"{eps:g}" for eps, _ in points)
+        compared.append((bool(rises), f"{_named(name, kind)} at ε {budgets}: {path} %"))
     return judged("not_monotone", "UAR rises with ε", compared, "needs several ε (evaluation.sanity or .grid)")
 
 
 def large_eps_survived(figures: Figures) -> Flag:
     compared = []
-    for name, points in _by_budget(figures).items():
+    for name, kind, points in _by_budget(figures):
         eps, uar = points[-1]
         if figures.multi_step(name) and eps >= HUGE * figures.attacks[name]["eps"]:
-            sentence = f"{name} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
+            sentence = f"{_named(name, kind)} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
             compared.append((uar > figures.chance, sentence))
     return judged("large_eps_survived", "a huge ε does not reach chance", compared, "needs a large ε")
 
@@ -230,7 +241,14 @@ CHECKS = (
 
 
 def _against(figures: Figures, one: str, other: str, kind: str) -> str:
-    return f"{_leaves(figures, one, kind)}, {other} {figures.uar(other, kind):.1%}"
+    clips = figures.clips(f"{kind}/{one}", f"{kind}/{other}")
+    return f"{_leaves(figures, one, kind)}, {other} {figures.uar(other, kind):.1%}{clips}"
+
+
+def _right_of(condition: dict) -> tuple[float, int]:
+    """How many test clips are right, as a mean over draws, and how many there are."""
+    matrix, draws = condition["matrix"], condition.get("draws", 1)
+    return sum(row[k] for k, row in enumerate(matrix)) / draws, round(sum(map(sum, matrix)) / draws)
 
 
 def _leaves(figures: Figures, name: str, kind: str) -> str:
@@ -246,19 +264,20 @@ def _but_draws(attack: dict) -> dict:
     return {key: value for key, value in attack.items() if key not in ("name", "eot", "adaptive")}
 
 
-def _by_budget(figures: Figures) -> dict[str, list[tuple[float, float]]]:
-    """Per attack that was tested at several budgets (ε, UAR), by ε, from the original's at 0 on.
+def _by_budget(figures: Figures) -> Iterator[tuple[str, str, list[tuple[float, float]]]]:
+    """(attack, kind, points) of each that was tested at several budgets: (ε, UAR) by ε, from the unattacked at 0 on.
 
     Away from the predicted label, an attack may lead to the true one, and raise UAR: those start at their smallest ε.
     """
-    found: dict[str, dict[float, float]] = {}
-    for plain, varied, eps in figures.varied("eps"):
-        points = found.setdefault(plain, {0.0: figures.conditions["original"]["uar"]})
-        for name, budget in ((plain, figures.attacks[plain]["eps"]), (varied, eps)):
-            if (uar := figures.uar(name)) is not None:
-                points[budget] = uar
-    return {
-        name: sorted(points.items())[figures.attacks[name].get("labels") == "predicted" :]
-        for name, points in found.items()
-        if len(points) > 2 and name != CONTROL
-    }
+    for kind, unattacked in ((UNWORN, "original"), (ADAPTIVE, "randomised")):
+        found: dict[str, dict[float, float]] = {}
+        for plain, varied, eps in figures.varied("eps"):
+            points = found.setdefault(plain, {})
+            for name, budget in ((plain, figures.attacks[plain]["eps"]), (varied, eps)):
+                if (uar := figures.uar(name, kind)) is not None:
+                    points[budget] = uar
+        for name, points in found.items():
+            if len(points) > 1 and name != CONTROL:
+                away = figures.attacks[name].get("labels") == "predicted"
+                start = {} if away else {0.0: figures.conditions[unattacked]["uar"]}
+                yield name, kind, sorted((start | points).items())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from toy import accuracy, right, trained
+from toy import accuracy, randomisation, right, trained
 
 from fedser.attacks import Adversary
 from fedser.attacks.cw import CW
@@ -86,6 +86,18 @@ def test_a_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(
         attack(x, y), torch.cat([attack(x[i : i + 1], y[i : i + 1]) for i in range(6)]), atol=1e-4, rtol=0
     )
+
+
+def test_behind_a_randomisation_luck_is_no_success():
+    net, wear, (x, y) = trained(), randomisation(), right(12, seed=1)
+    attack = Adversary("cw", None, "true", CW, "L2", steps=60, searches=4, lr=0.02)
+    x_adv = attack(net, x, y, seed=0, randomise=wear)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        fooled = torch.stack([net(wear(x_adv)).argmax(1) != y for _ in range(40)]).float().mean(0)
+    moved = (x_adv != x).flatten(1).any(1)
+    assert moved.float().mean() > 0.7
+    assert fooled[moved].mean() > 0.75  # 0.49 where the nearest point whose draws' mean is fooled once is taken
 
 
 def test_parameters_keep_their_gradients():

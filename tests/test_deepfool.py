@@ -7,7 +7,9 @@ import pytest
 import torch
 import torchattacks
 from torch import nn
+from toy import randomisation, right, trained
 
+from fedser.attacks import Adversary
 from fedser.attacks.deepfool import DeepFool
 from fedser.errors import InputError
 
@@ -130,6 +132,17 @@ def test_parity_with_torchattacks(art, steps):
     x_adv = DeepFool(net, **settings, overshoot_at="step", clip=(0.0, 1.0))(inside, y)
     assert (expected - inside).abs().max() > 1e-2
     torch.testing.assert_close(x_adv, expected, atol=1e-5, rtol=0)
+
+
+def test_behind_a_randomisation_it_goes_on_until_fresh_draws_are_fooled():
+    net, wear, (x, y) = trained(), randomisation(), right(24, seed=1)
+    attack = Adversary("deepfool", None, "predicted", DeepFool, "L2", steps=5, overshoot=0.02)
+    x_adv = attack(net, x, y, seed=0, randomise=wear)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        fooled = torch.stack([net(wear(x_adv)).argmax(1) != y for _ in range(40)]).float().mean(0)
+    assert fooled.mean() > 0.85  # 0.66 at the boundary of the mean logits
+    assert (fooled > 0.7).float().mean() > 0.9
 
 
 def test_unknown_overshoot():

@@ -183,7 +183,7 @@ def test_autoattack_averages_over_draws_where_a_randomisation_is_known():
 
 def test_the_threat_model_in_a_line():
     ensemble = adversary("ensemble")
-    expected = "ensemble: white-box, Linf, at most 0.05 per cell, unbounded, true labels, per sample the worst of "
+    expected = "ensemble: white-box, Linf, at most 0.05 per cell, features without bounds, true labels, per sample the worst of "
     assert str(ensemble) == expected + "fgsm, pgd, pgd_strong, mifgsm"
     assert "or of apgd_ce, apgd_dlr where a randomisation is known (mean of 20 draws)" in str(autoattack(0.1))
     black = Ensemble("e", 0.1, "true", {name: composed(name).attack for name in ("square", "noise")})

@@ -139,6 +139,12 @@ ADAPTIVE = {
     "black_box_stronger": record({"adaptive/pgd": 0.3, "adaptive/square": 0.2}, [PGD, attack("square")]),
     "not_converged": record({"adaptive/pgd": 0.3, "adaptive/pgd@steps=10": 0.2}, [PGD, vary(PGD, steps=10)]),
     "noise_as_strong": record({"randomised_adversarial/noise": 0.5, "adaptive/pgd": 0.5}, [PGD, attack("noise")]),
+    "not_monotone": record(
+        {"randomised": 0.7, "adaptive/pgd": 0.3, "adaptive/pgd@eps=0.1": 0.4}, [PGD, vary(PGD, eps=0.1)]
+    ),
+    "large_eps_survived": record(
+        {"randomised": 0.7, "adaptive/pgd": 0.4, "adaptive/pgd@eps=1": 0.3}, [PGD, vary(PGD, eps=1)]
+    ),
 }
 
 
@@ -153,6 +159,15 @@ def test_only_attacks_of_the_same_kind_differ_in_their_draws_only():
     (flag,) = [flag for flag in flags(record({"adaptive/pgd": 0.4, "adaptive/eot_pgd": 0.3}, [PGD, steps]))
                if flag["flag"] == "too_few_draws"]  # fmt: skip
     assert flag["status"] == "not checked"
+
+
+def test_how_many_clips_a_difference_is():
+    case = record({"adversarial/fgsm": 0.5, "adversarial/pgd": 0.75}, [FGSM, PGD], classes=2)
+    for name, matrix in (("fgsm", [[1, 1], [1, 1]]), ("pgd", [[2, 0], [1, 1]])):
+        case["conditions"][f"adversarial/{name}"] |= {"matrix": matrix, "draws": 1}
+    case["conditions"]["adversarial/pgd"] |= {"matrix": [[4, 0], [2, 2]], "draws": 2}
+    (flag,) = [flag for flag in flags(case) if flag["flag"] == "multi_step_weaker"]
+    assert flag["detail"] == "pgd leaves 75.0%, fgsm 50.0% (1 of 4 clips)."
 
 
 def test_raised_flags_come_first():

@@ -6,7 +6,7 @@ import torchattacks
 from torch import nn
 from toy import accuracy, randomisation, right, trained
 
-from fedser.attacks import Defended, margin
+from fedser.attacks import Adversary, Defended, margin
 from fedser.attacks.square import Square, patch
 from fedser.randomness import generator
 
@@ -125,6 +125,18 @@ def test_a_randomised_model_is_asked_to_the_end():
     torch.manual_seed(0)
     Square(box, eps=1.0, queries=50)(x, y)
     assert box.queries == 50
+
+
+def test_knowing_a_randomisation_does_not_make_it_weaker():
+    net, wear, (x, y) = trained(), randomisation(), right(24, seed=1)
+    attack = Adversary("square", 0.3, "true", Square, eot=1, queries=600)
+
+    def right_of(x_adv):
+        torch.manual_seed(1)
+        return sum(accuracy(net, wear(x_adv), y) for _ in range(20)) / 20
+
+    oblivious, adaptive = (right_of(attack(net, x, y, seed=0, randomise=known)) for known in (None, wear))
+    assert adaptive < oblivious  # with the lowest margin of any single draw as the mark to beat: higher by 0.1
 
 
 def test_a_clip_holds():

@@ -93,7 +93,7 @@ def test_the_model_under_attack_is_no_source(source):
 
 def test_the_threat_model_in_a_line(source):
     assert str(transfer(source)) == (
-        "transfer: transfer, Linf, at most 0.05 per cell, unbounded, true labels, "
+        "transfer: transfer, Linf, at most 0.05 per cell, features without bounds, true labels, "
         f"made by pgd_strong on the model of {source}"
     )
 

@@ -22,6 +22,7 @@ from fedser.errors import InputError, RunError
 # Settings of a method that scale with the box, and by which power of its width: lengths in feature units, and Carlini &
 # Wagner's c, a squared length per logit.
 SCALES = {"eps": 1, "alpha": 1, "lr": 1, "c": 2}
+SURE = 0.9  # of the draws of a known randomisation: so many fooled, and an attack for the smallest change is done
 CPU_CHUNK = 16  # samples attacked at a time on a CPU, where more are not faster but take memory (VGG-15: 50 MB each)
 
 
@@ -211,7 +212,7 @@ def threat(attack, *options: str) -> str:
     """The threat model of an attack (name, knowledge, norm, eps, box, labels) in one line, ending with `options`."""
     each = {"Linf": "cell", "L2": "sample"}[attack.norm]
     budget = "the smallest change" if attack.eps is None else f"at most {attack.eps:g} per {each}"
-    box = "unbounded" if attack.box is None else f"inside [{attack.box[0]:g}, {attack.box[1]:g}]"
+    box = "features without bounds" if attack.box is None else f"inside [{attack.box[0]:g}, {attack.box[1]:g}]"
     labels = [] if attack.knowledge == "no knowledge" else [f"{attack.labels} labels"]
     return ", ".join([f"{attack.name}: {attack.knowledge}, {attack.norm}, {budget}", box, *labels, *options])
 
@@ -267,6 +268,11 @@ def draws_anew(model: nn.Module) -> bool:
     return any(isinstance(module, Defended) for module in model.modules())
 
 
+def each_draw(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits [B, draws, classes] of x [B, ...]: of every fresh draw of a known randomisation, else of one pass."""
+    return model.each(x) if draws_anew(model) else model(x)[:, None]
+
+
 def samples_at_a_time(model: nn.Module, x: Tensor, batch_size: int | None) -> int:
     """How many samples of x go through the model together, so that those of all its draws are at most `batch_size`."""
     batch_size = batch_size or (CPU_CHUNK if x.device.type == "cpu" else len(x))
@@ -292,6 +298,9 @@ class _Boxed(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         return self.model(u * self.width + self.low)
+
+    def each(self, u: Tensor) -> Tensor:
+        return self.model.each(u * self.width + self.low)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from fedser.attacks.adversary import SURE, draws_anew, each_draw
 from fedser.errors import InputError
 
+DOUBLINGS = 9  # of the overshoot, at most, behind a randomisation: 2 % become ten times the way
 VANISHED = 1e-12  # a gradient this small would send x 1e12 σ away for every unit of logit: there is no boundary there
 
 
@@ -24,6 +26,9 @@ class DeepFool(Attack):
     overshoot: by which share the way is prolonged, to end beyond the boundary and not on it.
     overshoot_at: "end" prolongs the whole way once (the paper's code), "step" prolongs every move.
     clip: (low, high) that x is kept in, or None for features without bounds.
+
+    On a model that draws anew in every pass the boundary of the mean logits is where a fresh draw is fooled by chance:
+    there the overshoot of each sample is doubled until nine in ten draws are.
 
     Samples share each forward pass until they are fooled; gradients are taken with respect to x alone, so parameters
     keep their `.grad`.
@@ -60,7 +65,23 @@ class DeepFool(Attack):
             move = to_nearest_boundary(logits, inputs, labels[active])[unfooled]
             active = remaining
             x_adv[active] = self._clip(x_adv[active] + (stretch * move if self.overshoot_at == "step" else move))
-        return self._clip(x + stretch * (x_adv - x)) if self.overshoot_at == "end" else x_adv
+        if self.overshoot_at == "end":
+            x_adv = self._clip(x + stretch * (x_adv - x))
+        return self._surely(x, x_adv, labels) if draws_anew(self.model) else x_adv
+
+    @torch.no_grad()
+    def _surely(self, x: Tensor, x_adv: Tensor, labels: Tensor) -> Tensor:
+        """x_adv, its way from x prolonged where too many draws still see the label; twice the draws of a step tell."""
+        way, overshoot = (x_adv - x) / (1 + self.overshoot), self.overshoot
+        active = torch.arange(len(x), device=x.device)
+        for _ in range(DOUBLINGS):
+            draws = torch.cat([each_draw(self.model, x_adv[active]) for _ in range(2)], dim=1)
+            fooled = (draws.argmax(2) != labels[active, None]).float().mean(1)
+            active, overshoot = active[fooled < SURE], 2 * overshoot
+            if len(active) == 0:
+                break
+            x_adv[active] = self._clip(x[active] + (1 + overshoot) * way[active])
+        return x_adv
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

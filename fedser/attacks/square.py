@@ -24,8 +24,8 @@ class Square(Attack):
     be, and longer, so that it covers the share of cells that the schedule wants.
 
     A sample that is predicted wrongly from the start is left as it is, and one that has come to be is left at that.
-    On a model that draws anew in every pass, one wrong answer is chance: there the search goes on until `queries`, for
-    the lowest margin.
+    On a model that draws anew in every pass, one answer is chance: there every sample is searched until `queries`, and
+    each patch is asked about together with what it would change, under the same draws, which takes two queries.
 
     eps: how far a cell moves, in the units of x.
     queries: forward passes per sample, at most.
@@ -53,22 +53,32 @@ class Square(Attack):
         stripes, patches = draws[:, :mels], draws[:, mels:].unflatten(1, (self.queries, 3))
         lowest = margin(self.get_logits(x), labels)
         best = x.clone()
-        started = (lowest >= 0).nonzero()[:, 0]
+        chance = draws_anew(self.model)
+        started = (torch.ones_like(lowest) if chance else lowest >= 0).nonzero()[:, 0]
         if len(started) == 0:
             return best
         best[started] = self._clip(x[started] + self.eps * _signs(stripes[started])[:, None, None])
         lowest[started] = margin(self.get_logits(best[started]), labels[started])
-        goes_on = draws_anew(self.model)
-        for query in range(2, self.queries):
-            active = started if goes_on else started[lowest[started] >= 0]
+        for query in range(2, self.queries, 2 if chance else 1):
+            active = started if chance else started[lowest[started] >= 0]
             if len(active) == 0:
                 break
             tried = self._patched(x[active], best[active], patches[active, query], self._share(query))
-            found = margin(self.get_logits(tried), labels[active])
+            if chance:
+                lowest[active], found = self._under_same_draws(best[active], tried, labels[active])
+            else:
+                found = margin(self.get_logits(tried), labels[active])
             lower = found < lowest[active]
             best[active[lower]] = tried[lower]
             lowest[active[lower]] = found[lower]
         return best
+
+    def _under_same_draws(self, one: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The margins [B] of both, the randomisation's draws (from torch's generator on the CPU) repeated."""
+        before = torch.get_rng_state()
+        first = margin(self.get_logits(one), labels)
+        torch.set_rng_state(before)
+        return first, margin(self.get_logits(other), labels)
 
     def _patched(self, x: Tensor, best: Tensor, draws: Tensor, share: float) -> Tensor:
         """best [B, 1, T, F] with one patch per sample set to x ± eps; draws [B, 3] say where, and which sign."""
