@@ -123,7 +123,7 @@ def _names(settings: dict) -> list[str]:
         for name in names
         for key, values in (chosen["grid"] or {}).items()
         for value in values or []
-        if _attack(name, settings).get(key) not in (None, value) and f"{key}=" not in name.partition("@")[2]
+        if _attack(name, settings).get(key) not in (None, value) and key not in _varied_keys(name)
     ]
     probed, more_steps, budgets = _probes(settings)
     return list(dict.fromkeys([*names, *varied, *probed, *more_steps, *budgets]))
@@ -153,6 +153,10 @@ def _probes(settings: dict) -> tuple[list[str], list[str], list[str]]:
     return [name], [_vary(name, "steps", sanity["steps_factor"] * attack["steps"])], budgets
 
 
+def _varied_keys(name: str) -> list[str]:
+    return [change.partition("=")[0] for change in name.partition("@")[2].split(",")]
+
+
 def _vary(name: str, key: str, value) -> str:
     """The attack's name with this setting too."""
     return f"{name}{',' if '@' in name else '@'}{key}={value}"
@@ -173,7 +177,7 @@ def _attack(name: str, settings: dict) -> dict:
         near = difflib.get_close_matches(plain, settings["attacks"], n=1)
         hint = f"; did you mean '{near[0]}'?" if near else "."
         raise InputError(
-            f"evaluation.attacks names '{name}', which is no attack{hint} Known: {', '.join(settings['attacks'])}."
+            f"the evaluation names '{name}', which is no attack{hint} Known: {', '.join(settings['attacks'])}."
         )
     eps = settings["evaluation"]["eps"]
     if eps is not None and attack.get("norm") == "Linf":

@@ -4,7 +4,10 @@ Nothing heavy is imported here: `fedser --help` and a misspelt key answer at onc
 """
 
 import difflib
+import functools
 import logging
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -126,6 +129,7 @@ def settle(config: DictConfig) -> dict:
     except OmegaConfBaseException as error:
         raise InputError(" ".join(str(error).split())) from error
     _check_missing(settings)
+    _check_shape(settings)
     for key in ("attacks", "curve", "adaptive"):
         if isinstance(settings["evaluation"].get(key), str):
             settings["evaluation"][key] = [settings["evaluation"][key]]
@@ -137,7 +141,9 @@ def settle(config: DictConfig) -> dict:
         _absolute_sources(part)
     _check_values(settings)
     _check_grid(settings["evaluation"]["grid"])
+    _check_sanity(settings["evaluation"]["sanity"])
     _check_attacks(settings)
+    _check_training(settings["defence"])
     return settings
 
 
@@ -164,12 +170,31 @@ def _check_missing(node, prefix=""):
             _check_missing(value, f"{prefix}{key}.")
 
 
+def _check_shape(settings: dict) -> None:
+    """Raises InputError where a single value, or none, stands for an attack's settings, or for other ones with keys."""
+    for path in ("attack", "attacks", "defence.inference", "evaluation.eps", "evaluation.grid", "evaluation.sanity"):
+        _at(settings, path)
+    evaluation, training = settings["evaluation"], _at(settings, "defence.training")
+    attacks = {"attack": settings["attack"]}
+    attacks |= {f"attacks.{name}": attack for name, attack in settings["attacks"].items()}
+    if training is not None:
+        if not isinstance(training, dict):
+            raise InputError(f"defence.training={training} must be settings: choose defence=adversarial or two_stage.")
+        attacks["defence.training.attack"] = training.get("attack")
+    for path, attack in attacks.items():
+        if not isinstance(attack, dict) or not isinstance(attack.get("name"), str):
+            raise InputError(f"{path}={attack} must be an attack's settings: {path}='${{attacks.fgsm}}', for example.")
+    for key, example in (("grid", "{eps: [0.02,0.1]}"), ("sanity", "{attack: pgd_strong, …} as in evaluation=matrix")):
+        if not isinstance(evaluation[key], dict | None):
+            raise InputError(f"evaluation.{key}={evaluation[key]} must be null or have keys: {example}.")
+
+
 def _number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
 
 
 def _at_least(least):
-    return lambda value: _number(value) and value >= least, f"must be a number of at least {least}"
+    return lambda value: _number(value) and value >= least, f"must be a finite number of at least {least}"
 
 
 def _whole(least):
@@ -178,11 +203,19 @@ def _whole(least):
 
 
 def _positive():
-    return lambda value: _number(value) and value > 0, "must be greater than 0"
+    return lambda value: _number(value) and value > 0, "must be greater than 0 and finite"
 
 
 def _fraction():
     return lambda value: _number(value) and 0 < value <= 1, "must be greater than 0 and at most 1"
+
+
+def _share():
+    return lambda value: _number(value) and 0 <= value <= 1, "must lie between 0 and 1"
+
+
+def _truth():
+    return lambda value: isinstance(value, bool), "must be true or false"
 
 
 def _one_of(*options):
@@ -192,8 +225,8 @@ def _one_of(*options):
 CHECKS = {
     "rounds": _whole(1),
     "seed": _whole(0),
-    "reuse": (lambda value: isinstance(value, bool), "must be true or false"),
-    "resume": (lambda value: isinstance(value, bool), "must be true or false"),
+    "reuse": _truth(),
+    "resume": _truth(),
     "checkpoint.keep": _one_of("last", "evaluated"),
     "dataset.on_bad_audio": _one_of("error", "skip"),
     "features.normalisation": _one_of("zscore_global", "zscore_client", "minmax_client", "none"),
@@ -207,7 +240,7 @@ CHECKS = {
     "client.threads": _whole(1),
     "client.precision": _one_of("fp32", "bf16"),
     "client.attack_precision": _one_of("fp32", "bf16"),
-    "client.tf32": (lambda value: isinstance(value, bool), "must be true or false"),
+    "client.tf32": _truth(),
     "evaluation.precision": _one_of("fp32", "bf16"),
     "client.optimizer_state": _one_of("reset", "persist"),
     "strategy.fraction_train": _fraction(),
@@ -216,26 +249,21 @@ CHECKS = {
     "evaluation.adaptive": (lambda value: isinstance(value, list), "must be a list of names, e.g. [pgd_strong]"),
     "evaluation.draws": _whole(1),
     "evaluation.fraction": _fraction(),
-    "evaluation.gradients": (lambda value: isinstance(value, bool), "must be true or false"),
-    "evaluation.utterances": (lambda value: isinstance(value, bool), "must be true or false"),
-    "evaluation.example": (lambda value: isinstance(value, bool), "must be true or false"),
+    "evaluation.gradients": _truth(),
+    "evaluation.utterances": _truth(),
+    "evaluation.example": _truth(),
     "evaluation.batch_size": _whole(1),
     "simulation.num_cpus": _positive(),
     "simulation.backend": _one_of("ray", "serial"),
     "simulation.min_reply_fraction": _fraction(),
     "simulation.device": _one_of("auto", "cpu", "cuda"),
-    "simulation.probe": (lambda value: isinstance(value, bool), "must be true or false"),
+    "simulation.probe": _truth(),
 }
 # Keys that may be null, or that not every option of their group has.
 OPTIONAL_CHECKS = {
     "checkpoint.every": _whole(1),
     "evaluation.every": _whole(1),
     "evaluation.eps": _positive(),
-    "evaluation.sanity.steps_factor": _whole(2),
-    "evaluation.sanity.eps_factors": (
-        lambda value: isinstance(value, list) and all(_number(factor) and factor > 0 for factor in value),
-        "must be a list of factors greater than 0",
-    ),
     "client.timeout": _positive(),
     "simulation.actors": _whole(1),
     "simulation.num_gpus": _at_least(0),
@@ -249,13 +277,37 @@ OPTIONAL_CHECKS = {
     "strategy.beta": (lambda value: _number(value) and 0 <= value < 0.5, "must be at least 0 and less than 0.5"),
     "strategy.num_malicious_nodes": _whole(0),
 }
+SANITY_CHECKS = {
+    "attack": (lambda value: isinstance(value, str), "must be an attack's name, e.g. pgd_strong"),
+    "steps_factor": _whole(2),
+    "eps_factors": (
+        lambda value: isinstance(value, list) and all(_number(factor) and factor > 0 for factor in value),
+        "must be a list of factors greater than 0",
+    ),
+}
+# Of an attack and of what it is composed of, where it has the key. Beyond these bounds many methods do nothing and say
+# nothing, and a model that was not attacked looks robust.
 ATTACK_CHECKS = {
     "eps": _positive(),
     "alpha": _positive(),
     "steps": _whole(1),
+    "eot": _whole(1),
+    "decay": _at_least(0),
     "overshoot": _at_least(0),
+    "rho": _share(),
+    "queries": _whole(2),
+    "p_init": _fraction(),
+    "searches": _whole(1),
+    "c": _positive(),
+    "lr": _positive(),
+    "kappa": _at_least(0),
+    "random_start": _truth(),
+    "multi_targeted": _truth(),
+    "norm": _one_of("Linf", "L2"),
     "labels": (lambda value: value in ("predicted", "true", True), "must be predicted or true"),
 }
+NULLABLE = ("eps", "alpha", "labels")  # no budget, a quarter of eps, attack=none; all others need a value
+TRAINING_CHECKS = {"alpha": _share(), "pairing": _one_of("disjoint", "paired"), "start_round": _whole(1)}
 
 
 def _check_values(settings: dict) -> None:
@@ -295,29 +347,74 @@ def _check_grid(grid: dict | None) -> None:
             raise InputError(f"evaluation.grid.{key}={values} is out of order: [{ordered}].")
 
 
+def _check_sanity(sanity: dict | None) -> None:
+    for key, (good, must) in SANITY_CHECKS.items() if sanity is not None else ():
+        if not good(value := sanity.get(key)):
+            raise InputError(f"evaluation.sanity.{key}={value} {must}; evaluation.sanity=null leaves its probes out.")
+
+
 def _check_attacks(settings: dict) -> None:
+    """Checks all attacks that the settings hold; warns of those whose steps do not get as far as their budget."""
+    training = training_attack(settings)
     used = {"attack": settings["attack"]}
     used |= {f"attacks.{name}": attack for name, attack in agenda.attacks(settings).items()}
-    if (training := settings["defence"]["training"]) is not None:
-        used["defence.training.attack"] = training["attack"]
-        if training["attack"]["name"] == "none":
-            raise InputError(
-                f"defence={settings['defence']['name']} trains against attack=none, which is no attack: "
-                "choose one, e.g. attack=fgsm, or defence.training.attack='${attacks.fgsm}'."
-            )
-        for key, (good, must) in {
-            "alpha": (lambda value: _number(value) and 0 <= value <= 1, "must lie between 0 and 1"),
-            "pairing": _one_of("disjoint", "paired"),
-            "start_round": _whole(1),
-        }.items():
-            if not good(training[key]):
-                raise InputError(f"defence.training.{key}={training[key]} {must}.")
+    used |= {"defence.training.attack": training} if training else {}
+    others = {path: attack for name, attack in settings["attacks"].items() if (path := f"attacks.{name}") not in used}
+    for path, attack in (used | others).items():
+        for part_path, part in _parts(path, attack):
+            _check_attack(part_path, part)
     for path, attack in used.items():
-        for key, (good, must) in ATTACK_CHECKS.items():
-            if attack.get(key) is not None and not good(attack[key]):
-                raise InputError(f"{path}.{key}={attack[key]} {must}.")
         eps, alpha, steps = (attack.get(key) for key in ("eps", "alpha", "steps"))
         if None not in (eps, alpha, steps) and alpha * steps < eps:
             log.warning(
                 "%s: %s steps of alpha=%g do not get as far as eps=%g (alpha=null: eps/4)", path, steps, alpha, eps
             )
+
+
+def _parts(path: str, attack: dict) -> Iterator[tuple[str, dict]]:
+    """An attack's settings and those of all that it is composed of, each with its path."""
+    inside = {key: attack.get(key) for key in ("method", "base")}
+    for key in ("members", "rand"):
+        members = attack.get(key) or {}
+        if not isinstance(members, dict):
+            raise InputError(f"{path}.{key}={members} must be settings of attacks by name.")
+        inside |= {f"{key}.{name}": member for name, member in members.items()}
+    for key, part in inside.items():
+        if not isinstance(part, dict | None):
+            raise InputError(f"{path}.{key}={part} must be settings with a _target_, as in conf/attack.")
+    yield path, attack
+    for key, part in inside.items():
+        yield from _parts(f"{path}.{key}", part) if part else ()
+
+
+def _check_attack(path: str, attack: dict) -> None:
+    for key, (good, must) in ATTACK_CHECKS.items():
+        value = attack.get(key)
+        if key in attack and not (value is None and key in NULLABLE) and not good(value):
+            raise InputError(f"{path}.{key}={value} {must}.")
+    method = (attack.get("method") or {}).get("_target_")
+    if (norm := _norms().get(method)) and attack.get("norm", norm) != norm:
+        raise InputError(
+            f"{path}.norm={attack['norm']}, but {method} is measured in {norm} by what it does: "
+            f"set {path}.norm={norm}, or {path}.method._target_ to a method for {attack['norm']}."
+        )
+
+
+@functools.cache
+def _norms() -> dict[str, str]:
+    """What each method is measured in, by its `_target_`, as its own file says."""
+    files = [OmegaConf.load(path) for path in (directory() / "attack").glob("*.yaml")]
+    return {file.method["_target_"]: file.norm for file in files if "method" in file}
+
+
+def _check_training(defence: dict) -> None:
+    if (training := defence["training"]) is None:
+        return
+    if training["attack"]["name"] == "none":
+        raise InputError(
+            f"defence={defence['name']} trains against attack=none, which is no attack: "
+            "choose one, e.g. attack=fgsm, or defence.training.attack='${attacks.fgsm}'."
+        )
+    for key, (good, must) in TRAINING_CHECKS.items():
+        if not good(value := training.get(key)):
+            raise InputError(f"defence.training.{key}={value} {must}.")

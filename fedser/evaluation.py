@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fedser.agenda import Agenda, Condition
 from fedser.attacks import undisturbed
+from fedser.errors import RunError
 from fedser.randomness import derive, generator
 
 MEASURES = ("linf", "l2", "rms", "snr")
@@ -28,8 +29,8 @@ class Measured:
     predictions: class per condition, [draws, n]; one draw where no randomisation is worn.
     examples: per set of adversarial examples `linf`, `l2`, `rms` (in the units of the input) and `snr` (dB), each [n],
         and `seconds` [1]; with `Agenda.gradients` also `flat` [n], 1 where the loss has no gradient to go by.
-    shown: one utterance, the first that is classified correctly: `x` [frames, mels], and per set `delta/<set>` and
-        the class `predicted/<set>`.
+    shown: one utterance, the first that is classified correctly: `x` [frames, mels] and the class
+        `predicted/original`, and per set `delta/<set>` and the class `predicted/<set>`.
     """
 
     predictions: dict[str, Tensor]
@@ -62,7 +63,7 @@ def evaluate(
     classify(x, [condition for condition in agenda.conditions if condition.examples is None])
     first = int((predictions["original"][0] == y.cpu()).float().argmax()) if len(y) else 0
     if len(x):
-        shown["x"] = x[first, 0].cpu()
+        shown |= {"x": x[first, 0].cpu(), "predicted/original": predictions["original"][0, first]}
     for name in agenda.sets:
         attack = attacks[name.removeprefix("adaptive/")]
         knows = randomise if name.startswith("adaptive/") else None
@@ -120,11 +121,24 @@ def flat(model: nn.Module, x: Tensor, y: Tensor, randomise, batch_size: int, see
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    """Predicted classes [n] of inputs [n, 1, frames, mels], in eval mode; on the CPU."""
+    """Predicted classes [n] of inputs [n, 1, frames, mels], in eval mode; on the CPU.
+
+    Raises RunError for logits that are NaN or infinite, which `argmax` would take for a class.
+    """
     model.eval()
     if not len(x):
         return torch.empty(0, dtype=torch.long)
-    return torch.cat([model(chunk).argmax(dim=1).cpu() for chunk in x.split(batch_size)])
+    return torch.cat([_classes(model(chunk)).cpu() for chunk in x.split(batch_size)])
+
+
+def _classes(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise RunError(
+            "the model answers with logits that are NaN or infinite: its weights have grown too large. Evaluate an "
+            "earlier round (fedser-evaluate RUN round=…), or train with a smaller client.lr; with "
+            "evaluation.precision=bf16, see first whether fp32 does better."
+        )
+    return logits.argmax(dim=1)
 
 
 def confusion(y: Tensor, predicted: Tensor, classes: int) -> np.ndarray:

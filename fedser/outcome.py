@@ -159,7 +159,8 @@ def answer(measured: Measured, y, rows: np.ndarray, classes: int, told: bool) ->
 
 
 def example(measured: Measured, client: str, classes: list[str]) -> bytes:
-    """One utterance as an .npz: `title`, `x` [frames, mels] in σ, and per set `delta/<set>` and `predicted/<set>`."""
+    """One utterance as an .npz: `title`, `x` [frames, mels] in σ, the class `predicted/original`, and per set
+    `delta/<set>` and `predicted/<set>`."""
     arrays = {name: part.numpy() for name, part in measured.shown.items() if name == "x" or name.startswith("delta/")}
     names = {name: classes[int(part)] for name, part in measured.shown.items() if name.startswith("predicted/")}
     file = io.BytesIO()

@@ -9,7 +9,7 @@ import torch
 from fedser import agenda, corpora, features, identity
 from fedser.config import build
 from fedser.corpora import Corpus
-from fedser.errors import InputError
+from fedser.errors import FedserError, InputError
 from fedser.features import FeatureStore
 from fedser.federation import server_app, simulation, transport
 from fedser.federation.plan import Plan
@@ -104,6 +104,7 @@ def prepare(settings: dict) -> Preparation:
     build(settings["defence"]["training"])
     if (randomise := build(settings["defence"]["inference"])) is not None:
         randomise(torch.zeros(1, 1, settings["features"]["frames"], settings["features"]["mels"]))
+    _try_attacks(settings, attacks, randomise, len(corpus.classes))
     return Preparation(settings, corpus, store, shares, attacks, _initial_model(settings, len(corpus.classes)))
 
 
@@ -111,3 +112,52 @@ def _initial_model(settings: dict, classes: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(settings["seed"], "initial weights"))
         return build(settings["model"]["module"], classes=classes)
+
+
+class _Little(torch.nn.Module):
+    """Logits of an input of any size at next to no cost: what an attack's settings are tried on."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+def _try_attacks(settings: dict, attacks: dict[str, dict], randomise: torch.nn.Module | None, classes: int) -> None:
+    """Has each attack take a step on a little model: many methods look at their settings only when they are called.
+
+    Raises InputError naming the attack, here and not after the training.
+    """
+    sets = dict.fromkeys([*agenda.final(settings).sets, *agenda.curve(settings).sets])
+    tried = {name: attacks[name.removeprefix("adaptive/")] for name in sets}
+    if (training := settings["defence"]["training"]) is not None:
+        tried["defence.training.attack"] = training["attack"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _Little(classes).eval()
+        unit = torch.rand(1, 1, settings["features"]["frames"], settings["features"]["mels"])
+    for name, attack in tried.items():
+        for method in _methods(build(_one_step(attack))):
+            low, high = method.box or (-1, 1)
+            x = low + (high - low) * unit
+            try:
+                method(model, x, model(x).argmax(1), 0, randomise=randomise if name.startswith("adaptive/") else None)
+            except Exception as error:
+                why = str(error) if isinstance(error, FedserError) else f"{type(error).__name__}: {error}"
+                raise InputError(f"{name}: {method.name} can't attack with its settings: {why}") from error
+
+
+def _methods(attack) -> list:
+    """An attack, or those that it is composed of: together they stop at the first that fools."""
+    parts = [*getattr(attack, "members", {}).values(), *getattr(attack, "rand", {}).values()]
+    return [method for part in parts for method in _methods(part)] or [attack]
+
+
+def _one_step(node):
+    """An attack's settings with as few steps as there can be."""
+    if not isinstance(node, dict):
+        return node
+    least = {"steps": 1, "searches": 1, "queries": 3, "eot": 1}
+    return {key: least[key] if key in least and value else _one_step(value) for key, value in node.items()}

@@ -60,7 +60,9 @@ def test_its_evidence_is_whole(finished, measured):
         assert recalls.mean() == pytest.approx(measured["conditions"][name]["uar"], abs=1e-6)
     with np.load(folder / "example.npz") as example:
         sets = ("fgsm", "noise", "adaptive/fgsm")
-        assert set(example) == {"title", "x"} | {f"{part}/{name}" for part in ("delta", "predicted") for name in sets}
+        parts = {f"{part}/{name}" for part in ("delta", "predicted") for name in sets}
+        assert set(example) == {"title", "x", "predicted/original"} | parts
+        assert str(example["predicted/original"]) in measured["classes"]
         assert str(example["predicted/fgsm"]) in measured["classes"]
         assert np.abs(example["delta/noise"]) == pytest.approx(0.05, abs=1e-5)
     assert measured["examples"]["noise"]["linf"] == pytest.approx(0.05, abs=1e-5)

@@ -1,5 +1,6 @@
 """Conditions, agendas, confusion matrices and UAR, by hand."""
 
+import io
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedser import agenda, evaluation, outcome
 from fedser.agenda import Agenda
 from fedser.config import compose, directory, settle
 from fedser.defences import Randomise
-from fedser.errors import InputError
+from fedser.errors import InputError, RunError
 from fedser.partition import stratified
 
 
@@ -66,6 +67,13 @@ def test_a_sweep_varies_what_has_the_key():
     assert attacks["fgsm@eps=0.1"] == attacks["fgsm"] | {"eps": 0.1}
 
 
+def test_what_is_varied_already_keeps_that():
+    settings = settled("evaluation.attacks=['fgsm@eps=0.1','pgd@steps=20']", "evaluation.grid.eps=[0.2]")
+    assert agenda.final(settings).attacks == ["fgsm@eps=0.1", "pgd@steps=20", "pgd@steps=20,eps=0.2"]
+    probed = settled("evaluation.sanity={attack:'pgd_strong@eps=0.1',steps_factor:2,eps_factors:[2]}")
+    assert agenda.final(probed).attacks[-2:] == ["pgd_strong@eps=0.1,steps=20", "pgd_strong@eps=0.1,eps=0.2"]
+
+
 def test_what_always_knows_the_defence_has_no_oblivious_version():
     settings = settled("attack=eot_pgd", "evaluation.attacks=[fgsm,eot_pgd]", "defence=randomise")
     assert [condition.name for condition in agenda.final(settings).conditions] == [
@@ -106,7 +114,7 @@ def test_the_sanity_flags_ask_for_steps_and_budgets():
 
 def test_more_steps_are_asked_of_the_adaptive_attack_too():
     settings = settled("evaluation=matrix", "defence=randomise")
-    names = ["fgsm", "pgd", "deepfool", "pgd_strong", "pgd_strong@steps=20", "eot_pgd"]
+    names = ["fgsm", "pgd", "deepfool", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=1", "eot_pgd"]
     assert agenda.final(settings).adaptive == names
 
 
@@ -132,11 +140,20 @@ def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
         ("evaluation.sanity={attack:deepfool,steps_factor:2,eps_factors:[2]}", "has no eps"),
         ("evaluation.draws=0", "evaluation.draws=0"),
         ("evaluation.eps=0", "evaluation.eps=0"),
+        ("evaluation.grid=5", "evaluation.grid=5 must be null or have keys"),
+        ("evaluation.sanity=pgd_strong", "evaluation.sanity=pgd_strong must be null or have keys"),
+        ("evaluation.sanity=[1]", "evaluation.sanity=[1] must be null or have keys"),
+        ("evaluation.sanity={}", "evaluation.sanity.attack=None must be an attack's name"),
+        ("evaluation.sanity.attack=null", "evaluation.sanity.attack=None must be an attack's name"),
+        ("evaluation.sanity.steps_factor=null", "evaluation.sanity.steps_factor=None must be a whole number"),
+        ("evaluation.sanity.steps_factor=1", "evaluation.sanity.steps_factor=1 must be a whole number of at least 2"),
+        ("evaluation.sanity.eps_factors=null", "evaluation.sanity.eps_factors=None must be a list of factors"),
+        ("evaluation.sanity.eps_factors=[2,0]", "evaluation.sanity.eps_factors=[2, 0] must be a list of factors"),
     ],
 )
 def test_impossible_agendas_are_refused(override, words):
     with pytest.raises(InputError) as raised:
-        settled(override)
+        settled(*(["evaluation=matrix"] if override.startswith("evaluation.sanity.") else []), override)
     assert words in str(raised.value)
 
 
@@ -207,6 +224,28 @@ def test_vanished_gradients_are_counted():
 
     found = measure(Agenda(["flip"], gradients=True), model=Step()).examples["flip"]
     assert found["flat"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("worst", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_no_numbers_are_no_prediction(worst):
+    class Broken(Sign):
+        def forward(self, x):
+            logits = super().forward(x)
+            return torch.where(x.flatten(1) == 2, worst, logits)
+
+    assert evaluation.predict(Broken(), X[:2], 2).tolist() == [1, 0]
+    with pytest.raises(RunError, match="NaN or infinite.* client.lr"):
+        evaluation.predict(Broken(), X, 2)
+
+
+def test_one_utterance_is_shown_with_its_classes():
+    shown = measure(Agenda(["flip"], ["flip"]), y=1 - Y).shown  # all wrong: the first one
+    assert int(shown["predicted/original"]) == 1 and int(shown["predicted/flip"]) == 0
+    found = measure(Agenda(["flip"], ["flip"]), y=torch.tensor([0, 0, 1]))
+    assert found.shown["x"].tolist() == [[-1]]  # the first that is right
+    with np.load(io.BytesIO(outcome.example(found, "a", ["calm", "angry"]))) as file:
+        told = {name: str(file[name]) for name in file if name.startswith("predicted/")}
+    assert told == {"predicted/original": "calm", "predicted/flip": "angry", "predicted/adaptive/flip": "calm"}
 
 
 def test_draws_are_fresh_and_repeatable():

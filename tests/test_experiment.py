@@ -254,6 +254,21 @@ def test_randomisation_that_does_not_fit_is_refused_before_training(small, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["evaluation.attacks=[deepfool]", "attacks.deepfool.method.overshoot_at=middle"], "deepfool: .* overshoot_at"),
+        (["evaluation.attacks=[autoattack]", "attacks.autoattack.rand.apgd_ce.method.loss=cw", "evaluation.adaptive=[autoattack]"],
+         "autoattack: apgd_ce can't attack .* loss"),
+        (["defence=two_stage", "attack=apgd", "attack.method.loss=cw", "evaluation.attacks=[fgsm]"], "defence.training.attack: "),
+    ],
+)  # fmt: skip
+def test_an_attack_that_would_fail_when_it_is_called_is_refused_before_training(small, tmp_path, overrides, words):
+    with pytest.raises(InputError, match=words):
+        small(*overrides)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_attack_that_needs_more_classes_is_refused_before_training(small):
     three = ["dataset.classes=[anger,neutral,sadness]", "dataset.drop=[boredom,disgust,fear,happiness]"]
     with pytest.raises(InputError, match="autoattack needs at least 4 classes, emodb has 3: choose another attack"):

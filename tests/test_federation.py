@@ -204,6 +204,19 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("broken", transport.KEYS)
+def test_a_global_model_that_is_no_number_ends_the_run(settings, broken):
+    class Clients:
+        clients = 2
+
+        def train(self, strategy, round, weights, chosen):
+            return weights | {broken: np.array([1.0, np.nan])}, {"loss": 1.0}, []
+
+    weights = {key: np.ones(2) for key in transport.KEYS}
+    with pytest.raises(RunError, match=rf"NaN or infinite in round 1 .*\(its {broken}\).* client.lr"):
+        list(server_app.train_rounds(Clients(), None, weights, settings()))
+
+
 def test_sampling_is_seeded_and_sized():
     chosen = [server_app.sample_clients(68, 17, seed=3, round=r) for r in range(1, 6)]
     assert all(len(set(clients)) == 17 and clients == sorted(clients) for clients in chosen)

@@ -77,7 +77,7 @@ class DeepFool(Attack):
         for _ in range(DOUBLINGS):
             draws = torch.cat([each_draw(self.model, x_adv[active]) for _ in range(2)], dim=1)
             fooled = (draws.argmax(2) != labels[active, None]).float().mean(1)
-            active, overshoot = active[fooled < SURE], 2 * overshoot
+            active, overshoot = active[fooled < SURE], max(2 * overshoot, 0.01)
             if len(active) == 0:
                 break
             x_adv[active] = self._clip(x[active] + (1 + overshoot) * way[active])

@@ -268,8 +268,11 @@ def train_rounds(
         chosen = sample_clients(federation.clients, count, seed, round)
         with seeded(derive(seed, "strategy", round)):  # some strategies add noise from the global generators
             weights, metrics, missing = federation.train(strategy, round, weights, chosen)
-        if not np.isfinite(weights[PARAMETERS]).all():
-            raise RunError(f"the global model became NaN or infinite in round {round} under {type(strategy).__name__}")
+        if broken := [key for key, vector in weights.items() if not np.isfinite(vector).all()]:
+            raise RunError(
+                f"the global model became NaN or infinite in round {round} under {type(strategy).__name__} (its "
+                f"{' and '.join(broken)}); a smaller client.lr may help"
+            )
         row = {"round": round, "train/loss": metrics["loss"], "train/clients": len(chosen) - len(missing)}
         yield round, weights, row | ({"train/missing": missing} if missing else {})
 
