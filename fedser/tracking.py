@@ -23,12 +23,14 @@ from fedser.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "evaluation.json")
+SETTINGS = ("dataset", "partition", "strategy")  # by which a config.yaml is known for a run's
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
     """The folders of runs at or below these, in the order given, none twice.
 
-    Raises InputError for a path that holds no run. What a newer run moved aside counts where its own path is given.
+    A run that has lost its `summary.json` is one too. Raises InputError for a path that holds no run. What a newer run
+    moved aside counts where its own path is given.
     """
     return list({folder.resolve(): folder for path in paths for folder in _below(Path(path))}.values())
 
@@ -40,12 +42,33 @@ def _below(path: Path) -> list[Path]:
         raise InputError(f"{path}: is a file; give the run's folder")
     if (path / "summary.json").is_file():
         return [path]
-    found = [summary.parent for summary in path.rglob("summary.json") if summary.is_file()]
+    found = [Path(folder) for folder, _, files in os.walk(path) if set(FILES) & set(files)]
+    found = [folder for folder in found if _is_run(folder)]
     if not found:
         raise InputError(f"{path}: holds no run (no summary.json in it or below it)")
     current = [folder for folder in found if not re.search(r"\.old-\d+$", folder.name)]
     # Hydra numbers the jobs of a sweep 0, 1, …, 10: in that order, not 0, 1, 10, 2.
     return sorted(current or found, key=lambda folder: re.sub(r"\d+", lambda n: n[0].zfill(12), str(folder)))
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether this is a run's folder, though its summary may be lost, and not one inside of it: `evaluations/*`."""
+    if (folder / "summary.json").is_file():
+        return True
+    return _of_a_run(folder) and not any(map(_of_a_run, folder.absolute().parents[:3]))
+
+
+def _of_a_run(folder: Path) -> bool:
+    """Whether a run's files lie here. A model in the cache has a history too, but its weights beside it."""
+    if any((folder / name).is_file() for name in ("summary.json", "evaluation.json")):
+        return True
+    if (folder / "history.jsonl").is_file():
+        return not any(folder.glob("round-*.safetensors"))
+    try:
+        text = (folder / "config.yaml").read_text(errors="replace")
+    except OSError:
+        return False
+    return all(re.search(f"^{key}:", text, re.MULTILINE) for key in SETTINGS)
 
 
 class RunFolder:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -27,6 +28,9 @@ FIGURES = [
     "fig2-example",
     "fig6-confusion",
 ]
+
+
+HEAD = "utterance,client,speaker,sex,emotion"
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,27 @@ def test_page_is_whole_and_needs_nothing_else(written):
     assert found == sorted(found)
 
 
+def test_files_of_an_earlier_report_go_and_others_stay(written, tmp_path):
+    folder = Path(shutil.copytree(written[0], tmp_path / "report"))
+    mine = [folder / name for name in ("mine.png", "figures/mine.png", "tables/table3 of mine.csv", "tables/x/a.csv")]
+    (folder / "tables/x").mkdir()
+    for file in mine:
+        file.write_text("")
+    run = make_run(tmp_path / "run", full=False)
+    (run / "evaluation.json").unlink()
+    paths = report.write(report.load([run]), folder)
+    assert len(paths) < len(written[1]) / 2
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted([*paths, *mine])
+
+
+def test_files_beside_a_page_that_is_no_report_stay(tmp_path):
+    (tmp_path / "report/tables").mkdir(parents=True)
+    (tmp_path / "report/index.html").write_text('<a href="tables/table9.csv">mine</a>')
+    (tmp_path / "report/tables/table9.csv").write_text("")
+    report.write(report.load([make_run(tmp_path / "run", full=False)]), tmp_path / "report")
+    assert (tmp_path / "report/tables/table9.csv").is_file()
+
+
 def test_equal_runs_give_equal_reports(tmp_path):
     runs = report.load([make_run(tmp_path / "run", full=False)])
     first, second = (report.write(runs, tmp_path / name) for name in ("a", "b"))
@@ -163,6 +188,21 @@ def test_failed_and_unfinished_runs_are_shown_as_such(tmp_path):
     assert re.search(r"\| Nature \| Original \| \d+\.\d \[", table3)
 
 
+def test_runs_without_summary_or_history_are_named_beside_the_others(tmp_path, caplog):
+    make_run(tmp_path / "runs/a", full=False)
+    (make_run(tmp_path / "runs/b", Made("pgd"), full=False) / "summary.json").unlink()
+    (make_run(tmp_path / "runs/c", Made("fgsm"), full=False) / "history.jsonl").unlink()
+    text = reported(tmp_path)
+    told = [
+        f"{tmp_path}/runs/b/summary.json: missing, so it is not known whether this run was finished",
+        f"{tmp_path}/runs/c/history.jsonl: missing, so there are no curves of this run",
+    ]
+    assert caplog.messages == told and all(message in text for message in told)
+    assert "2 finished, 1 unknown" in text and "is not finished (" not in text
+    rows = list(csv.DictReader((tmp_path / "report/tables/at-a-glance.csv").open()))
+    assert [row["model"] for row in rows] == ["nature", "AT-FGSM", "AT-PGD"]
+
+
 def test_runs_without_any_evaluation_still_have_curves(tmp_path, caplog):
     folder = make_run(tmp_path / "runs/a", full=False)
     (folder / "evaluation.json").unlink()
@@ -198,6 +238,11 @@ def test_run_that_failed_at_once_is_a_row_of_dashes(tmp_path, caplog):
         ("evaluations/full/evaluation.json", "[]", "full/evaluation.json:1: not a JSON object"),
         ("utterances.csv", "utterance,client\n1,2\n", "utterances.csv: lacks the columns speaker, sex, emotion"),
         ("utterances.csv", 'a,"b\n', "utterances.csv: not a table"),
+        ("utterances.csv", f"{HEAD}\n\n1,2,3,f\n", "utterances.csv:3: has 4 fields, not 5"),
+        ("utterances.csv", f"{HEAD}\n1,2,3,f,fear,0\n", "utterances.csv:2: has 6 fields, not 5"),
+        ("utterances.csv", f"{HEAD}\n1,2,3,,fear\n1, ,,f,fear\n", "utterances.csv:3: has no client and no speaker"),
+        ("utterances.csv", f"{HEAD}\n1,2,3,f,x\n", "utterances.csv:2: the emotion 'x' is none of the classes"),
+        ("example.npz", b"PK", "example.npz: cannot be read"),
         ("config.yaml", "a: 1\nb: [", "config.yaml:2: not a config"),
         ("config.yaml", "- a", "config.yaml: not a config"),
     ],
@@ -227,6 +272,7 @@ def test_the_rest_is_reported_beside_damaged_files(tmp_path, capsys):
     assert report.main([str(tmp_path / "runs"), "-o", str(tmp_path / "report")]) == 0
     page = Page(tmp_path / "report/index.html")
     assert all(f"{name}/{file}" in page.text for name, file in files.items())
+    assert "good/evaluations/torn/example.npz: cannot be read" in page.text
     assert [path.stem for path in (tmp_path / "report/figures").glob("fig2*.png")] == ["fig2-example"]
     assert len(list(csv.DictReader((tmp_path / "report/tables/runs.csv").open()))) == 6
     assert (tmp_path / "report/tables/table3.csv").is_file()

@@ -92,6 +92,22 @@ def test_everything_fits(browser, width):
     assert min(fonts) >= 10
 
 
+def test_names_of_rows_stay_in_sight_on_a_narrow_screen(browser):
+    resize(browser, 400)
+    script = """return [...document.querySelectorAll("table.named")].map((table) => {
+        const box = table.closest(".scroll"); box.scrollLeft = 10000; const edge = box.getBoundingClientRect().left;
+        const rows = [...table.rows].filter((row) => row.cells[1]?.matches(".word"));
+        const spans = rows.map((row) => [...row.cells].slice(0, 3).map((cell) => cell.getBoundingClientRect()));
+        return [table.closest("figure").id, box.scrollLeft, rows.length, box.clientWidth, spans.map(
+            ([a, b, c]) => [a.left - edge, b.left - a.right, b.right - edge])] })"""
+    found = {name: rest for name, *rest in run(browser, script)}
+    assert {"table3-table", "speakers-table", "recall-table", "tests-models-table", "runs-table"} <= set(found)
+    for name, (scrolled, rows, across, places) in found.items():
+        assert scrolled > 0 and rows > 2, name
+        for left, gap, right in places:
+            assert abs(left) < 2 and abs(gap) < 1 and right < 0.55 * across, name
+
+
 def test_pictures_are_decoded(browser):
     sizes = run(browser, "return [...document.images].map((i) => [i.complete, i.naturalWidth])")
     assert len(sizes) == 2 and all(complete and across > 100 for complete, across in sizes)

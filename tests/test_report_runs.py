@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from runs import Made, config_of, make_run
 
 from fedser import report, statistics
+from fedser.errors import InputError
 from fedser.report import models
 from fedser.report.conditions import attack_title, in_order, parse, title
 from fedser.report.estimates import recalls
@@ -50,6 +51,51 @@ def test_finds_nested_runs_in_natural_order_and_none_twice(tmp_path):
     runs = report.load([tmp_path / "sweep" / "2", tmp_path])
     assert [run.name for run in runs] == ["job 2", "job 1", "job 10"]
     assert [run.name for run in report.load([tmp_path / "sweep/2.old-1"])] == ["moved aside"]
+
+
+def left_with(folder, *kept):
+    """The folder of a run whose other files are gone."""
+    for file in folder.iterdir():
+        if file.is_file() and file.name not in kept:
+            file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("kept", ["config.yaml", "history.jsonl", "evaluation.json"])
+def test_a_run_that_lost_its_summary_is_one_of_unknown_status(tmp_path, kept):
+    make_run(tmp_path / "good", full=False)
+    lost = left_with(make_run(tmp_path / "lost"), kept)
+    runs = report.load([tmp_path])
+    assert [(run.folder, run.status) for run in runs] == [(tmp_path / "good", "finished"), (lost, "unknown")]
+    assert runs[1].problems[0] == f"{lost}/summary.json: missing, so it is not known whether this run was finished"
+    assert [run.status for run in report.load([lost])] == ["unknown"]
+
+
+def test_what_lies_in_or_above_runs_or_in_the_cache_is_no_run(tmp_path):
+    run = make_run(tmp_path / "sweep/0")
+    lost = left_with(make_run(tmp_path / "sweep/1"), "config.yaml")
+    for folder in (run, lost):
+        for inner in (".hydra", "wandb/offline-run-1/files"):
+            (folder / inner).mkdir(parents=True)
+            (folder / inner / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    (tmp_path / "sweep/multirun.yaml").write_bytes((run / "config.yaml").read_bytes())
+    (tmp_path / "sweep/config.yaml").write_text("dataset: of another program")
+    (tmp_path / "cache/models/0123").mkdir(parents=True)
+    for name in ("history.jsonl", "round-00060.safetensors"):
+        (tmp_path / "cache/models/0123" / name).write_text('{"round": 1}\n')
+    report.write(report.load([tmp_path]), tmp_path / "sweep/report")
+    assert [found.folder for found in report.load([tmp_path])] == [run, lost]
+    for path in (run / "evaluations", lost / "evaluations/full", lost / ".hydra", tmp_path / "sweep/report"):
+        with pytest.raises(InputError, match="holds no run"):
+            report.load([run, path])
+
+
+def test_a_run_that_lost_its_summary_is_not_evaluated(tmp_path, capsys):
+    from fedser import evaluate
+
+    lost = left_with(make_run(tmp_path / "lost", full=False), "config.yaml", "evaluation.json")
+    assert evaluate.main([str(tmp_path)]) == 2
+    assert f"{lost} holds no run (no summary.json)" in capsys.readouterr().err
 
 
 def test_resumed_history_counts_the_later_record(tmp_path):
@@ -330,17 +376,18 @@ def test_one_matrix_alone_has_the_stratified_interval(tmp_path):
     assert estimate.by_speaker() == {} and estimate.gap() is None
 
 
-def test_each_clip_counts_once_with_the_mean_of_its_seeds(tmp_path):
+def test_a_clip_that_several_seeds_test_is_one_clip_in_each(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / str(seed), Made(seed=seed), full=False)
     estimate = the_model(tmp_path).estimates["randomised"]
-    frames = [measure.observations() for measure in estimate.measures]
-    frames = [frame.set_index("utterance") for frame in frames]
-    both = set(frames[0].index) & set(frames[1].index)
-    assert both and len(estimate.observations) == len(set(frames[0].index) | set(frames[1].index))
-    clip = sorted(both)[0]
-    values = [float(frame["correct"][clip]) for frame in frames]
-    assert estimate.observations["correct"][clip] == pytest.approx(np.mean(values))
+    seen = estimate.observations
+    assert seen["utterance"].duplicated().any() and not seen.duplicated(["seed", "utterance"]).any()
+    assert len(seen) == estimate.utterances
+    each = [statistics.uar(rows["correct"], rows["label"]) for _, rows in seen.groupby("seed")]
+    assert estimate.uar == pytest.approx(np.mean(each), abs=1e-5)  # the table is rounded
+    columns = [seen[name] for name in ("correct", "label", "seed", "utterance")]
+    assert estimate.stratified == statistics.stratified_bootstrap(*columns)
+    assert estimate.stratified != statistics.stratified_bootstrap(*columns[:2])
 
 
 def test_a_clip_is_the_same_whichever_client_held_it(tmp_path):

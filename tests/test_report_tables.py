@@ -1,20 +1,25 @@
 """What stands in the tables and charts, with numbers worked out by hand, and the forms that tables are written in."""
 
 import csv
+import dataclasses
 import json
 import math
-from itertools import pairwise
+import re
+from dataclasses import replace
+from itertools import accumulate, pairwise
 
+import matplotlib.colors as mcolors
 import numpy as np
 import pandas as pd
 import pytest
 from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_run
 
 from fedser import report, statistics
-from fedser.report import charts, comparisons, figures, interactive, models, pictures, tables, words
+from fedser.report import charts, comparisons, figures, interactive, models, overview, pictures, tables, words
 from fedser.report.conditions import attack_title
 from fedser.report.html import Markup, tag
-from fedser.report.tabular import Cell, Table, escape_latex, html, latex, markdown
+from fedser.report.latex import escape, latex
+from fedser.report.tabular import LONG, Cell, Table, html, markdown
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,7 @@ def test_markdown(small):
 
 def test_latex_is_booktabs_and_escaped(small):
     lines = latex(small).splitlines()
+    assert lines[0] == r"% \usepackage{booktabs, array, makecell}"
     assert lines[4:] == [
         r"\label{tab:small}",
         r"\begin{tabular}{lr}",
@@ -59,7 +65,7 @@ def test_latex_is_booktabs_and_escaped(small):
         r"\cmidrule(lr){2-2}",
         r"Model & UAR \\",
         r"\midrule",
-        r"a|b\_1 & 81.2 [70.0, 90.1] \\",
+        r"a|b\_1 & \makecell[tr]{81.2\\{\scriptsize [70.0, 90.1]}} \\",
         r"c \& $<$d$>$ & -- \\",
         r"\bottomrule",
         r"\end{tabular}",
@@ -68,11 +74,62 @@ def test_latex_is_booktabs_and_escaped(small):
     assert lines[3] == r"\caption{Small. UAR in \%.}"
 
 
+def assert_whole(text, table):
+    """Braces, environments, and as many cells in every row as there are columns."""
+    bare = re.sub(r"\\[&%$#_{}]", "", text.replace(r"\\", "¶"))
+    depths = list(accumulate({"{": 1, "}": -1}.get(sign, 0) for sign in bare))
+    assert min(depths) == 0 == depths[-1]
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(.+?)\}", text):
+        assert kind == "begin" or stack.pop() == name
+        stack += [name] * (kind == "begin")
+    assert stack == []
+    (spec,) = re.findall(r"\\begin\{(?:tabular|longtable)\}\{(.*)\}", text)
+    assert len(re.sub(r">\{.*?\}p\{.*?em\}", "p", spec)) == len(table.columns)
+    rows = [line for line in bare.splitlines() if line.endswith(" ¶") and "caption" not in line]
+    spans = [[int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", row)] for row in rows]
+    cells = [row.count("&") + 1 + sum(span) - len(span) for row, span in zip(rows, spans, strict=True)]
+    heads = (1 + bool(table.groups)) * (2 if "longtable" in text else 1)
+    assert cells == [len(table.columns)] * (len(table.rows) + heads)
+    assert not re.search(r"¶\s*[\[*]", bare)  # what stands so would be an argument
+
+
+def test_latex_of_every_table_is_whole(corpus):
+    made = [*tables.all_tables(corpus), words.threats(corpus), overview.runs_table([corpus])]
+    long = set()
+    for table in made:
+        text = latex(table)
+        assert_whole(text, table)
+        long |= {table.name} if "longtable" in text else set()
+        used = {"longtable": r"\begin{longtable}", "pdflscape": r"\begin{landscape}"}
+        assert all((package in text.splitlines()[0]) == (command in text) for package, command in used.items())
+    assert long == {table.name for table in made if len(table.rows) > LONG} and "all-numbers" in long
+
+
+def test_latex_marks_breaks_and_counts_as_a_paper_does():
+    rows = [
+        ["a", "word " * 30, Cell("[1]", kind="significant")],
+        ["[b]", "short", Cell("0.2", ("[0.1, 0.3]", "of {5}"))],
+        [Cell("x" * 30, ("note",)), "", "–"],
+    ]
+    notes = ["One & two.", "Three."]
+    table = Table("t_1", "Table 3 (rounds=60)", "In %.", ["A", "B", "p"], rows, pd.DataFrame(), words=2, wrapped=[1],
+                  notes=notes, marks={1: "first"})  # fmt: skip
+    text = latex(table)
+    assert_whole(text, table)
+    assert r"\caption{rounds=60. In \%.}" in text and r"\label{tab:t-1}" in text
+    assert latex(replace(table, title="Table 3")).count(r"\caption{In \%.}") == 1
+    assert r"& \textbf{[1]} \\" in text and "\n\\midrule\n{}[b] & short & \\makecell[tr]{0.2\\\\{" in text
+    assert r"p{12em}>{\raggedright\arraybackslash}p{30em}r" in text and r"\newline {\scriptsize note} &" in text
+    assert text.index(r"\end{tabular}") < text.index(r"One \& two.\par Three.\par}") < text.index(r"\end{table*}")
+    assert "| **[1]** |" in markdown(table)
+
+
 def test_latex_has_no_sign_that_its_fonts_lack(corpus):
     made = [*tables.all_tables(corpus), words.threats(corpus)]
     left = {sign for table in made for sign in latex(table) if ord(sign) > 127}
     assert left == set()
-    assert escape_latex("a_b^2 {x} \\ ~ ± ∞ 5 % − ₀‖δ‖") == (
+    assert escape("a_b^2 {x} \\ ~ ± ∞ 5 % − ₀‖δ‖") == (
         r"a\_b\textasciicircum{}2 \{x\} \textbackslash{} \textasciitilde{} $\pm$ $\infty$ 5 \% $-$ $_0$$\|$$\delta$$\|$"
     )
 
@@ -81,6 +138,7 @@ def test_html_escapes_and_carries_what_it_is_sorted_by(small):
     text = html(small)
     assert 'data-value="0.8123"' in text and "--shade:0.50" in text
     assert "c &amp; &lt;d&gt;" in text and "<d>" not in text
+    assert "UAR in %. The darker, the higher.</figcaption>" in text and "darker" not in latex(small) + markdown(small)
     assert '<th colspan="1" class="group">σ &amp; ε</th>' in text
 
 
@@ -118,15 +176,15 @@ def test_table_3_has_the_papers_layout(corpus):
     kinds = ["Original", "Randomised", "Adversarial", "Randomised adversarial", "Adaptive"]
     assert [row[1] for row in rows] == 2 * kinds
     assert [row[3::2] for row in rows] == [
-        ["94.1", "", "", ""],
-        ["92.8", "", "", ""],
-        ["", "20.8", "10.0", "3.0"],
-        ["", "47.9", "41.5", "71.3"],
+        ["94.08", "", "", ""],
+        ["92.75", "", "", ""],
+        ["", "20.82", "9.96", "2.96"],
+        ["", "47.91", "41.55", "71.34"],
         ["", "–", "–", "–"],
-        ["", "96.0", "95.4", "95.2"],
-        ["", "95.3", "95.1", "94.6"],
-        ["", "89.7", "87.3", "2.0"],
-        ["", "90.2", "89.2", "72.3"],
+        ["", "95.99", "95.40", "95.16"],
+        ["", "95.32", "95.10", "94.56"],
+        ["", "89.72", "87.31", "1.98"],
+        ["", "90.15", "89.20", "72.32"],
         ["", "–", "–", "–"],
     ]
     assert "Ours are of emodb: compare patterns, not numbers." in table.caption
@@ -161,13 +219,14 @@ def test_matrices_have_a_model_per_row_and_an_attack_per_column(corpus):
     assert table.cells[2][3].value == corpus.models[2].estimates["adaptive/pgd"].uar
 
 
-def test_focus_is_the_worst_attack_within_a_budget_that_all_models_met(corpus):
-    means = {
-        name: np.mean([model.estimates[f"adversarial/{name}"].uar for model in corpus.models])
-        for name in ("fgsm", "pgd", "pgd_strong", "mifgsm", "apgd", "square", "noise", "ensemble")
-    }
-    assert corpus.focus == min(means, key=means.get)
-    assert corpus.looked_at == ["original", "randomised", *(f"{k}/{corpus.focus}" for k in tables.ATTACKED)]
+@pytest.mark.parametrize("kind", tables.ATTACKED)
+def test_what_is_looked_at_is_the_strongest_attack_of_each_kind_that_all_models_met(corpus, kind):
+    bounded = [name for name in corpus.attacks(kind) if name not in ("deepfool", "cw")]
+    met = [name for name in bounded if all(f"{kind}/{name}" in model.estimates for model in corpus.models)]
+    means = {name: np.mean([m.estimates[f"{kind}/{name}"].uar for m in corpus.models]) for name in met}
+    assert corpus.strongest(kind) == min(means, key=means.get)
+    assert f"{kind}/{corpus.strongest(kind)}" in corpus.looked_at
+    assert len(corpus.looked_at) == 5
 
 
 def test_budgets_are_per_attack_and_for_minimal_norms_per_model(corpus):
@@ -209,7 +268,7 @@ def test_a_model_is_judged_by_attacks_on_at_least_half_of_the_clips(tmp_path, fr
     names = conditions_of(["apgd"], ["adversarial", "adaptive"])
     evaluation(folder / "evaluations" / "part", Made(), "part", names, draws=3, fraction=fraction)
     (corpus,) = models.corpora(report.load([folder]))
-    assert (corpus.focus == "apgd") is counts
+    assert (corpus.strongest("adversarial") == "apgd") is counts
     glance = rows_of(tables.glance(corpus))
     assert ("APGD-CE" in str(glance)) is counts
     assert (f"{100 * fraction:.0f} % of clips" in str(glance)) is counts
@@ -237,11 +296,13 @@ def test_flip_distances_by_hand(tmp_path):
     assert panel.series[0].y == pytest.approx(expected.tolist())
 
 
-def test_class_recalls_average_to_the_uar_of_the_pooled_matrix(corpus):
-    for row in tables.class_recalls(corpus).data.to_dict("records")[:4]:
+def test_class_recalls_average_to_the_uar(corpus):
+    for row in tables.class_recalls(corpus).data.to_dict("records"):
         model = next(model for model in corpus.models if model.label == row["model"])
-        matrix = model.estimates[row["condition"]].matrix
-        recalls = np.diag(matrix) / matrix.sum(axis=1)
+        estimate = model.estimates[row["condition"]]
+        assert np.mean([row[name] for name in corpus.classes]) == pytest.approx(estimate.uar)
+        matrices = [measure.matrix for measure in estimate.measures]
+        recalls = np.mean([np.diag(matrix) / matrix.sum(axis=1) for matrix in matrices], axis=0)
         assert [row[name] for name in corpus.classes] == pytest.approx(recalls.tolist())
 
 
@@ -251,20 +312,37 @@ def test_speakers_table_is_that_of_the_statistics(corpus):
     seen = estimate.observations
     values = statistics.by_speaker(seen["correct"], seen["label"], seen["speaker"])
     assert (row["minimum"], row["q10"]) == statistics.spread(values.values())
-    assert row["gap"] == statistics.gap(seen["correct"], seen["label"], seen["sex"], seen["speaker"]).difference
+    columns = (seen[name] for name in ("correct", "label", "sex", "speaker", "seed"))
+    assert row["gap"] == statistics.gap(*columns).difference
 
 
 def test_paired_tests_use_the_clips_that_both_have(corpus):
     data = comparisons.tables(corpus)[0].data
     row = data[(data["shared"] == "original") & (data["a"] == "AT-PGD") & (data["b"] == "nature")].iloc[0]
-    a, b = (corpus.models[place].estimates["original"].observations for place in (2, 0))
+    first, second = (corpus.models[place].estimates["original"] for place in (2, 0))
+    a, b = (estimate.observations.groupby("utterance")["correct"].mean() for estimate in (first, second))
     assert row["utterances"] == len(a) == len(b)
-    mcnemar = statistics.mcnemar(a["correct"], b["correct"])
-    assert (row["mcnemar_p"], row["only_a"], row["only_b"]) == mcnemar
-    difference = statistics.uar(a["correct"], a["label"]) - statistics.uar(b["correct"], b["label"])
-    assert row["difference"] == pytest.approx(difference)
+    assert (row["mcnemar_p"], row["only_a"], row["only_b"]) == statistics.mcnemar(a, b)
+    assert row["difference"] == pytest.approx(first.uar - second.uar)  # as Table 3 has it
     family = data[data["shared"] == "original"]
     assert family["mcnemar_p_holm"].tolist() == pytest.approx(statistics.holm(family["mcnemar_p"]).tolist())
+
+
+def test_a_model_does_not_differ_from_itself_where_a_seed_is_missing(corpus):
+    estimate = corpus.models[2].estimates["original"]
+    part = dataclasses.replace(estimate, measures=estimate.measures[:1])
+    assert comparisons._test(comparisons.Pair("", "", "", "", estimate, part))["difference"] == 0
+
+
+def test_the_papers_claims_are_tested(corpus):
+    between, within = (table.data for table in comparisons.tables(corpus))
+    for name, attack in (("AT-FGSM", "FGSM"), ("AT-PGD", "PGD")):
+        own = between[between["shared"].isin([f"adversarial · {attack}"])]
+        assert ((own["a"] == name) & (own["b"] == "nature")).any()
+    strongest = within[within["shared"] == "nature, the strongest"]
+    adaptive = f"worn, adaptive ({attack_title(corpus.strongest('adaptive'))})"
+    assert (strongest["a"] == adaptive).sum() == 2
+    assert within[within["shared"] == "nature, no attack"][["a", "b"]].values.tolist() == [["worn", "not worn"]]
 
 
 def test_models_that_share_no_clip_are_not_compared(tmp_path):
@@ -284,7 +362,8 @@ def test_a_flag_is_raised_if_any_evaluation_raised_it(tmp_path):
         (folder / "evaluation.json").write_text(json.dumps(content))
     (corpus,) = models.corpora(report.load([tmp_path]))
     (flag,) = tables.model_flags(corpus.models[0])
-    assert (flag["status"], flag["detail"], flag["raised"], flag["checked"]) == ("raised", "seed 1", 1, 2)
+    assert (flag["status"], flag["detail"], flag["raised"], flag["checked"]) == ("raised", "Seed 1: seed 1", 1, 2)
+    assert rows_of(tables.flags(corpus))[0][2] == "raised in 1 of 2 seeds"
 
 
 # --- Charts ----------------------------------------------------------------------------------------------------------
@@ -374,6 +453,47 @@ def test_legends_do_not_cover_data_and_lines_are_in_per_cent(corpus):
     assert max(line.get_ydata()) > 60
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_legends_fit_their_figure(corpus, alone):
+    some = replace(corpus, models=corpus.models[:1]) if alone else corpus
+    with figures.quiet():
+        for chart in charts.all_charts(some):
+            figure = figures.draw(chart)
+            figure.draw_without_rendering()
+            (legend,) = figure.legends
+            box = legend.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, chart.name
+
+
+def test_whiskers_are_seen_on_bars_and_on_white():
+    def contrast(one, other):
+        light = [mcolors.rgb_to_hsv(mcolors.to_rgb(colour))[2] for colour in (one, other)]
+        return abs(light[0] - light[1])
+
+    for colour in charts.COLOURS:
+        for shade in charts.SHADES.values():
+            series = charts.Series("", "", colour, ["a"], [50.0], [40.0], [60.0], form="bars", shade=shade)
+            (plot,) = interactive.plots(charts.Chart("", "", "", "", [charts.Panel("", [series], ["a"])], "", None))
+            whisker = figures.whisker(series)
+            assert plot["data"][0]["error_y"]["color"] == whisker
+            assert min(contrast(whisker, "#ffffff"), contrast(whisker, figures._faded(colour, shade))) > 0.3
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "ticks"),
+    [
+        (range(10, 61, 10), [10, 20, 30, 40, 50, 60]),
+        ([30, 40, 45], [30, 40, 45]),
+        (range(4, 61, 4), [0, 10, 20, 30, 40, 50, 60]),
+    ],
+)
+def test_ticks_of_rounds_are_evaluated_or_round(evaluated, ticks):
+    series = charts.Series("a", "a", "#333333", list(evaluated), [50.0] * len(evaluated))
+    chart = charts.Chart("a", "", "", "", [charts.Panel("", [series])], "round", None, columns=1)
+    (axes,) = figures.draw(chart).axes
+    assert [tick for tick in axes.get_xticks() if 0 <= tick <= 60] == ticks
+
+
 def test_no_label_of_a_figure_overlaps_another(corpus):
     with figures.quiet():
         for chart in charts.all_charts(corpus):
@@ -391,9 +511,9 @@ def test_confusion_is_normalised_by_row(corpus):
         picture = pictures.confusions(corpus)
     axes = picture.figure.axes[1]
     assert axes.get_title().startswith("AT-PGD under PGD\nUAR ")
-    matrix = corpus.models[2].estimates["randomised_adversarial/pgd"].matrix
-    expected = 100 * matrix / matrix.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(axes.get_images()[0].get_array(), expected)
+    measures = corpus.models[2].estimates["randomised_adversarial/pgd"].measures
+    expected = [100 * measure.matrix / measure.matrix.sum(axis=1, keepdims=True) for measure in measures]
+    np.testing.assert_allclose(axes.get_images()[0].get_array(), np.mean(expected, axis=0))
     assert [label.get_text() for label in axes.get_yticklabels()] == list(corpus.classes)
 
 
@@ -406,6 +526,32 @@ def test_example_shows_nature_and_one_scale_for_all_perturbations(corpus):
     assert len(titled) == 4 and len(limits) == 1
     low, high = limits.pop()
     assert low == -high == pytest.approx(-5, rel=1e-3)  # FGSM's ε of 0.05, times 100
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_example_says_what_the_original_is_taken_for(tmp_path, told):
+    folder = make_run(tmp_path / "run", full=False)
+    with np.load(folder / "example.npz") as archive:
+        arrays = dict(archive) | ({"predicted/original": np.array("anger")} if told else {})
+    np.savez(folder / "example.npz", **arrays)
+    (corpus,) = models.corpora(report.load([folder]))
+    with figures.quiet():
+        picture = pictures.example(corpus)
+    heads = [axes.get_title(loc="left") for axes in picture.figure.axes[:6:2]]
+    assert heads[:2] == ["original" + ": taken for anger" * told, "FGSM: taken for neutral"]
+    assert "the model's answer, be it right or wrong" in picture.caption
+
+
+def test_an_attack_that_always_knows_what_is_worn_has_the_snr_of_its_adaptive_examples(tmp_path):
+    folder = make_run(tmp_path / "run", full=False)
+    evaluation(folder / "evaluations/knows", Made(), "knows", conditions_of(["noise"], ["adaptive"]), draws=3)
+    content = json.loads((folder / "evaluations/knows/evaluation.json").read_text())
+    del content["examples"]["noise"]
+    content["examples"]["adaptive/noise"]["snr_db"] = 26.4
+    (folder / "evaluations/knows/evaluation.json").write_text(json.dumps(content))
+    (corpus,) = models.corpora(report.load([folder]))
+    rows = {row[0]: row for row in rows_of(words.threats(corpus))}
+    assert rows["Noise"][2:] == ["–", "0.05", "26.4"] and rows["PGD"][2] == "predicted"
 
 
 def test_findings_say_what_an_adaptive_attacker_leaves(corpus):

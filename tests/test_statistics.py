@@ -166,6 +166,87 @@ def test_intervals_cover_the_truth():
     assert coverage(stratified, 0.2) < 0.88  # utterances of one speaker are not independent
 
 
+# Several seeds: each tests a part of the same utterances
+
+
+@pytest.fixture
+def seeds(speech):
+    """The utterances of `speech` in the test sets of three seeds, 120 each, with the seed's own luck."""
+    _, _, labels, speakers = speech
+    rng = np.random.default_rng(2)
+    tested = np.concatenate([rng.permutation(300)[:120] for _ in range(3)])
+    hard = rng.random(300)  # some utterances are so for every model
+    which = np.repeat(["a", "b", "c"], 120)
+    correct = (rng.random(360) < 0.3 + 0.6 * hard[tested]).astype(float)
+    return correct, labels[tested], speakers[tested], which, tested
+
+
+def mean_uar(correct, labels, which):
+    return np.mean([statistics.uar(correct[which == seed], labels[which == seed]) for seed in np.unique(which)])
+
+
+def test_one_seed_is_as_none(speech):
+    correct, other, labels, speakers = speech
+    one = np.zeros(300, int)
+    assert statistics.clustered_bootstrap(correct, labels, speakers, one) == statistics.clustered_bootstrap(
+        correct, labels, speakers
+    )
+    assert statistics.paired_bootstrap(correct, other, labels, speakers, one) == statistics.paired_bootstrap(
+        correct, other, labels, speakers
+    )
+    closed = statistics.closed_form(correct, labels, one, np.arange(300))
+    assert ends(closed) == pytest.approx(ends(statistics.closed_form(correct, labels)))
+    stratified = statistics.stratified_bootstrap(correct, labels, one, np.arange(300), repeats=20_000)
+    assert ends(stratified) == pytest.approx(ends(statistics.stratified_bootstrap(correct, labels)), abs=0.006)
+
+
+def test_a_speaker_is_resampled_with_all_seeds(seeds):
+    correct, labels, speakers, which, _ = seeds
+
+    def uar(chosen, axis):
+        resamples = np.atleast_2d(chosen).astype(int)
+        rows = [np.concatenate([np.flatnonzero(speakers == speaker) for speaker in each]) for each in resamples]
+        return np.squeeze([mean_uar(correct[row], labels[row], which[row]) for row in rows])
+
+    level = 1 - 2 * scipy.stats.norm.cdf(scipy.stats.t.ppf(0.025, 11) * sqrt(12 / 11))
+    reference = scipy.stats.bootstrap(
+        [np.arange(12)], uar, confidence_level=level, n_resamples=1500, method="percentile", rng=0
+    )
+    ours = statistics.clustered_bootstrap(correct, labels, speakers, which, repeats=9999)
+    assert ends(ours) == pytest.approx(list(reference.confidence_interval), abs=0.012)
+
+
+def test_an_utterance_is_resampled_with_all_seeds(seeds):
+    correct, labels, _, which, tested = seeds
+    ours = statistics.stratified_bootstrap(correct, labels, which, tested, repeats=20_000)
+    assert ends(statistics.closed_form(correct, labels, which, tested)) == pytest.approx(ends(ours), abs=0.01)
+    rng, replicates = np.random.default_rng(0), []
+    for _ in range(1000):
+        drawn = np.concatenate([rng.choice(known, len(known)) for label in range(4)
+                                if len(known := np.unique(tested[labels == label]))])  # fmt: skip
+        rows = np.concatenate([np.flatnonzero(tested == utterance) for utterance in drawn])
+        replicates.append(mean_uar(correct[rows], labels[rows], which[rows]))
+    assert ends(ours) == pytest.approx(np.quantile(replicates, [0.025, 0.975]).tolist(), abs=0.015)
+
+
+def test_seeds_that_share_utterances_say_less_than_as_many_others(seeds):
+    correct, labels, _, which, tested = seeds
+    same, other = (ends(statistics.closed_form(correct, labels, which, who)) for who in (tested, np.arange(360)))
+    assert same[1] - same[0] > 1.03 * (other[1] - other[0])
+
+
+def test_differences_are_of_the_mean_over_seeds(seeds):
+    correct, labels, speakers, which, _ = seeds
+    worse = correct * (which != "b")
+    found = statistics.paired_bootstrap(correct, worse, labels, speakers, which)
+    assert found.difference == pytest.approx(mean_uar(correct, labels, which) - mean_uar(worse, labels, which))
+    sexes = np.where(speakers < 5, "female", "male")
+    women = sexes == "female"
+    expected = [mean_uar(correct[group], labels[group], which[group]) for group in (women, ~women)]
+    gap = statistics.gap(correct, labels, sexes, speakers, which)
+    assert gap.difference == pytest.approx(expected[0] - expected[1])
+
+
 # Two models
 
 
@@ -249,10 +330,20 @@ def test_p_of_two_speakers_by_hand():
     assert found.p == pytest.approx(0.7167, abs=0.02)
 
 
+def test_no_p_is_smaller_than_the_resamples_can_show(speech):
+    a, _, labels, speakers = speech
+    for clusters, tail in ((None, 1 / 501), (speakers, None)):
+        found = statistics.paired_bootstrap(np.ones(300), 0.5 * a, labels, clusters, repeats=500)
+        assert found.p == found.least
+        if tail:
+            assert found.p == pytest.approx(2 * tail)
+    assert statistics.paired_bootstrap(a, a[::-1], labels, speakers).p > found.least
+
+
 def test_models_that_do_not_differ_have_p_one():
     a, labels, speakers = [0.3, 0.7, 0.1, 1], [0, 0, 1, 1], [1, 2, 1, 2]
     for clusters in (None, speakers):
-        assert statistics.paired_bootstrap(a, a, labels, clusters) == (0, Interval(0, 0), 1)
+        assert statistics.paired_bootstrap(a, a, labels, clusters)[:3] == (0, Interval(0, 0), 1)
     # One each of −0.1 and +0.1 cancel but for rounding: 0.3 − 0.2 is not 0.2 − 0.1.
     assert statistics.paired_bootstrap([0.3, 0.1], [0.2, 0.2], [0, 0]).p == 1
     assert statistics.paired_bootstrap([0.2, 0.2], [0.3, 0.1], [0, 0]).p == 1

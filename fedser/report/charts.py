@@ -235,9 +235,15 @@ def _bars(model: Model, kind: str, attacks: Sequence[str]) -> Series:
     found = {attack_title(name): model.estimates.get(f"{kind}/{name}") for name in attacks}
     known = {name: estimate for name, estimate in found.items() if estimate}
     ends = _intervals(known.values())
-    look = {"form": "bars", "shade": SHADES[kind]}
+    told = [", ".join([name, *estimate.limits]) + ": " + _told(estimate) for name, estimate in known.items()]
+    look = {"form": "bars", "shade": SHADES[kind], "texts": told}
     name = f"{model.label}, {ATTACKERS[kind]}"
     return Series(name, model.label, colour(model), list(known), _uars(known.values()), *ends, **look)
+
+
+def _told(estimate: Estimate) -> str:
+    (low,), (high,) = _intervals([estimate])
+    return f"{100 * estimate.uar:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def _uars(estimates: Iterable[Estimate]) -> list[float]:
@@ -310,10 +316,8 @@ def _budget_curve(model: Model, attack: str, points: Mapping[float, Estimate], t
     name = f"{model.label}, {attack_title(attack)}"
     places = [eps or min(ticks) for eps in points]
     ends = _intervals(points.values())
+    told = [", ".join([f"ε {eps:g}", *estimate.limits]) + ": " + _told(estimate) for eps, estimate in points.items()]
     uars = _uars(points.values())
-    told = [
-        f"ε {eps:g}: {y:.1f} % [{low:.1f}, {high:.1f}]" for eps, y, low, high in zip(points, uars, *ends, strict=True)
-    ]
     return Series(name, model.label, colour(model), places, uars, *ends, style=style(attack), texts=told)
 
 
@@ -329,8 +333,8 @@ def distances(corpus: Corpus) -> Chart:
             panels.append(Panel(attack_title(attack), [_survival(*item, radii, attack) for item in known.items()]))
     caption = (
         "UAR when a clip counts as right until the attack has moved it as far as it needs: the reading that suits an "
-        "attack that looks for the smallest change. An upper bound, since it need not find the nearest flip. From "
-        "utterances.csv."
+        "attack that looks for the smallest change. An upper bound, since it need not find the nearest flip. Means "
+        "over seeds, from utterances.csv."
     )
     alt = "Line charts: UAR falling with the L2 norm of the perturbation, one line per model."
     heading = "UAR against the distance"
@@ -338,7 +342,8 @@ def distances(corpus: Corpus) -> Chart:
 
 
 def _survival(model: Model, frame, radii: np.ndarray, attack: str) -> Series:
-    values = (100 * statistics.robustness_curve(frame["distance"], frame["label"], radii)).tolist()
+    curves = [statistics.robustness_curve(each["distance"], each["label"], radii) for _, each in frame.groupby("seed")]
+    values = (100 * np.mean(curves, axis=0)).tolist()
     name = f"{model.label}, {attack_title(attack)}"
     return Series(name, model.label, colour(model), np.round(radii, 4).tolist(), values, form="steps")
 
@@ -355,7 +360,7 @@ def speakers(corpus: Corpus) -> Chart:
         if series:
             panels.append(Panel(_first_upper(title(name)), series, [model.label for model in corpus.models]))
     caption = (
-        "UAR of each speaker, on clean data and under the attack that is worst on average. The short line is the 10 % "
+        "UAR of each speaker, on clean data and under the strongest attack of each kind. The short line is the 10 % "
         "quantile: a defence that serves most speakers can still fail some. From evaluation.json and utterances.csv."
     )
     alt = "Strip plots: one dot per speaker and model, clean and adversarial, with the 10 % quantile."

@@ -66,17 +66,24 @@ class Measure:
         return (evaluation.round, evaluation.fraction, self.draws, evaluation.written)
 
     def observations(self) -> pd.DataFrame | None:
-        """Per `utterance`: `correct` (fraction of draws), `label`, `speaker`, `sex`. None without utterances.csv."""
+        """Per `utterance`: `correct` (fraction of draws), `label`, `speaker`, `sex`, and the run's `seed`.
+
+        None without utterances.csv.
+        """
         frame, column = self.evaluation.utterances, f"correct/{self.source}"
         if frame is None or column not in frame:
             return None
-        known = frame[["utterance", "speaker", "sex", "emotion", column]]
+        known = frame[["utterance", "speaker", "sex", "emotion", column]].assign(seed=self.seed)
         return known.rename(columns={"emotion": "label", column: "correct"}).dropna(subset=["correct"])
+
+    @property
+    def seed(self) -> str:
+        return str(self.run.setting("seed"))
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Measures of one condition, one per seed, put together."""
+    """Measures of one condition, one per seed, put together: means over seeds, whatever else they are means of."""
 
     condition: Condition
     measures: Sequence[Measure]
@@ -110,19 +117,23 @@ class Estimate:
         """Whether it was measured on enough of the test clips to stand beside those that were measured on all."""
         return self.fraction >= ENOUGH
 
+    @property
+    def limits(self) -> list[str]:
+        """Where it is of less than all: `25 % of clips`, `1 of 3 seeds`."""
+        part = [f"{100 * self.fraction:.0f} % of clips"] if self.fraction < 1 else []
+        return part + ([f"{len(self.measures)} of {self.seeds} seeds"] if len(self.measures) < self.seeds else [])
+
     @cached_property
     def matrix(self) -> np.ndarray:
         """Counts [true, predicted] over seeds and draws."""
         return sum(measure.matrix for measure in self.measures)
 
     @cached_property
-    def by_client(self) -> dict[str, np.ndarray]:
-        """`matrix` per client."""
-        found: dict[str, np.ndarray] = {}
-        for measure in self.measures:
-            for client, matrix in measure.by_client.items():
-                found[client] = found.get(client, 0) + matrix
-        return {client: found[client] for client in sorted(found)}
+    def shares(self) -> np.ndarray:
+        """What part of each class [true] is taken for which [predicted]; NaN for a class without test utterances."""
+        rows = np.array([_row_shares(measure.matrix) for measure in self.measures])
+        known = (~np.isnan(rows)).sum(axis=0)
+        return np.divide(np.nansum(rows, axis=0), known, out=np.full(known.shape, math.nan), where=known > 0)
 
     @property
     def utterances(self) -> int:
@@ -131,15 +142,14 @@ class Estimate:
 
     @cached_property
     def observations(self) -> pd.DataFrame | None:
-        """Each test utterance once, with the mean over its seeds, under its name; other seeds may deal it to others.
+        """Each seed's test utterances, under their names; another seed may test them too, or train on them.
 
         None where a seed has no utterances.csv.
         """
         parts = [measure.observations() for measure in self.measures]
         if not parts or any(part is None for part in parts):
             return None
-        how = {"label": "first", "speaker": "first", "sex": "first", "correct": "mean"}
-        return pd.concat(parts).groupby("utterance", sort=True).agg(how)
+        return pd.concat(parts, ignore_index=True)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -147,8 +157,12 @@ class Estimate:
         utterance as having got the mean of its client and class."""
         if self.observations is not None:
             return self.observations
-        parts = [_utterances_of(client, matrix) for client, matrix in self.by_client.items()]
-        found = pd.concat(parts) if parts else pd.DataFrame(columns=["correct", "label", "speaker"])
+        parts = [
+            _utterances_of(client, matrix).assign(seed=measure.seed)
+            for measure in self.measures
+            for client, matrix in sorted(measure.by_client.items())
+        ]
+        found = pd.concat(parts) if parts else pd.DataFrame(columns=["correct", "label", "speaker", "seed"])
         clients = (measure.evaluation.part("clients") for measure in self.measures)
         sexes = {name: entry.get("sex") or "" for part in clients for name, entry in part.items()}
         return found.assign(sex=[sexes.get(speaker, "") for speaker in found["speaker"]]).replace({"sex": SEXES})
@@ -158,21 +172,28 @@ class Estimate:
         """95 % interval over speakers; NaN for less than two."""
         if self.rows["speaker"].nunique() < 2:
             return UNKNOWN
-        return statistics.clustered_bootstrap(self.rows["correct"], self.rows["label"], self.rows["speaker"])
+        columns = (self.rows[name] for name in ("correct", "label", "speaker", "seed"))
+        return statistics.clustered_bootstrap(*columns)
 
     @cached_property
     def stratified(self) -> Interval:
         """95 % interval over utterances within classes."""
         if self.observations is not None:
-            return statistics.stratified_bootstrap(self.observations["correct"], self.observations["label"])
+            return statistics.stratified_bootstrap(*self._tested)
         return _mean([statistics.stratified_bootstrap_of_matrix(m.matrix, m.draws) for m in self.measures])
 
     @cached_property
     def closed_form(self) -> Interval:
         """The check of `stratified`."""
         if self.observations is not None:
-            return statistics.closed_form(self.observations["correct"], self.observations["label"])
+            return statistics.closed_form(*self._tested)
         return _mean([statistics.closed_form_of_matrix(m.matrix, m.draws) for m in self.measures])
+
+    @property
+    def _tested(self) -> list[pd.Series]:
+        """As intervals over utterances want it; with one seed they need not be told which is which."""
+        names = ["correct", "label", *(["seed", "utterance"] if len(self.measures) > 1 else [])]
+        return [self.observations[name] for name in names]
 
     @property
     def interval(self) -> Interval:
@@ -180,7 +201,7 @@ class Estimate:
         return self.stratified if math.isnan(self.clustered.low) else self.clustered
 
     def by_speaker(self) -> dict[str, float]:
-        """Each speaker's UAR over the classes that this speaker has."""
+        """Each speaker's UAR over the classes that this speaker has, in all seeds' test sets together."""
         if self.rows.empty:
             return {}
         return statistics.by_speaker(self.rows["correct"], self.rows["label"], self.rows["speaker"])
@@ -193,7 +214,8 @@ class Estimate:
         """UAR of the female − UAR of the male speakers; None where either is absent."""
         if self.rows.empty or self.rows.groupby("speaker")["sex"].nunique().max() > 1:
             return None
-        return statistics.gap(self.rows["correct"], self.rows["label"], self.rows["sex"], self.rows["speaker"])
+        columns = (self.rows[name] for name in ("correct", "label", "sex", "speaker", "seed"))
+        return statistics.gap(*columns)
 
 
 def recalls(matrix: np.ndarray) -> np.ndarray:
@@ -202,13 +224,19 @@ def recalls(matrix: np.ndarray) -> np.ndarray:
     return np.divide(np.diag(matrix), counts, out=np.full(len(matrix), np.nan), where=counts > 0)
 
 
+def _row_shares(matrix: np.ndarray) -> np.ndarray:
+    """A confusion matrix's rows as shares; NaN for a class without test utterances."""
+    counts = matrix.sum(axis=1, keepdims=True)
+    return np.divide(matrix, counts, out=np.full(matrix.shape, math.nan), where=counts > 0)
+
+
 def _mean(intervals: Sequence[Interval]) -> Interval:
     ends = np.array([[each.low, each.high] for each in intervals]).mean(axis=0)
     return Interval(float(ends[0]), float(ends[1]))
 
 
 def _utterances_of(client: str, matrix: np.ndarray) -> pd.DataFrame:
-    """One row per count of the matrix: over draws and seeds, which changes no UAR and no resampling of speakers."""
+    """One row per count of the matrix: over draws, which changes no UAR and no resampling of speakers."""
     counts = matrix.sum(axis=1).astype(int)
     labels = np.repeat(np.arange(len(matrix)), counts)
     return pd.DataFrame({"correct": recalls(matrix)[labels], "label": labels, "speaker": client})

@@ -14,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no global state, no window
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, Locator, MaxNLocator
 
 from fedser.report.charts import MEAN, Chart, Key, Panel, Series
 
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 MARKERS = "os^DPv"
 GREY = "#777777"
+STEPS = (1, 2, 5, 10)  # of ticks
 PLOT_STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -73,9 +74,10 @@ def draw(chart: Chart) -> Figure:
     """A chart's panels with their legend below them."""
     legend = _legend(chart)
     longest = max(len(str(handle.get_label())) for handle in legend)
-    columns = max(1, min(len(legend), (110 if chart.columns > 1 else 85) // (longest + 8)))
+    beside = min(chart.columns, len(chart.panels))
+    columns = max(1, min(len(legend), (110 if beside > 1 else 85) // (longest + 8)))
     height = 0.35 + 0.2 * math.ceil(len(legend) / columns)
-    figure, places = panels(len(chart.panels), chart.columns, 3.9 if chart.columns > 1 else 6.4, 2.6, height)
+    figure, places = panels(len(chart.panels), beside, 3.9 if beside > 1 else 6.4, 2.6, height)
     for axes, panel in zip(places, chart.panels, strict=True):
         axes.set_title(panel.title)
         _draw_panel(axes, panel, chart)
@@ -110,13 +112,13 @@ def _draw_panel(axes: Axes, panel: Panel, chart: Chart) -> None:
 def _draw_line(axes: Axes, series: Series, marks: bool) -> None:
     if series.low and series.high:
         axes.fill_between(series.x, series.low, series.high, color=series.colour, alpha=0.13, linewidth=0)
-    look = _look(series.style, series.colour) | ({} if marks else {"marker": ""})
+    look = _look(series.style, series.colour, marks)
     drawn = {"drawstyle": "steps-post"} if series.form == "steps" else {}
     axes.plot(series.x, series.y, markevery=max(1, len(series.x) // 20), **look, **drawn)
 
 
-def _look(style: int, colour: str) -> dict[str, Any]:
-    dash, marker = DASHES[style % len(DASHES)], MARKERS[style % len(MARKERS)]
+def _look(style: int, colour: str, marks: bool) -> dict[str, Any]:
+    dash, marker = DASHES[style % len(DASHES)], MARKERS[style % len(MARKERS)] if marks else ""
     return {"color": colour, "linestyle": dash, "marker": marker, "linewidth": 1.5, "markersize": 3.6, "alpha": 0.95}
 
 
@@ -125,13 +127,23 @@ def _draw_bars(axes: Axes, series: Series, panel: Panel, place: float, width: fl
     axes.bar(at, series.y, width * 0.94, color=_faded(series.colour, series.shade))
     if series.low and series.high:
         ends = np.abs(np.array([series.low, series.high]) - np.array(series.y))
-        axes.errorbar(at, series.y, yerr=ends, fmt="none", ecolor="#222222", elinewidth=0.7, capsize=0)
+        axes.errorbar(at, series.y, yerr=ends, fmt="none", ecolor=whisker(series), elinewidth=0.8, capsize=0)
+
+
+def whisker(series: Series) -> str:
+    """A colour that is seen on the bar and, above it, on white: nearly black, on a dark bar grey."""
+    red, green, blue = _parts(_faded(series.colour, series.shade))
+    return "#222222" if 0.3 * red + 0.59 * green + 0.11 * blue > 80 else "#949494"
 
 
 def _faded(colour: str, shade: float) -> str:
     """The colour mixed with white."""
-    parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(255 + (part - 255) * shade):02x}" for part in parts)
+    return "#" + "".join(f"{round(255 + (part - 255) * shade):02x}" for part in _parts(colour))
+
+
+def _parts(colour: str) -> list[int]:
+    """Red, green and blue of `#rrggbb`, 0 … 255."""
+    return [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
 
 
 def _draw_dots(axes: Axes, series: Series, panel: Panel) -> None:
@@ -150,22 +162,24 @@ def _legend(chart: Chart) -> list[Any]:
     form = chart.panels[0].series[0].form
     named_by_title = form == "bars" and len(chart.panels) == len(chart.models)
     models = {} if named_by_title else chart.models
-    handles = [_handle(Key(name, form if form != "steps" else "line"), colour) for name, colour in models.items()]
-    handles += [_handle(key, GREY) for key in chart.keys]
+    handles = [
+        _handle(Key(name, form if form != "steps" else "line"), colour, chart.marks) for name, colour in models.items()
+    ]
+    handles += [_handle(key, GREY, chart.marks) for key in chart.keys]
     if chart.chance:
         label = f"chance ({chart.chance:.1f} %)"
         handles.append(Line2D([], [], label=label, color="#999999", linewidth=0.9, linestyle=(0, (2, 2))))
     return handles
 
 
-def _handle(key: Key, colour: str) -> Any:
+def _handle(key: Key, colour: str, marks: bool) -> Any:
     if key.form == "bars":
         return Patch(facecolor=_faded(colour, key.shade), label=key.label)
     if key.form in ("dots", "ticks"):
         marker = "_" if key.form == "ticks" else MARKERS[key.style]
         size = 11 if key.form == "ticks" else 5
         return Line2D([], [], label=key.label, color=colour, marker=marker, markersize=size, linestyle="")
-    return Line2D([], [], label=key.label, **_look(key.style, colour))
+    return Line2D([], [], label=key.label, **_look(key.style, colour, marks))
 
 
 def _frame(chart: Chart, panels: Sequence[Axes]) -> None:
@@ -190,5 +204,15 @@ def _frame(chart: Chart, panels: Sequence[Axes]) -> None:
             axes.set_xticks(list(chart.ticks), list(chart.ticks.values()))
             axes.minorticks_off()
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=chart.x == "round", min_n_ticks=1))
+            axes.xaxis.set_major_locator(_places(chart))
             axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _places(chart: Chart) -> Locator:
+    """Where an axis of numbers has its ticks: at the evaluated rounds, of more than a few at round numbers."""
+    if chart.x != "round":
+        return MaxNLocator(7, steps=STEPS)
+    evaluated = sorted({x for series in chart.series for x in series.x})
+    if len(evaluated) <= 7:
+        return FixedLocator(evaluated)
+    return MaxNLocator(7, steps=STEPS, integer=True)

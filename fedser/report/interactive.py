@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fedser.report.charts import MEAN, Chart, Panel, Series
-from fedser.report.figures import jitter
+from fedser.report.figures import jitter, whisker
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -70,7 +70,7 @@ def _whiskers(series: Series) -> dict[str, Any] | None:
         return None
     above = _rounded(high - y for high, y in zip(series.high, series.y, strict=True))
     below = _rounded(y - low for low, y in zip(series.low, series.y, strict=True))
-    look = {"color": "#222222", "thickness": 1, "width": 0}
+    look = {"color": whisker(series), "thickness": 1, "width": 0}
     return {"type": "data", "symmetric": False, "array": above, "arrayminus": below} | look
 
 

@@ -129,21 +129,24 @@ class Corpus:
         eps = (self.settings(condition.variant) or condition.settings).get("eps")
         return None if eps is None or condition.attack in attacks_without_eps() else float(eps)
 
-    @cached_property
-    def focus(self) -> str | None:
-        """The attack that comparisons look at: of those with a budget that most models were tested under, the worst."""
+    def strongest(self, kind: str) -> str | None:
+        """Of the attacks with a budget that most models were tested under so, the one that leaves least on average."""
         found: dict[str, list[float]] = {}
         for model in self.models:
-            for name in self.attacks("adversarial"):
-                estimate = model.estimates.get(f"adversarial/{name}")
-                if estimate and estimate.representative and self.eps(parse(f"adversarial/{name}")) is not None:
+            for name in self.attacks(kind):
+                estimate = model.estimates.get(f"{kind}/{name}")
+                if estimate and estimate.representative and self.eps(parse(f"{kind}/{name}")) is not None:
                     found.setdefault(name, []).append(estimate.uar)
         return min(found, key=lambda name: (-len(found[name]), sum(found[name]) / len(found[name])), default=None)
 
-    @property
+    @cached_property
     def looked_at(self) -> list[str]:
-        """The conditions that speakers, classes and models are compared under: without attack, and under `focus`."""
-        wanted = ["original", "randomised", *(f"{kind}/{self.focus}" for kind in conditions.ATTACKED)]
+        """The conditions that speakers, classes and models are compared under: without attack, and the strongest ones.
+
+        Each kind of attacker has one of its own: what is strongest where nothing is worn need not be so elsewhere.
+        """
+        found = [(kind, self.strongest(kind)) for kind in conditions.ATTACKED]
+        wanted = ["original", "randomised", *(f"{kind}/{attack}" for kind, attack in found if attack)]
         return [name for name in wanted if name in self.conditions]
 
 

@@ -12,6 +12,7 @@ from fedser.report.section import Content, Links, section
 from fedser.report.tabular import Table, html
 
 ASSETS = files("fedser.report") / "assets"
+MADE_BY = "Made by fedser-report"
 
 
 def page(contents: Sequence[Content], runs_table: Table, drawn: Path) -> str:
@@ -23,7 +24,7 @@ def page(contents: Sequence[Content], runs_table: Table, drawn: Path) -> str:
     runs = [run for each in contents for run in each.corpus.runs]
     top = tag("header", heading, _lead(contents), _contents_list(bodies, contents), _problems(runs))
     main = tag("main", [body for _, body in bodies], _all_runs(runs_table), _configurations(contents))
-    foot = tag("footer", tag("p", "Made by fedser-report. Figures as PNG and SVG lie in figures/, tables in tables/."))
+    foot = tag("footer", tag("p", f"{MADE_BY}. Figures as PNG and SVG lie in figures/, tables in tables/."))
     quiet = tag("noscript", tag("p", "The curves need JavaScript; figures/ holds them as pictures.", class_="box"))
     body = tag("body", top, quiet, main, foot, _scripts(plots))
     return "<!doctype html>\n" + tag("html", _head(f"fedser report: {names}"), body, lang="en")
@@ -79,7 +80,8 @@ def _contents_list(bodies: Sequence[tuple[Links, Markup]], contents: Sequence[Co
 def _problems(runs: Sequence[Run]) -> Markup | None:
     """What is missing from the report, and why."""
     told = [problem for run in runs for problem in run.problems]
-    unfinished = [run for run in runs if run.status not in ("finished", "damaged")]
+    told_of = ("finished", "damaged", "unknown")  # the latter two among the problems
+    unfinished = [run for run in runs if run.status not in told_of]
     told += [f"{run.name} is not finished ({run.status}): only its curves, as far as they got." for run in unfinished]
     told += overview.errors(runs)
     if not told:

@@ -1,9 +1,7 @@
 """What is drawn but has no points to hover: Fig. 2, an utterance under attack, and Fig. 6, confusion matrices."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +46,8 @@ def example(corpus: Corpus) -> Picture | None:
         "the perturbation times 100 (Fig. 2 of the paper), all perturbations on one scale. From example.npz of the "
         f"evaluation {evaluation.name}."
     )
+    if any(key.startswith("predicted/") for key in arrays):
+        caption += " What each is taken for is the model's answer, be it right or wrong."
     alt = f"Spectrograms of one utterance, original and under {names}, with their perturbations."
     heading = "Fig. 2: one utterance under attack"
     return Picture("fig2-example", heading, caption, alt, _draw_example(arrays, attacks), "png")
@@ -61,11 +61,10 @@ def _draw_example(arrays: dict[str, np.ndarray], attacks: Sequence[str]) -> Figu
     limits = np.quantile(x, [0.005, 0.995])
     # A few cells of a minimal-norm attack go far: at their scale nothing of the others would be seen.
     largest = max(1e-6, *(float(np.quantile(np.abs(delta), 0.99)) for delta in deltas))
-    speech = _spectrogram(grid[0][0], x, "original", SPEECH, *limits)
+    speech = _spectrogram(grid[0][0], x, "original" + _taken(arrays, "original"), SPEECH, *limits)
     grid[0][1].set_axis_off()
     for row, attack, delta in zip(grid[1:], attacks, deltas, strict=True):
-        taken = f": taken for {arrays[f'predicted/{attack}']}" if f"predicted/{attack}" in arrays else ""
-        _spectrogram(row[0], x + delta / 100, set_title(attack) + taken, SPEECH, *limits)
+        _spectrogram(row[0], x + delta / 100, set_title(attack) + _taken(arrays, attack), SPEECH, *limits)
         change = _spectrogram(row[1], delta, "its perturbation × 100", CHANGE, -largest, largest)
     for axes in grid[-1]:
         axes.set_xlabel("frame")
@@ -77,34 +76,25 @@ def _draw_example(arrays: dict[str, np.ndarray], attacks: Sequence[str]) -> Figu
     return figure
 
 
+def _taken(arrays: dict[str, np.ndarray], name: str) -> str:
+    """What the model takes it for, where the example tells."""
+    return f": taken for {arrays[f'predicted/{name}']}" if f"predicted/{name}" in arrays else ""
+
+
 def _example(corpus: Corpus) -> tuple[Model, Evaluation, dict[str, np.ndarray]] | None:
     """Of the first model with one (nature, where it is there) the example with the most attacks."""
     for model in corpus.models:
-        loaded = [(model, evaluation, _arrays(evaluation.example)) for evaluation in model.evaluations]
+        loaded = [(model, evaluation, evaluation.example) for evaluation in model.evaluations]
         usable = [found for found in loaded if "x" in found[2] and any(key.startswith("delta/") for key in found[2])]
         if usable:
             return max(usable, key=lambda found: len(found[2]))
     return None
 
 
-def _arrays(path: Path | None) -> dict[str, np.ndarray]:
-    """An archive's arrays; of a damaged one none, with a warning."""
-    if path is None:
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except Exception as error:  # a cut archive raises one of half a dozen kinds
-        logging.getLogger(__name__).warning("%s: cannot be read (%s)", path, error)
-        return {}
-    shape = arrays["x"].shape if "x" in arrays else None
-    return {key: array for key, array in arrays.items() if not key.startswith("delta/") or array.shape == shape}
-
-
 def _shown_attacks(names: Sequence[str], corpus: Corpus) -> list[str]:
-    """The paper's three and the focus; where they are missing, the first few."""
+    """The paper's three and the strongest; where they are missing, the first few."""
     plain = attacks_in_order(name for name in names if "@" not in name) or list(names)
-    return [name for name in plain if name in (*PAPER_ATTACKS, corpus.focus)] or plain[:4]
+    return [name for name in plain if name in (*PAPER_ATTACKS, corpus.strongest("adversarial"))] or plain[:4]
 
 
 def _spectrogram(axes: Axes, values: np.ndarray, heading: str, colours: str, low: float, high: float) -> Any:
@@ -119,9 +109,9 @@ def _spectrogram(axes: Axes, values: np.ndarray, heading: str, colours: str, low
 
 def confusions(corpus: Corpus) -> Picture | None:
     """Fig. 6: adversarially trained models on randomised adversarial data; nature where there is no other."""
-    shown = []
+    shown, strongest = [], corpus.strongest("adversarial")
     for model in corpus.models:
-        attack = model.against or (corpus.focus if all(m.against is None for m in corpus.models) else None)
+        attack = model.against or (strongest if all(m.against is None for m in corpus.models) else None)
         kinds = (f"{kind}/{attack}" for kind in (ATTACKED[1], ATTACKED[0]))
         name = next((name for name in kinds if name in model.estimates), None)
         if name:
@@ -132,22 +122,20 @@ def confusions(corpus: Corpus) -> Picture | None:
     figure, places = panels(len(shown), 3 if len(shown) != 4 else 2, side, side + 0.2, 0.1)
     for axes, (model, name) in zip(places, shown, strict=True):
         estimate = model.estimates[name]
-        _draw_matrix(axes, estimate.matrix, corpus.classes)
+        _draw_matrix(axes, 100 * estimate.shares, corpus.classes)
         attacked = attack_title(estimate.condition.variant)
         axes.set_title(f"{model.label} under {attacked}\nUAR {100 * estimate.uar:.1f} %", fontsize=9)
         axes.set_xlabel("predicted")
     places[0].set_ylabel("true")
     caption = (
-        "Recall in % (rows: true class, columns: predicted one), all seeds and draws together, of each adversarially "
+        "Recall in % (rows: true class, columns: predicted one), means over seeds and draws, of each adversarially "
         "trained model under its own attack (Fig. 6 of the paper). From evaluation.json."
     )
     alt = "Confusion matrices: " + ", ".join(f"{model.label} on {title(name)}" for model, name in shown) + "."
     return Picture("fig6-confusion", "Fig. 6: what is taken for what", caption, alt, figure, "svg")
 
 
-def _draw_matrix(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(100 * counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+def _draw_matrix(axes: Axes, shares: np.ndarray, classes: Sequence[str]) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     names = [shorten(str(name), 14) for name in classes]
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}

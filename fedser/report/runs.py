@@ -1,9 +1,11 @@
 """Run folders → `Run`s. What is damaged is left out and named in `Run.problems`; the rest is still read."""
 
+import csv
+import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,12 +14,15 @@ from fedser.errors import InputError
 from fedser.tracking import run_folders
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SEXES = {"f": "female", "m": "male"}  # as some corpora's readers abbreviate them
+TEXT = ("utterance", "client", "speaker", "sex", "emotion")  # columns of utterances.csv; the others are numbers
+NEEDED = ("utterance", "client", "speaker", "emotion")  # those with something in each row
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,7 @@ class Evaluation:
     written: float  # seconds since the epoch
     utterances: "pd.DataFrame | None"  # a row per test utterance
     times: dict[str, float] = field(default_factory=dict)  # seconds that each set of examples took
+    example: "dict[str, np.ndarray]" = field(default_factory=dict)  # `x`, and `delta/` and `predicted/` of each attack
 
     @property
     def name(self) -> str:
@@ -62,11 +68,6 @@ class Evaluation:
         keys = ("flag", "status", "detail", "title")
         found = [flag for flag in self.content.get("flags") or [] if isinstance(flag, dict)]
         return [{key: str(flag.get(key) or "") for key in keys} for flag in found]
-
-    @property
-    def example(self) -> Path | None:
-        path = self.folder / "example.npz"
-        return path if path.is_file() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +145,8 @@ def _load_run(folder: Path) -> Run:
             problems.append(str(error))
             return default
 
-    summary = attempt(_summary, folder / "summary.json", {"status": "damaged"})
+    lost = {"status": "damaged"} if (folder / "summary.json").is_file() else {}
+    summary = attempt(_summary, folder / "summary.json", lost)
     finished = summary.get("status") == "finished"
     history = attempt(_history, folder / "history.jsonl", [], finished)
     config = attempt(_config, folder / "config.yaml", {})
@@ -183,6 +185,8 @@ def _json_object(path: Path, text: str, first_line: int = 1) -> dict[str, Any]:
 
 
 def _summary(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: missing, so it is not known whether this run was finished")
     summary = _json_object(path, _text(path))
     _check_numbers(path, summary)
     return summary
@@ -196,7 +200,7 @@ def _check_numbers(path: Path, record: dict[str, Any], line: int = 1) -> None:
 
 def _history(path: Path, finished: bool) -> list[dict[str, Any]]:
     if not path.is_file():
-        return []
+        raise InputError(f"{path}: missing, so there are no curves of this run")
     lines = _text(path).splitlines(keepends=True)
     if lines and not finished and not lines[-1].endswith("\n"):
         lines.pop()  # the run was killed, or is just now writing, in the middle of this line
@@ -238,9 +242,10 @@ def _evaluation(path: Path, attempt: Callable) -> Evaluation:
         for name, record in conditions.items()
         if attempt(_check_condition, path, False, name, record, len(classes))
     }
-    utterances = attempt(_utterances, path.with_name("utterances.csv"), None)
+    utterances = attempt(_utterances, path.with_name("utterances.csv"), None, set(map(str, classes)))
     times = attempt(_times, path.with_name("times.json"), {})
-    return Evaluation(path.parent, content, path.stat().st_mtime, utterances, times)
+    example = attempt(_example, path.with_name("example.npz"), {})
+    return Evaluation(path.parent, content, path.stat().st_mtime, utterances, times, example)
 
 
 def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
@@ -268,20 +273,12 @@ def _times(path: Path) -> dict[str, float]:
     return {name: value for name, value in (examples or {}).items() if type(value) in (int, float)}
 
 
-def _utterances(path: Path) -> "pd.DataFrame | None":
+def _utterances(path: Path, classes: Set[str]) -> "pd.DataFrame | None":
     if not path.is_file():
         return None
-    import pandas as pd
-
-    text = ("utterance", "client", "speaker", "sex", "emotion")
-    try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values={})
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{path}: not a table ({error})") from error
-    if missing := [column for column in text if column not in frame]:
-        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
+    frame = _frame(path, classes)
     frame["sex"] = frame["sex"].replace(SEXES)
-    numbers = [column for column in frame if column not in text]
+    numbers = [column for column in frame if column not in TEXT]
     try:
         frame[numbers] = frame[numbers].replace("", math.nan).astype(float)
     except ValueError as error:
@@ -290,6 +287,46 @@ def _utterances(path: Path) -> "pd.DataFrame | None":
     if not (correct.isna() | ((correct >= 0) & (correct <= 1))).all(axis=None):
         raise InputError(f"{path}: a fraction of correct draws is not between 0 and 1")
     return frame
+
+
+def _frame(path: Path, classes: Set[str]) -> "pd.DataFrame":
+    """Cells as they are written. Raises InputError for a row that lacks a field, or whose clip cannot be placed."""
+    import pandas as pd
+
+    try:
+        reader = csv.reader(io.StringIO(_text(path)), strict=True)
+        rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a table ({error})") from error
+    columns = rows[0][1] if rows else []
+    if missing := [column for column in TEXT if column not in columns]:
+        raise InputError(f"{path}: lacks the columns {', '.join(missing)}")
+    for line, row in rows[1:]:
+        if len(row) != len(columns):
+            raise InputError(f"{path}:{line}: has {len(row)} fields, not {len(columns)}")
+        cells = dict(zip(columns, row, strict=True))
+        if empty := [name for name in NEEDED if not cells[name].strip()]:
+            raise InputError(f"{path}:{line}: has no {' and no '.join(empty)}")
+        if cells["emotion"] not in classes:
+            raise InputError(f"{path}:{line}: the emotion {cells['emotion']!r} is none of the classes")
+    return pd.DataFrame([row for _, row in rows[1:]], columns=columns, dtype=object)
+
+
+def _example(path: Path) -> "dict[str, np.ndarray]":
+    """An archive's arrays; perturbations of another shape than the log-Mel are left out."""
+    if not path.is_file():
+        return {}
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except Exception as error:  # a cut archive raises one of half a dozen kinds, with advice on pickles
+        raise InputError(f"{path}: cannot be read as an archive of arrays ({type(error).__name__})") from error
+    shape = arrays["x"].shape if "x" in arrays else None
+    if shape is not None and len(shape) != 2:
+        raise InputError(f"{path}: its x is no log-Mel [frames, mels]")
+    return {key: array for key, array in arrays.items() if not key.startswith("delta/") or array.shape == shape}
 
 
 def _number(value: Any) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedser import statistics
 from fedser.report.conditions import ATTACKED, KINDS, PAPER_ATTACKS, attack_title, attacks_in_order, parse, title
-from fedser.report.estimates import Estimate, recalls
+from fedser.report.estimates import Estimate
 from fedser.report.models import Corpus, Model
 from fedser.report.tabular import MISSING, Cell, Table
 from fedser.statistics import Interval
@@ -66,10 +66,7 @@ def uar_cell(estimate: Estimate | None, shaded: bool = False) -> Cell:
         return Cell(MISSING)
     sd = estimate.over_seeds.sd
     text = percent(estimate.uar) + ("" if math.isnan(sd) else f" ± {percent(sd)}")
-    part = f"{percent(estimate.fraction, 0)} % of clips" if estimate.fraction < 1 else ""
-    seeds = len(estimate.measures)
-    fewer = f"{seeds} of {estimate.seeds} seeds" if seeds < estimate.seeds else ""
-    notes = tuple(filter(None, [between(estimate.interval), part, fewer]))
+    notes = tuple(filter(None, [between(estimate.interval), *estimate.limits]))
     return Cell(text, notes, estimate.uar, estimate.uar if shaded else None)
 
 
@@ -216,7 +213,7 @@ def _row3(models: str, kind: str, model_of) -> list[Cell | str]:
         model = model_of(attack)
         estimate = model.estimates.get(kind if clean else f"{kind}/{attack}") if model else None
         told = paper.get(attack) if isinstance(paper, dict) else paper
-        row += [uar_cell(estimate), Cell(f"{told:.1f}" if told else MISSING, value=told, kind="paper")]
+        row += [uar_cell(estimate), Cell(f"{told:.2f}" if told else MISSING, value=told, kind="paper")]
     return row
 
 
@@ -238,7 +235,7 @@ def _matrix(corpus: Corpus, kind: str) -> Table:
         if any(name in model.estimates for name in names[1:])
     ]
     caption = (
-        f"UAR in % of each model (row) under each attack (column), {BY_KIND[kind]}; the darker, the higher. Mean ± sd "
+        f"UAR in % of each model (row) under each attack (column), {BY_KIND[kind]}. Mean ± sd "
         "over seeds, 95 % interval over speakers."
     )
     heading = f"Trained against × tested under: {BY_KIND[kind]}"
@@ -315,7 +312,7 @@ def _budget_row(corpus: Corpus, row: dict[str, Any]) -> list[Cell | str]:
 
 
 def flip_distances(model: Model, attack: str) -> pd.DataFrame | None:
-    """Per utterance of all seeds: the L2 (`distance`, σ) at which this attack flips it, its `snr` and its `label`.
+    """Per utterance of all seeds: the L2 (`distance`, σ) at which this attack flips it, its `snr`, `label` and `seed`.
 
     0 where the clean utterance is wrong already, infinite where the attack failed. None without utterances.csv.
     """
@@ -328,7 +325,8 @@ def flip_distances(model: Model, attack: str) -> pd.DataFrame | None:
         clean, right, l2, snr = (frame[column].to_numpy() for column in columns)
         distance = np.where(clean < 0.5, 0.0, np.where((right < 0.5) & np.isfinite(l2), l2, math.inf))
         needed = np.where(distance == 0, math.inf, np.where(np.isinf(distance), -math.inf, snr))
-        parts.append(pd.DataFrame({"distance": distance, "snr": needed, "label": frame["emotion"]}))
+        columns = {"distance": distance, "snr": needed, "label": frame["emotion"], "seed": measure.seed}
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True) if parts else None
 
 
@@ -385,7 +383,7 @@ def speakers(corpus: Corpus) -> Table:
             shares = [Cell(percent(row[key]), value=row[key]) for key in ("uar", "median", "q10", "minimum")]
             ends = _signed_between(Interval(row["gap_low"], row["gap_high"]))
             between_sexes = Cell(signed(row["gap"]), (ends,) if ends else (), row["gap"])
-            rows.append([title(name), model.label, *shares, str(len(values)), between_sexes, _p(row["gap_p"])])
+            rows.append([title(name), model.label, *shares, str(len(values)), between_sexes, _p(row)])
             data.append({"condition": name, "model": model.label, **row})
     columns = ["Test data", "Model", "UAR", "median speaker", "10 % quantile", "worst speaker", "speakers"]
     columns += ["female − male", "p"]
@@ -397,31 +395,39 @@ def speakers(corpus: Corpus) -> Table:
     return Table("speakers", "Speakers", caption, columns, rows, pd.DataFrame(data), words=2)
 
 
+def p_text(p: float, at_most: bool = False) -> str:
+    """A p-value; `at_most` where so many resamples can show no smaller one."""
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{'≤ ' * at_most}{p:.3f}"
+
+
 def _speaker_record(estimate: Estimate, values: Sequence[float]) -> dict[str, float]:
     minimum, q10 = statistics.spread(values)
     row = {"uar": estimate.uar, "median": float(np.median(values)), "q10": q10, "minimum": minimum}
     row |= {"speakers": len(values)}
-    unknown = statistics.Difference(math.nan, Interval(math.nan, math.nan), math.nan)
-    difference, interval, p = estimate.gap() or unknown
-    return row | {"gap": difference, "gap_low": interval.low, "gap_high": interval.high, "gap_p": p}
+    unknown = statistics.Difference(math.nan, Interval(math.nan, math.nan), math.nan, math.nan)
+    difference, interval, p, least = estimate.gap() or unknown
+    row |= {"gap": difference, "gap_low": interval.low, "gap_high": interval.high, "gap_p": p}
+    return row | {"gap_p_at_most": p == least}
 
 
 def _signed_between(interval: Interval) -> str:
     return "" if math.isnan(interval.low) else f"[{signed(interval.low)}, {signed(interval.high)}]"
 
 
-def _p(p: float) -> Cell:
-    return Cell(MISSING if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}", value=p)
+def _p(row: dict[str, Any]) -> Cell:
+    return Cell(p_text(row["gap_p"], row["gap_p_at_most"]), value=row["gap_p"])
 
 
 def class_recalls(corpus: Corpus) -> Table:
     """Recall of each class, clean and adversarial."""
     rows, data = [], []
     for name, model, estimate in _looked_at(corpus):
-        found = recalls(estimate.matrix)
+        found = np.diag(estimate.shares)
         rows.append([title(name), model.label, *(Cell(percent(r), value=r, shade=_known(r)) for r in found)])
         data.append({"condition": name, "model": model.label, **dict(zip(corpus.classes, found, strict=True))})
-    caption = "Recall in % of each class, over all seeds and draws; the darker, the higher. UAR is the mean of a row."
+    caption = "Recall in % of each class, means over seeds and draws. The mean of a row is the UAR."
     columns = ["Test data", "Model", *corpus.classes]
     return Table("recall", "Recall of each class", caption, columns, rows, pd.DataFrame(data), words=2)
 
@@ -434,14 +440,29 @@ def _known(value: float) -> float | None:
 
 
 def model_flags(model: Model) -> list[dict[str, Any]]:
-    """One entry per flag: raised if any evaluation raised it, with that one's words, and how many did."""
-    order = {"raised": 0, "clear": 1}
-    found: dict[str, list[dict]] = {}
-    for evaluation in model.evaluations:
-        for flag in evaluation.flags:
-            found.setdefault(flag["flag"], []).append(flag)
-    worst = (sorted(each, key=lambda flag: order.get(flag["status"], 2)) for each in found.values())
-    return [each[0] | {"raised": sum(f["status"] == "raised" for f in each), "checked": len(each)} for each in worst]
+    """One entry per flag: raised if any evaluation of any seed raised it, with the words of each such seed."""
+    found: dict[str, dict[Any, list[dict]]] = {}
+    for run in model.runs:
+        for evaluation in sorted(run.evaluations, key=lambda evaluation: -len(evaluation.conditions)):
+            for flag in evaluation.flags:
+                found.setdefault(flag["flag"], {}).setdefault(run.setting("seed"), []).append(flag)
+    return [_over_seeds({seed: min(each, key=_severity) for seed, each in seeds.items()}) for seeds in found.values()]
+
+
+def _severity(flag: dict[str, Any]) -> int:
+    return {"raised": 0, "clear": 1}.get(flag["status"], 2)
+
+
+def _over_seeds(flags: dict[Any, dict]) -> dict[str, Any]:
+    """One flag of those of each seed: the gravest status, and what all seeds with it say."""
+    status = min(flags.values(), key=_severity)["status"]
+    same = {seed: flag for seed, flag in flags.items() if flag["status"] == status}
+    first = next(iter(same.values()))
+    told = first["detail"]
+    if status == "raised" and len(flags) > 1:
+        told = " ".join(f"Seed {seed}: {flag['detail']}" for seed, flag in same.items())
+    checked = sum(flag["status"] in ("raised", "clear") for flag in flags.values())
+    return first | {"detail": told, "raised": len(same) if status == "raised" else 0, "checked": checked}
 
 
 def flags(corpus: Corpus) -> Table:
@@ -450,11 +471,14 @@ def flags(corpus: Corpus) -> Table:
     for model in corpus.models:
         for flag in model_flags(model):
             kind = {"raised": "raised", "clear": "clear"}.get(flag["status"], "")
-            rows.append([model.label, flag["title"] or flag["flag"], Cell(flag["status"], kind=kind), flag["detail"]])
+            of = f" in {flag['raised']} of {flag['checked']} seeds" if kind == "raised" and flag["checked"] > 1 else ""
+            status = Cell(flag["status"] + of, kind=kind)
+            rows.append([model.label, flag["title"] or flag["flag"], status, flag["detail"]])
             data.append({"model": model.label} | flag)
     caption = (
         "Signs that an attack was weaker than it could have been, so that a UAR flatters (Athalye et al. 2018; "
-        "Carlini et al. 2019). A check is raised if it was raised in any evaluation of any seed."
+        "Carlini et al. 2019). A check is raised if it was raised in any evaluation of any seed; its figures are those "
+        "of the seeds that raised it, else of the first."
     )
     columns = ["Model", "Check", "Status", "Figures"]
     return Table("flags", "Sanity checks", caption, columns, rows, pd.DataFrame(data), words=4, wrapped=[3])

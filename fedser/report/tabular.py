@@ -1,6 +1,5 @@
-"""A table, and the forms it is written in: CSV for programs, Markdown and LaTeX for papers, HTML for the page."""
+"""A table as Markdown and as HTML; `latex` has the form for papers."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,14 +11,6 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 LONG = 18  # rows
-
-# What LaTeX takes for commands, and signs that its fonts lack.
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "σ": r"$\sigma$", "δ": r"$\delta$",
-    "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "∞": r"$\infty$", "≤": r"$\leq$", "≥": r"$\geq$", "‖": r"$\|$",
-    "−": r"$-$", "–": "--", "→": r"$\to$", "₀": "$_0$", "₁": "$_1$", "…": r"\dots{}", "<": r"$<$", ">": r"$>$",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     marks: Mapping[int, str] = field(default_factory=dict)  # the class of some HTML rows
     searched: bool = False  # has a filter on the page even if it is short
-    wrapped: Sequence[int] = ()  # columns of sentences, whose lines are broken on the page
+    wrapped: Sequence[int] = ()  # columns of sentences, whose lines are broken
 
     @property
     def cells(self) -> list[list[Cell]]:
@@ -61,66 +52,27 @@ class Table:
         return bool(self.rows)
 
 
-# --- Markdown and LaTeX ----------------------------------------------------------------------------------------------
+# --- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def markdown(table: Table) -> str:
     """A Markdown document with this table."""
     head = _headings(table)
     rule = ["---"] * table.words + ["---:"] * (len(head) - table.words)
-    rows = [head, rule, *([cell.plain() for cell in row] for row in table.cells)]
+    rows = [head, rule, *(map(_markdown_cell, row) for row in table.cells)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     notes = "".join(f"\n- {note}" for note in table.notes)
     return f"**{table.title}.** {table.caption}\n\n" + "\n".join(lines) + "\n" + (f"{notes}\n" if notes else "")
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"**{cell.plain()}**" if cell.kind == "significant" else cell.plain()
 
 
 def _headings(table: Table) -> list[str]:
     """One line of headings, since Markdown has no place for two."""
     groups = [name for name, span in table.groups for _ in range(span)] or [""] * len(table.columns)
     return [f"{group} {column}".strip() for group, column in zip(groups, table.columns, strict=True)]
-
-
-def latex(table: Table) -> str:
-    """A `table` environment with booktabs' rules; needs \\usepackage{booktabs}."""
-    columns = "l" * table.words + "r" * (len(table.columns) - table.words)
-    body = [_latex_row(cell.plain() for cell in row) for row in table.cells]
-    lines = [
-        "% \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{escape_latex(f'{table.title}. {table.caption}')}}}",
-        f"\\label{{tab:{re.sub(r'[^a-z0-9]+', '-', table.name.lower())}}}",
-        f"\\begin{{tabular}}{{{columns}}}",
-        "\\toprule",
-        *_latex_groups(table),
-        _latex_row(table.columns),
-        "\\midrule",
-        *body,
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_row(cells) -> str:
-    return " & ".join(escape_latex(cell) for cell in cells) + r" \\"
-
-
-def _latex_groups(table: Table) -> list[str]:
-    if not table.groups:
-        return []
-    heads, rules, column = [], [], 1
-    for name, span in table.groups:
-        heads.append(f"\\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}")
-        if name:
-            rules.append(f"\\cmidrule(lr){{{column}-{column + span - 1}}}")
-        column += span
-    return [" & ".join(heads) + r" \\", " ".join(rules)]
-
-
-def escape_latex(text: str) -> str:
-    return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 # --- HTML ------------------------------------------------------------------------------------------------------------
@@ -133,11 +85,14 @@ def html(table: Table) -> Markup:
     """
     long = len(table.rows) > LONG
     sortable = not table.groups
-    caption = tag("figcaption", tag("strong", f"{table.title}. "), table.caption)
+    shades = " The darker, the higher." if any(cell.shade is not None for row in table.cells for cell in row) else ""
+    caption = tag("figcaption", tag("strong", f"{table.title}. "), table.caption + shades)
     search = tag("input", type="search", class_="filter", placeholder="Filter rows…", aria_label="Filter rows")
     rows = enumerate(table.cells)
     body = tag("tbody", [tag("tr", _html_cells(row, table), class_=table.marks.get(n)) for n, row in rows])
-    grid = tag("table", tag("thead", _html_heads(table, sortable)), body, class_="sortable" if sortable else "grouped")
+    named = table.words > 1 and 1 not in table.wrapped  # by two columns, which stay in sight on narrow screens
+    kinds = ("sortable" if sortable else "grouped") + (" named" if named else "")
+    grid = tag("table", tag("thead", _html_heads(table, sortable)), body, class_=kinds)
     notes = tag("ul", [tag("li", note) for note in table.notes], class_="notes") if table.notes else None
     files = tag("p", "Files: ", _links(table.name), class_="files")
     box = tag(

@@ -42,8 +42,8 @@ TERMS = {
     ),
     "± and [ , ]": (
         "±: standard deviation over seeds, so over trainings. [low, high]: 95 % interval for other speakers like "
-        "these, by bootstrap over whole speakers, each clip once with its mean over seeds and draws: with several seeds"
-        " it is of all their clips together, whose UAR can lie some points off the mean over seeds."
+        "these and the models as they are, by bootstrap over whole speakers: each resample takes a speaker with all "
+        "clips of all seeds and draws, and has the mean of the seeds' UARs."
     ),
 }
 
@@ -60,7 +60,8 @@ def threats(corpus: Corpus) -> Table:
         settings = corpus.settings(name)
         eps, snr = corpus.eps(parse(f"adversarial/{name}")), _snr(corpus, name)
         words = corpus.threat(name).removeprefix(f"{name}: ") or MISSING
-        labels = str(settings.get("labels") or MISSING)
+        knows = not words.startswith("no knowledge")  # or else it starts from no label
+        labels = str(settings.get("labels") or MISSING) if knows else MISSING
         cells = [Cell(number(eps), value=eps), Cell(number(snr, ".1f"), value=snr)]
         rows.append([attack_title(name), words, labels, *cells])
         data.append({"attack": name, "threat": words, "labels": labels, "eps": eps, "snr_db": snr})
@@ -73,9 +74,12 @@ def threats(corpus: Corpus) -> Table:
 
 
 def _snr(corpus: Corpus, attack: str) -> float:
-    found = [told.get("snr_db") for model in corpus.models for told in model.examples.get(attack, [])]
-    known = [value for value in found if value is not None]
-    return float(np.mean(known)) if known else math.nan
+    """Of an attack that always knows of the randomisation, that of its adaptive examples: it has no others."""
+    for name in (attack, f"adaptive/{attack}"):
+        found = [told.get("snr_db") for model in corpus.models for told in model.examples.get(name, [])]
+        if known := [value for value in found if value is not None]:
+            return float(np.mean(known))
+    return math.nan
 
 
 def facts(corpus: Corpus) -> Markup:
@@ -137,7 +141,9 @@ def findings(corpus: Corpus) -> list[str]:
 
 
 def _finding(corpus: Corpus, model: Model) -> str:
-    attack = next((a for a in (model.against, "pgd", corpus.focus) if a and _bounded(corpus, model, a)), None)
+    attack = next(
+        (a for a in (model.against, "pgd", corpus.strongest("adversarial")) if a and _bounded(corpus, model, a)), None
+    )
     clean = model.estimates.get("original")
     if clean is None or attack is None:
         return ""
