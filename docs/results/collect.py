@@ -57,12 +57,17 @@ def evaluation(file: Path) -> dict:
     }
 
 
+def finished(folder: Path) -> bool:
+    file = folder / "summary.json"
+    return file.is_file() and json.loads(file.read_text())["status"] == "finished"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="runs' folders, or folders of runs")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    for folder in run_folders(arguments.runs):
+    for folder in filter(finished, run_folders(arguments.runs)):
         kept = cell(folder)
         name = f"{folder.name}.json"
         (arguments.to / name).write_text(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
