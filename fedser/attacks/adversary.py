@@ -222,6 +222,11 @@ def known_labels(labels) -> str:
     return "true" if labels is True else labels
 
 
+def clipped(x: Tensor, clip: tuple[float, float] | None) -> Tensor:
+    """x kept in (low, high), or as it is where features have no bounds."""
+    return x if clip is None else x.clamp(*clip)
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """By how much [B] the label's logit exceeds the best other one: negative where the model is fooled."""
     of_label = logits.gather(1, labels[:, None])

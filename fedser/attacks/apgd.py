@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import margin
+from fedser.attacks.adversary import clipped, margin
 from fedser.errors import InputError
 
 MOMENTUM = 0.75  # share of a step that is new, the rest goes where the last one went (α of Alg. 1)
@@ -116,7 +116,7 @@ class APGD(Attack):
 
     def _project(self, point: Tensor, x: Tensor) -> Tensor:
         point = torch.minimum(torch.maximum(point, x - self.eps), x + self.eps)
-        return point if self.clip is None else point.clamp(*self.clip)
+        return clipped(point, self.clip)
 
     def _check(self, classes: int) -> None:
         needed = self.least_classes(self.loss)

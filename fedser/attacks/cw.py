@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import SURE, draws_anew, each_draw, margin
+from fedser.attacks.adversary import SURE, clipped, draws_anew, each_draw, margin
 
 
 class CW(Attack):
@@ -80,7 +80,7 @@ class CW(Attack):
         best, nearest = x.clone(), torch.full_like(c, torch.inf)
         for _ in range(self.steps):
             with torch.enable_grad():
-                point = self._clip(x + change)
+                point = clipped(x + change, self.clip)
                 squared = (point - x).flatten(1).square().sum(1)
                 led = self._margins(point, labels) + self.kappa
                 (change.grad,) = torch.autograd.grad((squared + c * led.clamp(min=0).mean(1)).sum(), change)
@@ -105,9 +105,6 @@ class CW(Attack):
         fresh = torch.cat([self._margins(x[found], labels[found]) for _ in range(2)], dim=1)
         sure[found] = _mostly(fresh + self.kappa < 0)
         return sure
-
-    def _clip(self, x: Tensor) -> Tensor:
-        return x if self.clip is None else x.clamp(*self.clip)
 
 
 def _mostly(fooled: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import SURE, draws_anew, each_draw
+from fedser.attacks.adversary import SURE, clipped, draws_anew, each_draw
 from fedser.errors import InputError
 
 DOUBLINGS = 9  # of the overshoot, at most, behind a randomisation: 2 % become ten times the way
@@ -64,9 +64,10 @@ class DeepFool(Attack):
                 active = remaining
             move = to_nearest_boundary(logits, inputs, labels[active])[unfooled]
             active = remaining
-            x_adv[active] = self._clip(x_adv[active] + (stretch * move if self.overshoot_at == "step" else move))
+            move = stretch * move if self.overshoot_at == "step" else move
+            x_adv[active] = clipped(x_adv[active] + move, self.clip)
         if self.overshoot_at == "end":
-            x_adv = self._clip(x + stretch * (x_adv - x))
+            x_adv = clipped(x + stretch * (x_adv - x), self.clip)
         return self._surely(x, x_adv, labels) if draws_anew(self.model) else x_adv
 
     @torch.no_grad()
@@ -80,16 +81,13 @@ class DeepFool(Attack):
             active, overshoot = active[fooled < SURE], max(2 * overshoot, 0.01)
             if len(active) == 0:
                 break
-            x_adv[active] = self._clip(x[active] + (1 + overshoot) * way[active])
+            x_adv[active] = clipped(x[active] + (1 + overshoot) * way[active], self.clip)
         return x_adv
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             return x, self.get_logits(x)
-
-    def _clip(self, x: Tensor) -> Tensor:
-        return x if self.clip is None else x.clamp(*self.clip)
 
 
 def to_nearest_boundary(logits: Tensor, x: Tensor, labels: Tensor) -> Tensor:

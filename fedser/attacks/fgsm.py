@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchattacks.attack import Attack
 
+from fedser.attacks.adversary import clipped
+
 
 class FGSM(Attack):
     """One step of eps per cell along the sign of the loss's gradient (Goodfellow et al. 2015, §4).
@@ -32,4 +34,4 @@ class FGSM(Attack):
         labels = logits.detach().argmax(1) if labels is None else labels
         (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels), x)
         x_adv = x.detach() + self.eps * gradient.sign()
-        return x_adv if self.clip is None else x_adv.clamp(*self.clip)
+        return clipped(x_adv, self.clip)

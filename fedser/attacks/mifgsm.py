@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchattacks.attack import Attack
 
+from fedser.attacks.adversary import clipped
+
 
 class MIFGSM(Attack):
     """Steps along the sign of accumulated gradients, each divided by its mean size (Dong et al., CVPR 2018, Alg. 1).
@@ -38,7 +40,7 @@ class MIFGSM(Attack):
         for _ in range(self.steps):
             momentum = self._direction(x_adv, labels) + momentum * self.decay
             x_adv = x_adv + self.alpha * momentum.sign()
-            x_adv = self._clip(x + (x_adv - x).clamp(-self.eps, self.eps))
+            x_adv = clipped(x + (x_adv - x).clamp(-self.eps, self.eps), self.clip)
         return x_adv
 
     def _direction(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -48,6 +50,3 @@ class MIFGSM(Attack):
             (gradient,) = torch.autograd.grad(functional.cross_entropy(self.get_logits(x), labels), x)
         size = gradient.abs().mean(tuple(range(1, x.dim())), keepdim=True)
         return torch.where(size > 0, gradient / size, 0)
-
-    def _clip(self, x: Tensor) -> Tensor:
-        return x if self.clip is None else x.clamp(*self.clip)

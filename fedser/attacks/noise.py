@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from fedser.attacks.adversary import clipped
+
 
 class Noise(Attack):
     """A random sign times eps in every cell: the control that a gradient's signs have to beat.
@@ -28,4 +30,4 @@ class Noise(Attack):
         """x [B, ...] with every cell moved by +eps or -eps; labels mean nothing."""
         signs = torch.where(torch.rand(images.shape) < 0.5, 1, -1).to(images)
         x_adv = images.detach() + self.eps * signs
-        return x_adv if self.clip is None else x_adv.clamp(*self.clip)
+        return clipped(x_adv, self.clip)

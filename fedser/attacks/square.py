@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import draws_anew, margin
+from fedser.attacks.adversary import clipped, draws_anew, margin
 
 # After so many of 10,000 queries the share of cells that a patch covers is halved (the paper's §5 and its code).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -57,7 +57,7 @@ class Square(Attack):
         started = (torch.ones_like(lowest) if chance else lowest >= 0).nonzero()[:, 0]
         if len(started) == 0:
             return best
-        best[started] = self._clip(x[started] + self.eps * _signs(stripes[started])[:, None, None])
+        best[started] = clipped(x[started] + self.eps * _signs(stripes[started])[:, None, None], self.clip)
         lowest[started] = margin(self.get_logits(best[started]), labels[started])
         for query in range(2, self.queries, 2 if chance else 1):
             active = started if chance else started[lowest[started] >= 0]
@@ -89,14 +89,11 @@ class Square(Attack):
             cells = torch.arange(length, device=x.device)
             inside.append((cells >= first) & (cells < first + extent))
         inside = (inside[0][:, :, None] & inside[1][:, None])[:, None]
-        return torch.where(inside, self._clip(x + self.eps * _signs(draws[:, 2])[:, None, None, None]), best)
+        return torch.where(inside, clipped(x + self.eps * _signs(draws[:, 2])[:, None, None, None], self.clip), best)
 
     def _share(self, query: int) -> float:
         """The share of cells that the patch of this query covers."""
         return self.p_init / 2 ** bisect.bisect_left(HALVINGS, query * 10_000 // self.queries)
-
-    def _clip(self, x: Tensor) -> Tensor:
-        return x if self.clip is None else x.clamp(*self.clip)
 
 
 def patch(share: float, frames: int, mels: int) -> tuple[int, int]:

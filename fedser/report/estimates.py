@@ -220,8 +220,7 @@ class Estimate:
 
 def recalls(matrix: np.ndarray) -> np.ndarray:
     """Recall per class [classes]; NaN for a class without test utterances."""
-    counts = matrix.sum(axis=1)
-    return np.divide(np.diag(matrix), counts, out=np.full(len(matrix), np.nan), where=counts > 0)
+    return np.diag(_row_shares(matrix))
 
 
 def _row_shares(matrix: np.ndarray) -> np.ndarray:
