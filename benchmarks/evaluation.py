@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedser import agenda, evaluation
-from fedser.config import build, compose, settle
+from fedser.config import protocol
+from fedser.config.compose import build, compose, settle
+from fedser.evaluation import measure
 from fedser.models.cnn4 import CNN4
 
 CLASSES, CLIENTS, CLIPS, FRAMES, MELS = 7, 10, 11, 373, 64
@@ -66,8 +67,8 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = settle(compose(["evaluation.attacks=[fgsm,pgd,deepfool]", f"features.frames={FRAMES}"]))
-    told = agenda.final(settings)
-    adversaries = {name: build(attack) for name, attack in agenda.attacks(settings).items()}
+    told = protocol.final(settings)
+    adversaries = {name: build(attack) for name, attack in protocol.attacks(settings).items()}
     randomise = build(settings["defence"]["inference"])
     model = CNN4(CLASSES, width=arguments.width).eval()
     x = torch.randn(CLIENTS, CLIPS, 1, FRAMES, MELS)
@@ -75,9 +76,7 @@ def main():
 
     def evaluate(network):
         for client in x:
-            evaluation.evaluate(
-                network, client, y, told, attacks=adversaries, randomise=randomise, batch_size=64, seed=0
-            )
+            measure.evaluate(network, client, y, told, attacks=adversaries, randomise=randomise, batch_size=64, seed=0)
 
     recorder = Recorder(model)
     evaluate(recorder)

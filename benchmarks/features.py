@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from fedser import audio, corpora
-from fedser.config import compose
-from fedser.features import FeatureStore, extract, fit, front_end
+from fedser.config.compose import compose
+from fedser.data import audio, corpora
+from fedser.data.store import FeatureStore, extract
+from fedser.models.front_end import fit, front_end
 
 
 def measure_speed(corpus, settings, workers):

@@ -14,17 +14,19 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from fedser import corpora, evaluation, features
-from fedser.agenda import Agenda
+from fedser.config.protocol import Agenda
+from fedser.data import corpora
+from fedser.data.store import extract
+from fedser.evaluation import measure, metrics
 from fedser.federation import client_app, transport
-from fedser.normalisation import Sums, zscore
+from fedser.models.normalisation import Sums, zscore
 
 
-def measure(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
+def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
     """{train or test: {condition: UAR}} of a run that normalised with `zscore_global`."""
     settings = yaml.safe_load((run / "config.yaml").read_text())
     corpus = corpora.load(settings)
-    store = features.extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
+    store = extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
     adversaries = {name: settings["attacks"][name] for name in attacks}
     told = {"settings": settings, "classes": corpus.classes, "attacks": adversaries, "store": store.folder, "state": ""}
     bench = client_app.Workbench(told)
@@ -35,9 +37,9 @@ def measure(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
     for part in ("train", "test"):
         x, y = bench.tensors(np.concatenate([getattr(share, part) for share in bench.shares]), normalise)
         options = {"attacks": bench.attacks, "randomise": None, "batch_size": 64, "seed": 0}
-        measured = evaluation.evaluate(bench.model, x, y, Agenda(attacks, randomised=False), **options)
+        measured = measure.evaluate(bench.model, x, y, Agenda(attacks, randomised=False), **options)
         uars[part] = {
-            condition: evaluation.uar(evaluation.confusion(y, predicted[0], len(corpus.classes)))
+            condition: metrics.uar(metrics.confusion(y, predicted[0], len(corpus.classes)))
             for condition, predicted in measured.predictions.items()
         }
     return uars
@@ -51,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for run in arguments.runs:
         print(run.name)
-        for part, uars in measure(run, arguments.attacks).items():
+        for part, uars in generalisation(run, arguments.attacks).items():
             print(f"  {part:6}" + "".join(f"  {condition} {100 * uar:.1f} %" for condition, uar in uars.items()))
 
 

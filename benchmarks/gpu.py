@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import fedser
-from fedser.config import build, settle
+from fedser.config.compose import build, settle
 
 DEMOS_CLIPS, PAPER_ROUNDS, PAPER_PFLOP = 7491, 300, 97
 

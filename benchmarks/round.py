@@ -30,11 +30,12 @@ import torch
 import torch.nn.functional as F
 
 import fedser
-from fedser import corpora, features
-from fedser.config import settle
+from fedser.config.compose import settle
+from fedser.data import corpora
+from fedser.data.partition import partition
+from fedser.data.store import extract
 from fedser.models.cnn4 import CNN4
-from fedser.normalisation import Sums, zscore
-from fedser.partition import partition
+from fedser.models.normalisation import Sums, zscore
 from fedser.randomness import derive, generator
 
 CORES = 2
@@ -67,7 +68,7 @@ def run_fedser(folder, overrides):
 def clients(settings):
     """[(name, x [n, 1, frames, mels] normalised, y [n])] of every client's training set, as fedser has it."""
     corpus = corpora.load(settings)
-    store = features.extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
+    store = extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
     shares = partition(store.table, settings["partition"], settings["seed"])
     sums = [Sums.of(store.frames[share.train]) for share in shares]
     normalise = zscore(sum(sums[1:], sums[0]))

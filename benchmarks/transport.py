@@ -80,9 +80,10 @@ def fedser(clients, rounds, actors):
     """Seconds per round of fedser's."""
     from flwr.serverapp.strategy import FedAvg
 
-    from fedser.federation import simulation, transport
+    from fedser.federation import transport
     from fedser.federation.server_app import Federation
     from fedser.models.vgg15 import VGG15
+    from fedser.simulation import backend
 
     seconds = []
     stop = threading.Event()
@@ -98,8 +99,8 @@ def fedser(clients, rounds, actors):
             seconds.append(time.perf_counter() - start)
 
     size = sum(array.nbytes for array in transport.pack(VGG15(CLASSES)).values())
-    plan = simulation.Plan("ray", actors, 1, 0.0, 0.0, reply_bytes=size)
-    simulation.simulate(serve, idle_app(), clients, plan, stop)
+    plan = backend.Plan("ray", actors, 1, 0.0, 0.0, reply_bytes=size)
+    backend.simulate(serve, idle_app(), clients, plan, stop)
     return seconds
 
 

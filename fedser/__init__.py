@@ -12,8 +12,8 @@ __all__ = ["__version__", "compose", "run"]
 
 
 def compose(overrides=()):
-    """The configuration that these command-line overrides compose to; see `fedser.config.compose`."""
-    from fedser.config import compose
+    """The configuration that these command-line overrides compose to; see `fedser.config.compose.compose`."""
+    from fedser.config.compose import compose
 
     return compose(overrides)
 

@@ -25,7 +25,7 @@ def _run_hydra() -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedser.config import directory, explain
+    from fedser.config.compose import directory, explain
 
     codes: list[int] = []
 

@@ -1,7 +1,7 @@
 """Finished runs under other attacks, without training: the command `fedser-evaluate`.
 
     fedser-evaluate outputs/RUN evaluation=full
-    fedser-evaluate outputs evaluation=full evaluation.eps=0.1 simulation.actors=4
+    fedser-evaluate outputs evaluation=full evaluation.eps=0.1 backend.actors=4
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
 What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `logger`
@@ -20,13 +20,17 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedser import __version__, agenda, config, evidence, identity, interrupt, trained
+from fedser import __version__
+from fedser.config import compose, identity, protocol
 from fedser.display import duration
 from fedser.errors import FedserError, InputError, Interrupted
-from fedser.federation import simulation
+from fedser.evaluation import record as records
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import prepare
-from fedser.tracking import RunFolder, disk_error, run_folders
+from fedser.runs import model_cache
+from fedser.runs.files import disk_error
+from fedser.runs.folder import RunFolder, run_folders
+from fedser.simulation import backend, interrupt
 
 log = logging.getLogger(__name__)
 # Groups that may be other than the run's.
@@ -36,7 +40,7 @@ GROUPS = f"{', '.join(FROM_THE_COMMAND)}, defence/inference, round and reuse"
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """Evaluates one finished run anew and returns its `evaluation.json`; see `fedser.evidence`.
+    """Evaluates one finished run anew and returns its `evaluation.json`; see `fedser.evaluation.record`.
 
     Raises InputError for a folder without a finished run, for data that has changed since, and for overrides that are
     the training's; RunError when a client fails.
@@ -48,7 +52,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
     made_by = identity.measured(settings) | {"round": round, "version": __version__, "device": device}
     name = f"{settings['evaluation']['name']}-{identity.digest(made_by)}"
     target = place.path / "evaluations" / name
-    if "reuse=false" not in overrides and (known := evidence.read(target)):
+    if "reuse=false" not in overrides and (known := records.read(target)):
         log.warning("%s was measured before (reuse=false measures it again)", target)
         return known
     prepared = prepare(settings)
@@ -69,12 +73,12 @@ def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
     def serve(grid) -> None:
         federation = prepared.federation(grid, plan, stop, target)
         began = time.monotonic()
-        outcome = federation.evaluate(round, weights, agenda.final(prepared.settings))
-        found.append(evidence.write(target, prepared, outcome, round, time.monotonic() - began))
+        outcome = federation.evaluate(round, weights, protocol.final(prepared.settings))
+        found.append(records.write(target, prepared, outcome, round, time.monotonic() - began))
 
     try:
         with interrupt.listening(stop, plan):
-            simulation.simulate(serve, client_app, len(prepared.shares), plan, stop)
+            backend.simulate(serve, client_app, len(prepared.shares), plan, stop)
     except OSError as error:
         raise disk_error(error, f"The evaluation in {target}") from error
     return found[0]
@@ -82,10 +86,10 @@ def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
 
 def _track(place: RunFolder, settings: dict, target: Path, record: dict) -> None:
     """A run of its own on the dashboard, beside the one that trained the model; the evidence is there without it."""
-    tracker = config.build(settings["logger"])
+    tracker = compose.build(settings["logger"])
     try:
         tracker.start(f"{place.path.name}-{target.name}", settings, target, [], job="evaluate")
-        tracker.finish(evidence.metrics(record) | {"status": "finished", "round": record["round"]}, record)
+        tracker.finish(records.metrics(record) | {"status": "finished", "round": record["round"]}, record)
     except Exception as error:
         log.warning("%s is not on the dashboard: %s", target, error)
 
@@ -107,7 +111,7 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
             "once more, or choose one of its evaluated rounds with round=…"
         )
     round = int(chosen[-1]) if chosen else summary["rounds"]
-    file = trained.weights_file(place.path / "weights", round)
+    file = model_cache.weights_file(place.path / "weights", round)
     try:
         return round, load_file(file)
     except (OSError, SafetensorError) as error:
@@ -125,7 +129,7 @@ def _settings(place: RunFolder, overrides: Sequence[str]) -> dict:
         run = OmegaConf.load(place.path / "config.yaml")
     except OSError as error:
         raise InputError(f"{place.path / 'config.yaml'} can't be read: {error}") from error
-    composed = config.compose(overrides)
+    composed = compose.compose(overrides)
     OmegaConf.set_struct(composed, False)
     settings = OmegaConf.merge(composed)
     for key in run:
@@ -137,7 +141,7 @@ def _settings(place: RunFolder, overrides: Sequence[str]) -> dict:
     for key in keys:
         if "." in key and not key.startswith(("evaluation.", "simulation.")):
             OmegaConf.update(settings, key, OmegaConf.select(composed, key))
-    return config.settle(settings)
+    return compose.settle(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,15 +17,20 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedser import __version__, agenda, evidence, identity, interrupt, trained
-from fedser.checkpoint import Checkpoints, State
-from fedser.config import build, settle
+from fedser import __version__
+from fedser.config import identity, protocol
+from fedser.config.compose import build, settle
 from fedser.display import Display, size
 from fedser.errors import FedserError, InputError, Interrupted, RunError
-from fedser.federation import optimizer_state, server_app, simulation, strategies, transport
+from fedser.evaluation import record as records
+from fedser.federation import optimizer_state, server_app, strategies, transport
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import Preparation, prepare
-from fedser.tracking import RunFolder, disk_error, dumps
+from fedser.runs import model_cache
+from fedser.runs.checkpoint import Checkpoints, State
+from fedser.runs.files import disk_error, dumps
+from fedser.runs.folder import RunFolder
+from fedser.simulation import backend, interrupt
 
 log = logging.getLogger(__name__)
 
@@ -155,18 +160,18 @@ class Experiment:
         if self._persists() and (gone := optimizer_state.gone(self._state_folder(), names, state.moments)):
             return gone
         due = [round for round in self._due_rounds() if round > state.round]
-        known = self.settings["reuse"] and trained.Trained.find(self.prepared.model_key, due)
+        known = self.settings["reuse"] and model_cache.Trained.find(self.prepared.model_key, due)
         if not state.arrays and due and not known:
             return "it replays a trained model, which is no longer in the cache or not to be reused (reuse=false)"
         return None
 
     def _federate(self) -> None:
         due = [round for round in self._due_rounds() if round > self.state.round]
-        lock = trained.Lock(self.prepared.model_key)
+        lock = model_cache.Lock(self.prepared.model_key)
         if self.settings["reuse"]:
             lock.acquire(self.stop)
         try:
-            known = trained.Trained.find(self.prepared.model_key, due) if self.settings["reuse"] else None
+            known = model_cache.Trained.find(self.prepared.model_key, due) if self.settings["reuse"] else None
             self.summary["reused"] = known is not None
             if known is None and due and self.state.round and not self.state.arrays:
                 raise RunError("the trained model that this run replays has left the cache: the same command trains it")
@@ -175,13 +180,11 @@ class Experiment:
                 log.info("the model was trained before: %s", known.folder)
             if self.state.round < self.settings["rounds"]:
                 clients = len(self.prepared.shares)
-                simulation.simulate(
-                    lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, self.stop
-                )
+                backend.simulate(lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, self.stop)
         finally:
             lock.release()
 
-    def _serve(self, grid, known: trained.Trained | None, lock: trained.Lock) -> None:
+    def _serve(self, grid, known: model_cache.Trained | None, lock: model_cache.Lock) -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""
         settings = self.settings
         federation = self.prepared.federation(grid, self.plan, self.stop, self._state_folder(), self.state.moments)
@@ -196,7 +199,7 @@ class Experiment:
                 self._keep(round, weights, known)
             if round == settings["rounds"] and not known:
                 # Before the last evaluation: should that fail, the training is not lost.
-                trained.publish(self.prepared.model_key, self.place.path / "weights", [*self.state.history, row])
+                model_cache.publish(self.prepared.model_key, self.place.path / "weights", [*self.state.history, row])
                 lock.release()
             if due:
                 row = row | self._evaluate(federation, round, weights)
@@ -207,10 +210,10 @@ class Experiment:
         """What the history says of an evaluated round; the last one is tested on everything that was asked for."""
         last = round == self.settings["rounds"]
         began = time.monotonic()
-        asked = agenda.final(self.settings) if last else agenda.curve(self.settings)
+        asked = protocol.final(self.settings) if last else protocol.curve(self.settings)
         outcome = federation.evaluate(round, weights, asked)
         if last:
-            evidence.write(self.place.path, self.prepared, outcome, round, time.monotonic() - began)
+            records.write(self.place.path, self.prepared, outcome, round, time.monotonic() - began)
         return outcome.metrics() | ({"evaluate/missing": outcome.missing} if outcome.missing else {})
 
     def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:
@@ -221,13 +224,13 @@ class Experiment:
             self.state.arrays = {}
         return server_app.train_rounds(federation, strategy, weights, self.settings, self.state.round)
 
-    def _keep(self, round: int, weights: dict, known: trained.Trained | None) -> None:
+    def _keep(self, round: int, weights: dict, known: model_cache.Trained | None) -> None:
         """The weights of an evaluated round, in the run's folder; a reused model's are not stored twice."""
-        file = trained.weights_file(self.place.path / "weights", round)
+        file = model_cache.weights_file(self.place.path / "weights", round)
         if known:
-            trained.link(trained.weights_file(known.folder, round), file)
+            model_cache.link(model_cache.weights_file(known.folder, round), file)
         else:
-            trained.save_weights(weights, file)
+            model_cache.save_weights(weights, file)
 
     def _record(self, row: dict, weights: dict, federation, strategy) -> None:
         """One round is complete: its row in the history, on the dashboard and the terminal, and a checkpoint."""
@@ -272,9 +275,9 @@ class Experiment:
     def _finish(self, status: str, error: str | None = None) -> None:
         """Writes the run's last files and closes the dashboard, whatever the status."""
         self.summary |= {"status": status, "seconds": round(time.monotonic() - self.started, 2)}
-        record = evidence.read(self.place.path) if status == "finished" else None
+        record = records.read(self.place.path) if status == "finished" else None
         self.summary |= {"rounds": len(self.place.history())}
-        self.summary |= evidence.metrics(record) if record else self._last_metrics()
+        self.summary |= records.metrics(record) if record else self._last_metrics()
         if error:
             self.summary["error"] = error
         if self.state.train_seconds:
@@ -284,8 +287,8 @@ class Experiment:
             self.summary["resumed_after"] = self.state.resumed
         try:
             if status == "finished":
-                final = trained.weights_file(self.place.path / "weights", self.settings["rounds"])
-                trained.link(final, self.place.path / "model.safetensors")
+                final = model_cache.weights_file(self.place.path / "weights", self.settings["rounds"])
+                model_cache.link(final, self.place.path / "model.safetensors")
             self.place.write("summary.json", dumps(self.summary, indent=2))
         except OSError as problem:
             # A full disk must not hide why the run failed; a finished run must not claim to be whole.

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import torch
 
-from fedser import agenda, corpora, features, identity
-from fedser.config import build
-from fedser.corpora import Corpus
+from fedser.config import identity, protocol
+from fedser.config.compose import build
+from fedser.data import corpora
+from fedser.data.corpora import Corpus
+from fedser.data.partition import Share, partition, warn_of_gaps
+from fedser.data.store import FeatureStore, extract
 from fedser.errors import FedserError, InputError
-from fedser.features import FeatureStore
-from fedser.federation import server_app, simulation, transport
-from fedser.federation.plan import Plan
-from fedser.federation.probe import probe
-from fedser.outcome import SEXES
-from fedser.partition import Share, partition, warn_of_gaps
+from fedser.evaluation.results import SEXES
+from fedser.federation import server_app, transport
 from fedser.randomness import derive
+from fedser.simulation import backend
+from fedser.simulation.plan import Plan
+from fedser.simulation.probe import probe
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Preparation:
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""
         probed = probe(self.settings, len(self.classes), self.shares, self.attacks)
-        return simulation.plan(self.settings, self.shares, self.reply_bytes, probed)
+        return backend.plan(self.settings, self.shares, self.reply_bytes, probed)
 
     def federation(self, grid, plan: Plan, stop: threading.Event, state: Path, moments=()) -> server_app.Federation:
         """The server's side of the clients behind `grid`, introduced; `state` is where they keep their moments."""
@@ -91,9 +93,9 @@ def prepare(settings: dict) -> Preparation:
     `settings` come from `config.settle`. Raises InputError for what a client would stumble over in the first round, or
     only after the training.
     """
-    attacks = agenda.attacks(settings)
+    attacks = protocol.attacks(settings)
     corpus = corpora.load(settings)
-    store = features.extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
+    store = extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
     shares = partition(store.table, settings["partition"], settings["seed"])
     warn_of_gaps(store.table, shares, corpus.classes)
     for name, attack in attacks.items():
@@ -130,7 +132,7 @@ def _try_attacks(settings: dict, attacks: dict[str, dict], randomise: torch.nn.M
 
     Raises InputError naming the attack, here and not after the training.
     """
-    sets = dict.fromkeys([*agenda.final(settings).sets, *agenda.curve(settings).sets])
+    sets = dict.fromkeys([*protocol.final(settings).sets, *protocol.curve(settings).sets])
     tried = {name: attacks[name.removeprefix("adaptive/")] for name in sets}
     if (training := settings["defence"]["training"]) is not None:
         tried["defence.training.attack"] = training["attack"]

@@ -56,7 +56,7 @@ def data_folder() -> Path:
 @pytest.fixture
 def settings():
     """settings(*overrides) → checked plain values of the small experiment."""
-    from fedser.config import compose, settle
+    from fedser.config.compose import compose, settle
 
     return lambda *overrides: settle(compose([*SMALL, *overrides]))
 

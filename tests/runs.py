@@ -201,7 +201,7 @@ def evaluation(folder: Path, run: Made, name: str, names: list[str], draws: int,
         "format": 1, "name": name, "identity": name.encode().hex()[:16], "round": run.rounds, "seconds": 42.0,
         "version": "0.3.0", "classes": list(run.classes), "clients": clients,
         "evaluation": {"name": name, "attacks": attacks, "draws": draws, "fraction": fraction, "every": 4},
-        "inference": {"_target_": "fedser.defences.Randomise", "frames": [373, 380], "mels": [64, 66], "value": 0.5},
+        "inference": {"_target_": "fedser.defences.randomisation.Randomise", "frames": [373, 380], "mels": [64, 66], "value": 0.5},
         "attacks": {attack: {"settings": settings_of(attack), "threat": threat_of(attack)} for attack in attacks},
         "conditions": {condition: record for condition, (record, _) in results.items()},
         "examples": {key: example_of(run, key.removeprefix("adaptive/"), kept) for key in sets},
@@ -263,7 +263,7 @@ def history(run: Made, names: list[str]) -> list[dict]:
 
 def config_of(run: Made) -> dict:
     training = None if run.model == "nature" else {
-        "_target_": "fedser.defences.AdversarialTraining", "attack": settings_of(run.model), "alpha": 0.5}  # fmt: skip
+        "_target_": "fedser.training.adversarial.AdversarialTraining", "attack": settings_of(run.model), "alpha": 0.5}  # fmt: skip
     attack = "fgsm" if run.model == "nature" else run.model
     return {
         "dataset": {"name": run.dataset, "root": f"/data/{run.dataset}", "classes": list(run.classes)},
@@ -273,7 +273,7 @@ def config_of(run: Made) -> dict:
         "client": {"epochs": 1, "batch_size": 8, "lr": 0.001, "optimizer_state": "reset"},
         "attack": settings_of(attack),
         "defence": {"name": "randomise" if run.model == "nature" else "two_stage", "training": training,
-                    "inference": {"_target_": "fedser.defences.Randomise", "value": 0.5}},
+                    "inference": {"_target_": "fedser.defences.randomisation.Randomise", "value": 0.5}},
         "strategy": {"name": "fedavg", "fraction_train": 1.0},
         "evaluation": {"name": "paper", "every": 4, "attacks": list(PAPER), "draws": 10},
         "attacks": {name: settings_of(name) for name in FULL},

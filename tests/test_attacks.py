@@ -13,9 +13,9 @@ from torch import nn
 from torchattacks.attack import Attack
 from toy import accuracy, randomisation, right, trained
 
-from fedser import config
 from fedser.attacks import Adversary, BudgetError, Defended, fgsm, margin
-from fedser.defences import Randomise
+from fedser.config import compose
+from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError
 from fedser.randomness import generator
 
@@ -576,10 +576,10 @@ def test_clients_get_it_as_plain_values(art, name, mounted):
     path = mounted.format(name)
     key = f"{path}.eps=0.1"
     overrides = [f"attack={name}" if mounted == "attack" else "attack=none", key]
-    plain = config.plain(config.compose(overrides))
+    plain = compose.plain(compose.compose(overrides))
     node = plain["attack"] if mounted == "attack" else plain["attacks"][name]
     assert not OmegaConf.is_config(node)
-    attack = config.build(node)
+    attack = compose.build(node)
     assert attack.eps == (None if name in ("deepfool", "cw") else 0.1)
     for members in ("members", "rand"):
         assert {member.eps for member in getattr(attack, members, {}).values()} <= {0.1}

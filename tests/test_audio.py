@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fedser import audio
+from fedser.data import audio
 
 RATE = 16000
 

@@ -19,7 +19,7 @@ from conftest import SMALL
 from test_ray import TRAINED, same
 
 from fedser.errors import InputError, RunError
-from fedser.federation import cluster, simulation
+from fedser.simulation import backend, ray_cluster
 
 QUICK = [*SMALL, "defence=none", "attack=none", "reuse=false"]
 
@@ -61,8 +61,8 @@ def two_machines():
     address = f"127.0.0.1:{port}"
 
     def complete():
-        with contextlib.suppress(InputError), cluster.joined(address):
-            return len(cluster.machines()) == 2
+        with contextlib.suppress(InputError), ray_cluster.joined(address):
+            return len(ray_cluster.machines()) == 2
 
     try:
         until(lambda: Path(scratch, "ray/ray_current_cluster").is_file())
@@ -91,9 +91,9 @@ def serial(tmp_path_factory):
 
 def clean(address) -> bool:
     """Whether both nodes are up and none of our workers is left on them; they have been on both."""
-    with cluster.joined(address):
+    with ray_cluster.joined(address):
         ours = [actor for actor in actors() if actor["ActorClassName"] == "ClientAppActor"]
-        assert len(cluster.machines()) == 2
+        assert len(ray_cluster.machines()) == 2
         return ours and all(actor["State"] == "DEAD" for actor in ours)
 
 
@@ -137,9 +137,9 @@ def test_every_node_takes_part(two_machines, settings):
 
     for limit, nodes in (("null", 2), (1, 1)):
         chosen = settings("simulation=cpu", f"simulation.address={address}", f"simulation.actors={limit}")
-        plan = simulation.plan(chosen, 6)
+        plan = backend.plan(chosen, 6)
         assert plan.actors == nodes
-        simulation.simulate(serve, app, 6, plan, threading.Event())
+        backend.simulate(serve, app, 6, plan, threading.Event())
         assert len(found) == 6 and len(set(found)) == nodes
         found.clear()
 
@@ -149,7 +149,7 @@ def test_a_failing_run_leaves_the_callers_ray_and_actors_alone(two_machines, sma
     import ray
 
     address, *_ = two_machines
-    with cluster.joined(address):  # here the caller is this test
+    with ray_cluster.joined(address):  # here the caller is this test
 
         @ray.remote(num_cpus=0)
         class Other:
@@ -229,9 +229,9 @@ def test_of_a_killed_run_no_process_stays_and_the_next_one_removes_its_folder(tm
     until(lambda: not session(process.pid, str(scratch)))
     assert (folder / "session_latest").exists()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    with cluster.scratch_folder() as own:
+    with ray_cluster.scratch_folder() as own:
         assert list(scratch.glob("fedser-ray-*")) == [own]
-        cluster.sweep(scratch)  # as another run would
+        ray_cluster.sweep(scratch)  # as another run would
         assert own.is_dir()
     assert not list(scratch.glob("*fedser-ray-*"))
     shutil.rmtree(scratch)
@@ -242,18 +242,18 @@ def test_folders_that_are_not_ours_to_remove_stay(tmp_path):
     (tmp_path / "other").mkdir()
     held = tmp_path / "fedser-ray-held"
     held.mkdir()
-    with (held / cluster.LOCK).open("w") as lock:
+    with (held / ray_cluster.LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        cluster.sweep(tmp_path)
+        ray_cluster.sweep(tmp_path)
         assert len(list(tmp_path.iterdir())) == 3
-    cluster.sweep(tmp_path)
+    ray_cluster.sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"fedser-ray-old", "other"}
 
 
 def test_sockets_find_room_where_the_temp_folder_has_a_long_name(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with cluster.scratch_folder() as folder:
-        assert len(str(tmp_path)) > cluster.LONGEST_ROOT and folder.parent == Path("/tmp")
+    with ray_cluster.scratch_folder() as folder:
+        assert len(str(tmp_path)) > ray_cluster.LONGEST_ROOT and folder.parent == Path("/tmp")
     assert not folder.exists()
 
 
@@ -262,7 +262,7 @@ def test_where_no_cluster_runs_is_said_with_how_to_start_one(settings, address, 
     address = address.replace("PORT", str(free_port()))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(InputError, match=r"no Ray cluster .* `ray start --head`.*`ray start --address=HOST:6379`"):
-        simulation.plan(settings("simulation=cpu", f"simulation.address={address}"), 2)
+        backend.plan(settings("simulation=cpu", f"simulation.address={address}"), 2)
 
 
 def test_a_cluster_that_left_its_address_behind_is_not_waited_for(settings, tmp_path, monkeypatch):
@@ -270,9 +270,9 @@ def test_a_cluster_that_left_its_address_behind_is_not_waited_for(settings, tmp_
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1")
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
-        simulation.plan(settings("simulation=cpu", "simulation.address=auto"), 2)
+        backend.plan(settings("simulation=cpu", "simulation.address=auto"), 2)
 
 
 def test_serial_runs_join_no_cluster(settings):
     with pytest.raises(InputError, match=r"simulation\.address=auto .* simulation\.backend=serial"):
-        simulation.plan(settings("simulation.address=auto"), 2)
+        backend.plan(settings("simulation.address=auto"), 2)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from hydra.utils import instantiate
 
-from fedser import agenda
-from fedser.config import compose, directory, plain, settle
+from fedser.config import protocol
+from fedser.config.compose import compose, directory, plain, settle
 from fedser.errors import InputError
 
 GROUPS = ["attack", "defence", "strategy", "model", "client", "partition", "features", "evaluation", "simulation",
@@ -81,11 +81,11 @@ def test_evaluation_attacks_meet_overrides():
     settled = settle(
         compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"])
     )
-    chosen = agenda.attacks(settled)
+    chosen = protocol.attacks(settled)
     assert list(chosen) == ["fgsm", "pgd"]
     assert chosen["fgsm"]["eps"] == 0.1 and chosen["pgd"]["steps"] == 20 and chosen["pgd"]["eps"] == 0.05
-    assert agenda.attacks(settle(compose(["attack=none"]))) == {}
-    assert list(agenda.attacks(settle(compose(["evaluation.attacks=pgd"])))) == ["pgd"]
+    assert protocol.attacks(settle(compose(["attack=none"]))) == {}
+    assert list(protocol.attacks(settle(compose(["evaluation.attacks=pgd"])))) == ["pgd"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_bad_configuration_is_named(overrides, words):
 
 
 def test_eps_on_deepfool_warns_and_means_nothing(caplog):
-    from fedser.identity import run_name
+    from fedser.config.identity import run_name
 
     settled = settle(compose(["attack=deepfool", "attack.eps=0.05"]))
     assert settled["attack"]["eps"] is None

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from fedser import corpora
-from fedser.corpora import demos, emodb, manifest, ravdess
+from fedser.data import corpora
+from fedser.data.corpora import demos, emodb, manifest, ravdess
 from fedser.errors import InputError
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
@@ -32,7 +32,7 @@ def config(name, **changes):
 
 
 def demos_counts():
-    text = importlib.resources.files("fedser.corpora").joinpath("demos_counts.csv").read_text()
+    text = importlib.resources.files("fedser.data.corpora").joinpath("demos_counts.csv").read_text()
     return list(csv.DictReader(text.splitlines()))
 
 
@@ -294,7 +294,7 @@ def test_a_misspelt_drop_is_noticed(caplog):
             {"drop": ["anger", "boredom", "disgust", "fear", "happiness", "neutral"]},
             "nothing to tell apart in .sadness.",
         ),
-        ({"reader": {"_target_": "fedser.corpora.emodb.reed"}}, r"dataset\.reader: .*reed"),
+        ({"reader": {"_target_": "fedser.data.corpora.emodb.reed"}}, r"dataset\.reader: .*reed"),
         ({"reader": {"_target_": "pathlib.Path", "_partial_": False}}, "dataset.reader must be a function"),
     ],
 )
@@ -325,7 +325,5 @@ def test_a_reader_of_ones_own_must_keep_to_the_columns():
 
 
 def test_the_table_of_a_corpus_needs_no_torch():
-    code = (
-        "import sys, fedser.corpora, fedser.corpora.demos, fedser.corpora.manifest; assert 'torch' not in sys.modules"
-    )
+    code = "import sys, fedser.data.corpora, fedser.data.corpora.demos, fedser.data.corpora.manifest; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)

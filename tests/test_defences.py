@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import fedser.config  # noqa: F401 - registers the resolvers that the files use
+import fedser.config.compose  # noqa: F401 - registers the resolvers that the files use
 from fedser.attacks import Adversary
-from fedser.defences import AdversarialTraining, Randomise
+from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError
 from fedser.randomness import generator
+from fedser.training.adversarial import AdversarialTraining
 
 CONF = str(Path(__file__).parents[1] / "conf")
 

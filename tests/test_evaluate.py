@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from fedser import agenda, evaluate
+from fedser import evaluate
+from fedser.config import protocol
 from fedser.errors import InputError
 
 
@@ -96,7 +97,7 @@ def test_the_run_keeps_its_training_and_its_defence(finished):
     for key in ("dataset", "features", "partition", "model", "client", "strategy", "rounds", "seed", "defence"):
         assert settings[key] == own[key]
     assert settings["attack"] == own["attack"]
-    attacks = agenda.attacks(settings)
+    attacks = protocol.attacks(settings)
     assert {attacks[name]["eps"] for name in ("fgsm", "pgd_strong", "noise")} == {0.1}
 
 

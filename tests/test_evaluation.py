@@ -9,28 +9,29 @@ import pytest
 import torch
 from torch import nn
 
-from fedser import agenda, evaluation, outcome
-from fedser.agenda import Agenda
-from fedser.config import compose, directory, settle
-from fedser.defences import Randomise
+from fedser.config import protocol
+from fedser.config.compose import compose, directory, settle
+from fedser.config.protocol import Agenda
+from fedser.data.partition import stratified
+from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError
-from fedser.partition import stratified
+from fedser.evaluation import measure, metrics, results
 
 
 def test_uar_by_hand():
     matrix = np.array([[8, 2], [10, 30]])
-    assert evaluation.uar(matrix) == pytest.approx((0.8 + 0.75) / 2)
-    assert evaluation.accuracy(matrix) == pytest.approx(38 / 50)
+    assert metrics.uar(matrix) == pytest.approx((0.8 + 0.75) / 2)
+    assert metrics.accuracy(matrix) == pytest.approx(38 / 50)
 
 
 def test_class_without_test_utterances_is_left_out():
     matrix = np.array([[3, 1, 0], [0, 0, 0], [1, 0, 1]])
-    assert np.isnan(evaluation.recalls(matrix)[1])
-    assert evaluation.uar(matrix) == pytest.approx((0.75 + 0.5) / 2)
+    assert np.isnan(metrics.recalls(matrix)[1])
+    assert metrics.uar(matrix) == pytest.approx((0.75 + 0.5) / 2)
 
 
 def test_confusion_counts_true_by_predicted():
-    matrix = evaluation.confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 1, 1]), 3)
+    matrix = metrics.confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 2, 1, 1]), 3)
     assert matrix.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
 
 
@@ -62,28 +63,28 @@ def settled(*overrides):
 
 def test_a_sweep_varies_what_has_the_key():
     settings = settled("evaluation=sweep", "evaluation.attacks=[fgsm,deepfool]", "evaluation.grid.eps=[0.05,0.1]")
-    assert agenda.final(settings).attacks == ["fgsm", "deepfool", "fgsm@eps=0.1"]  # 0.05 is fgsm itself
-    attacks = agenda.attacks(settings)
+    assert protocol.final(settings).attacks == ["fgsm", "deepfool", "fgsm@eps=0.1"]  # 0.05 is fgsm itself
+    attacks = protocol.attacks(settings)
     assert attacks["fgsm@eps=0.1"] == attacks["fgsm"] | {"eps": 0.1}
 
 
 def test_what_is_varied_already_keeps_that():
     settings = settled("evaluation.attacks=['fgsm@eps=0.1','pgd@steps=20']", "evaluation.grid.eps=[0.2]")
-    assert agenda.final(settings).attacks == ["fgsm@eps=0.1", "pgd@steps=20", "pgd@steps=20,eps=0.2"]
+    assert protocol.final(settings).attacks == ["fgsm@eps=0.1", "pgd@steps=20", "pgd@steps=20,eps=0.2"]
     probed = settled("evaluation.sanity={attack:'pgd_strong@eps=0.1',steps_factor:2,eps_factors:[2]}")
-    assert agenda.final(probed).attacks[-2:] == ["pgd_strong@eps=0.1,steps=20", "pgd_strong@eps=0.1,eps=0.2"]
+    assert protocol.final(probed).attacks[-2:] == ["pgd_strong@eps=0.1,steps=20", "pgd_strong@eps=0.1,eps=0.2"]
 
 
 def test_what_always_knows_the_defence_has_no_oblivious_version():
     settings = settled("attack=eot_pgd", "evaluation.attacks=[fgsm,eot_pgd]", "defence=randomise")
-    assert [condition.name for condition in agenda.final(settings).conditions] == [
+    assert [condition.name for condition in protocol.final(settings).conditions] == [
         "original", "randomised", "adversarial/fgsm", "randomised_adversarial/fgsm", "adaptive/eot_pgd",
     ]  # fmt: skip
-    assert agenda.final(settled("attack=eot_pgd", "defence=none")).attacks == ["eot_pgd"]
+    assert protocol.final(settled("attack=eot_pgd", "defence=none")).attacks == ["eot_pgd"]
 
 
 def test_one_eps_for_all_attacks_bounded_in_linf():
-    attacks = agenda.attacks(settled("evaluation.attacks=[fgsm,'pgd@steps=20',deepfool]", "evaluation.eps=0.2"))
+    attacks = protocol.attacks(settled("evaluation.attacks=[fgsm,'pgd@steps=20',deepfool]", "evaluation.eps=0.2"))
     assert {name: attack["eps"] for name, attack in attacks.items()} == {
         "fgsm": 0.2,
         "pgd@steps=20": 0.2,
@@ -95,7 +96,7 @@ def test_one_eps_for_all_attacks_bounded_in_linf():
 def test_what_an_attack_is_composed_of_gets_its_eps():
     member = {"name": "pgd", "eps": 0.05, "norm": "Linf"}
     whole = {"name": "both", "eps": 0.05, "norm": "Linf", "members": [member, {"name": "deepfool", "eps": None}]}
-    varied = agenda._with_eps(whole, 0.1)
+    varied = protocol._with_eps(whole, 0.1)
     assert [part["eps"] for part in varied["members"]] == [0.1, None]
     assert whole["members"][0]["eps"] == 0.05
 
@@ -105,29 +106,29 @@ def test_the_sanity_flags_ask_for_steps_and_budgets():
         "evaluation.attacks=[fgsm]",
         "evaluation.sanity={attack:pgd_strong,steps_factor:2,eps_factors:[2,20]}",
     )
-    assert agenda.final(settings).attacks == [
+    assert protocol.final(settings).attacks == [
         "fgsm", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=0.1", "pgd_strong@eps=1",
     ]  # fmt: skip
-    assert agenda.curve(settings).attacks == ["fgsm"]
-    assert agenda.final(settings).adaptive == []
+    assert protocol.curve(settings).attacks == ["fgsm"]
+    assert protocol.final(settings).adaptive == []
 
 
 def test_more_steps_are_asked_of_the_adaptive_attack_too():
     settings = settled("evaluation=matrix", "defence=randomise")
     names = ["fgsm", "pgd", "deepfool", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=1", "eot_pgd"]
-    assert agenda.final(settings).adaptive == names
+    assert protocol.final(settings).adaptive == names
 
 
 def test_full_has_every_attack_of_every_knowledge():
     files = {path.stem for path in (directory() / "attack").glob("*.yaml")} - {"none", "transfer"}  # it needs a source
-    full = agenda.final(settled("evaluation=full", "defence=randomise"))
+    full = protocol.final(settled("evaluation=full", "defence=randomise"))
     own = {name for name in full.attacks if "@" not in name}
     assert own == files - {"eot_pgd"}  # which always knows
     assert {name for name in full.adaptive if "@" not in name} == files - {"noise"}  # which never knows
 
 
 def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
-    assert agenda.curve(settled("evaluation.fraction=0.5")).fraction == 0.5
+    assert protocol.curve(settled("evaluation.fraction=0.5")).fraction == 0.5
 
 
 @pytest.mark.parametrize(
@@ -194,13 +195,13 @@ X = torch.tensor([1.0, -1.0, 2.0]).view(3, 1, 1, 1)
 Y = torch.tensor([1, 0, 1])
 
 
-def measure(told, x=X, y=Y, randomise=add, model=None):
+def measured(told, x=X, y=Y, randomise=add, model=None):
     model = model or Sign()
-    return evaluation.evaluate(model, x, y, told, attacks={"flip": Flip()}, randomise=randomise, batch_size=2, seed=0)
+    return measure.evaluate(model, x, y, told, attacks={"flip": Flip()}, randomise=randomise, batch_size=2, seed=0)
 
 
 def test_each_condition_sees_its_own_version():
-    predictions = measure(Agenda(["flip"], ["flip"])).predictions
+    predictions = measured(Agenda(["flip"], ["flip"])).predictions
     assert {name: draws.tolist() for name, draws in predictions.items()} == {
         "original": [[1, 0, 1]],
         "randomised": [[1, 1, 1]],  # −1 + 1.5 > 0
@@ -211,7 +212,7 @@ def test_each_condition_sees_its_own_version():
 
 
 def test_examples_are_measured():
-    examples = measure(Agenda(["flip"], gradients=True)).examples["flip"]
+    examples = measured(Agenda(["flip"], gradients=True)).examples["flip"]
     assert examples["linf"].tolist() == examples["l2"].tolist() == [2.0, 2.0, 4.0]
     assert examples["snr"].tolist() == pytest.approx([-6.0206] * 3, abs=1e-4)  # 20·log10(1/2)
     assert examples["flat"].tolist() == [0, 0, 0]
@@ -222,7 +223,7 @@ def test_vanished_gradients_are_counted():
         def forward(self, x):
             return torch.stack([x.sum((1, 2, 3)).sign(), 0 * x.sum((1, 2, 3))], dim=1)
 
-    found = measure(Agenda(["flip"], gradients=True), model=Step()).examples["flip"]
+    found = measured(Agenda(["flip"], gradients=True), model=Step()).examples["flip"]
     assert found["flat"].tolist() == [1, 1, 1]
 
 
@@ -233,17 +234,17 @@ def test_logits_that_are_no_numbers_are_no_prediction(worst):
             logits = super().forward(x)
             return torch.where(x.flatten(1) == 2, worst, logits)
 
-    assert evaluation.predict(Broken(), X[:2], 2).tolist() == [1, 0]
+    assert measure.predict(Broken(), X[:2], 2).tolist() == [1, 0]
     with pytest.raises(RunError, match="NaN or infinite.* client.lr"):
-        evaluation.predict(Broken(), X, 2)
+        measure.predict(Broken(), X, 2)
 
 
 def test_one_utterance_is_shown_with_its_classes():
-    shown = measure(Agenda(["flip"], ["flip"]), y=1 - Y).shown  # all wrong: the first one
+    shown = measured(Agenda(["flip"], ["flip"]), y=1 - Y).shown  # all wrong: the first one
     assert int(shown["predicted/original"]) == 1 and int(shown["predicted/flip"]) == 0
-    found = measure(Agenda(["flip"], ["flip"]), y=torch.tensor([0, 0, 1]))
+    found = measured(Agenda(["flip"], ["flip"]), y=torch.tensor([0, 0, 1]))
     assert found.shown["x"].tolist() == [[-1]]  # the first that is right
-    with np.load(io.BytesIO(outcome.example(found, "a", ["calm", "angry"]))) as file:
+    with np.load(io.BytesIO(results.example(found, "a", ["calm", "angry"]))) as file:
         told = {name: str(file[name]) for name in file if name.startswith("predicted/")}
     assert told == {"predicted/original": "calm", "predicted/flip": "angry", "predicted/adaptive/flip": "calm"}
 
@@ -253,7 +254,7 @@ def test_draws_are_fresh_and_repeatable():
         return x + torch.randn(x.shape, generator=generator)
 
     told = Agenda(["flip"], draws=20)
-    once, again = (measure(told, randomise=jitter).predictions["randomised"] for _ in range(2))
+    once, again = (measured(told, randomise=jitter).predictions["randomised"] for _ in range(2))
     assert once.shape == (20, 3)
     assert torch.equal(once, again)
     assert len(once.unique(dim=0)) > 1
@@ -261,10 +262,10 @@ def test_draws_are_fresh_and_repeatable():
 
 def test_no_test_utterances_give_empty_matrices():
     empty, none = torch.zeros(0, 1, 6, 4), torch.zeros(0, dtype=torch.long)
-    nothing = measure(
+    nothing = measured(
         Agenda(["flip"], ["flip"], draws=2, gradients=True), empty, none, Randomise((6, 8), (4, 5), (8, 5))
     )
-    told = outcome.answer(nothing, none, np.array([], int), 2, True)
+    told = results.answer(nothing, none, np.array([], int), 2, True)
     assert np.sum(told["counts"]["original"]) == 0
     assert np.shape(told["counts"]["randomised"]) == (2, 2, 2)
 
@@ -278,10 +279,10 @@ def both():
     told = Agenda(["flip"], draws=2)
     parts = {"a": (X, Y, np.array([0, 1, 2])), "b": (X[:1], 1 - Y[:1], np.array([3]))}
     answers = {
-        name: json.loads(json.dumps(outcome.answer(measure(told, x, y), y, rows, 2, True)))
+        name: json.loads(json.dumps(results.answer(measured(told, x, y), y, rows, 2, True)))
         for name, (x, y, rows) in parts.items()
     }
-    return outcome.Outcome(told, ["calm", "angry"], answers)
+    return results.Outcome(told, ["calm", "angry"], answers)
 
 
 def test_an_outcome_adds_up(both):

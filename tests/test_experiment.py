@@ -91,10 +91,10 @@ def test_saved_model_scores_as_the_summary_says(result):
 
 
 def iter_workbenches(settings):
-    from fedser import corpora, features
+    from fedser.data import corpora, store
 
     corpus = corpora.load(settings)
-    store = features.extract(corpus, settings["features"])
+    store = store.extract(corpus, settings["features"])
     yield client_app.Workbench(
         {"settings": settings, "classes": corpus.classes, "attacks": {}, "store": str(store.folder), "state": "unused"}
     )
@@ -141,13 +141,11 @@ def test_a_model_without_the_rounds_to_evaluate_is_trained_again(small, tmp_path
 
 
 def test_damaged_model_is_trained_again(small, tmp_path, caplog):
-    from fedser.experiment import trained
+    from fedser.runs import cache
 
     common = ["seed=16", "defence=none", "attack=none"]
     first = small(*common, folder=tmp_path / "first")
-    files = sorted(
-        trained.cache.folder("models").glob("*/round-00002.safetensors"), key=lambda file: file.stat().st_mtime
-    )
+    files = sorted(cache.folder("models").glob("*/round-00002.safetensors"), key=lambda file: file.stat().st_mtime)
     files[-1].write_bytes(files[-1].read_bytes()[:100])
     second = small(*common, "evaluation.batch_size=8", folder=tmp_path / "second")
     assert not second.metrics["reused"] and "damaged" in caplog.text
@@ -184,7 +182,7 @@ def test_changed_data_are_not_answered_with_the_old_result(small, tmp_path):
 
 
 def test_two_processes_do_not_share_a_folder(small, tmp_path):
-    from fedser.tracking import RunFolder
+    from fedser.runs.folder import RunFolder
 
     with RunFolder(tmp_path / "run").locked(), pytest.raises(InputError, match="Another fedser"):
         small("rounds=1")
@@ -228,8 +226,8 @@ def test_another_configurations_folder_is_not_touched(small, tmp_path):
 def test_default_folder_is_the_command_lines(tmp_path, monkeypatch):
     from conftest import SMALL
 
-    from fedser.config import plain
-    from fedser.identity import run_name
+    from fedser.config.compose import plain
+    from fedser.config.identity import run_name
 
     monkeypatch.chdir(tmp_path)
     config = compose([*SMALL, "seed=12", "defence=none", "attack=none"])
@@ -238,11 +236,11 @@ def test_default_folder_is_the_command_lines(tmp_path, monkeypatch):
 
 def test_failed_training_leaves_no_model_to_reuse(small, tmp_path, monkeypatch):
     from fedser.errors import RunError
-    from fedser.experiment import trained
+    from fedser.runs import cache
 
     with pytest.raises(RunError, match="loss became"):
         small("seed=14", "client.lr=1e30", "client.epochs=3")
-    models = list((trained.cache.folder("models")).glob("*"))
+    models = list((cache.folder("models")).glob("*"))
     assert not any(path.name.startswith(".") for path in models)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["status"] == "failed" and "client '14'" in summary["error"]

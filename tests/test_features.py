@@ -19,9 +19,10 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
-from fedser import audio, corpora, features
+from fedser.data import audio, corpora, store
+from fedser.data.store import DamagedStore, FeatureStore, extract
 from fedser.errors import InputError
-from fedser.features import DamagedStore, FeatureStore, LogMel, extract, fit, front_end
+from fedser.models.front_end import LogMel, fit, front_end
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -329,14 +330,14 @@ def test_a_kill_halfway_leaves_no_entry(tree, cache_folder):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_features as t
-from fedser import audio, features
+from fedser.data import audio, store
 read = audio.read
 def slow(path, *args, **kwargs):
     print("reading", flush=True)
     time.sleep(0.3)
     return read(path, *args, **kwargs)
 audio.read = slow
-features.extract(t.load({str(tree)!r}), t.SETTINGS, workers=1)
+store.extract(t.load({str(tree)!r}), t.SETTINGS, workers=1)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ)
     assert process.stdout.readline() and process.stdout.readline() and process.stdout.readline()
@@ -369,7 +370,7 @@ def lose_a_row(folder):
     index = folder / "index.csv"
     index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
     notes = json.loads((folder / "store.json").read_text())
-    (folder / "store.json").write_text(json.dumps(notes | {"index": features._digest(index.read_bytes())}))
+    (folder / "store.json").write_text(json.dumps(notes | {"index": store._digest(index.read_bytes())}))
 
 
 def lose_the_index(folder):
@@ -412,7 +413,7 @@ def test_a_full_disk_is_explained(tree, cache_folder, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(features, "_sync", full)
+    monkeypatch.setattr(store, "_sync", full)
     with pytest.raises(InputError, match=f"{cache_folder} can't be written: No space left on device.*FEDSER_CACHE"):
         extract(load(tree), SETTINGS)
     assert entries(cache_folder) == []

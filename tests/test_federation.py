@@ -8,10 +8,12 @@ import torch
 from hydra.utils import instantiate
 from safetensors.numpy import load_file
 
-from fedser import evaluation, features
-from fedser.agenda import Agenda
+from fedser.config.protocol import Agenda
+from fedser.data.store import extract
 from fedser.errors import RunError
-from fedser.federation import client_app, server_app, simulation, strategies, transport
+from fedser.evaluation import measure, metrics
+from fedser.federation import client_app, server_app, strategies, transport
+from fedser.simulation import backend
 
 STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum",
               "multikrum", "bulyan", "qfedavg", "dp"]  # fmt: skip
@@ -104,15 +106,15 @@ def federate(settings, tmp_path):
     """A federation in process, opened by serve(function of the introduced federation)."""
     import threading
 
-    from fedser.corpora import load
-    from fedser.partition import partition
+    from fedser.data.corpora import load
+    from fedser.data.partition import partition
 
     corpus = load(settings)
-    store = features.extract(corpus, settings["features"])
+    store = extract(corpus, settings["features"])
     clients = len(partition(store.table, settings["partition"], settings["seed"]))
     told = {"settings": settings, "classes": corpus.classes, "attacks": {"fgsm": settings["attacks"]["fgsm"]},
             "store": str(store.folder), "state": str(tmp_path / "state")}  # fmt: skip
-    plan = simulation.plan(settings, clients)
+    plan = backend.plan(settings, clients)
     strategy = strategies.build_strategy(settings, clients)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -125,7 +127,7 @@ def federate(settings, tmp_path):
             federation.introduce()
             results.append(work(federation))
 
-        simulation.simulate(behind, client_app.app, clients, plan, threading.Event())
+        backend.simulate(behind, client_app.app, clients, plan, threading.Event())
         return results[-1]
 
     return told, strategy, weights, serve
@@ -144,11 +146,9 @@ def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     x = torch.from_numpy(((bench.store.frames[rows] - mean) / deviation).astype(np.float32)).unsqueeze(1)
     y = torch.from_numpy(bench.store.table["label"].to_numpy()[rows])
     transport.unpack(weights, bench.model)
-    central = evaluation.evaluate(
-        bench.model, x, y, agenda, attacks=bench.attacks, randomise=None, batch_size=16, seed=0
-    )
+    central = measure.evaluate(bench.model, x, y, agenda, attacks=bench.attacks, randomise=None, batch_size=16, seed=0)
     for condition, predicted in central.predictions.items():
-        matrix = evaluation.confusion(y, predicted[0], 7)
+        matrix = metrics.confusion(y, predicted[0], 7)
         assert matrix.sum() == pooled[condition].sum() == len(rows)
         # The statistics differ in the last float bits (sums against pooled data): at most one borderline clip may flip.
         assert np.abs(matrix - pooled[condition]).sum() <= 2, condition
@@ -319,7 +319,7 @@ def test_vgg15_really_trains(small):
 
 
 def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path):
-    from fedser.normalisation import Sums, zscore
+    from fedser.models.normalisation import Sums, zscore
 
     told, _, _, _ = federate(settings(), tmp_path)
     bench = client_app.Workbench(json.loads(json.dumps(told)))
@@ -341,7 +341,7 @@ def test_precision_of_attacks_and_evaluation_can_be_halved(small, tmp_path):
     assert losses[0][1] != losses[1][1] and losses[0][1] == pytest.approx(losses[1][1], rel=0.05)
 
 
-class Contrary(simulation.SerialGrid):
+class Contrary(backend.SerialGrid):
     """Replies come in the reverse of the order in which the messages of a window were sent."""
 
     most = 0
@@ -358,8 +358,8 @@ class Contrary(simulation.SerialGrid):
 def test_the_order_of_arrival_decides_nothing(small, tmp_path, monkeypatch, strategy):
     many = ["partition=dirichlet", "partition.clients=6", "partition.alpha=1.0", "reuse=false", f"strategy={strategy}"]
     usual = small(*many, folder=tmp_path / "usual")
-    monkeypatch.setattr(simulation.Plan, "window", 4)
-    monkeypatch.setattr(simulation, "SerialGrid", Contrary)
+    monkeypatch.setattr(backend.Plan, "window", 4)
+    monkeypatch.setattr(backend, "SerialGrid", Contrary)
     reverse = small(*many, folder=tmp_path / "reverse")
     for name in ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv", "example.npz"):
         assert (usual.folder / name).read_bytes() == (reverse.folder / name).read_bytes(), name

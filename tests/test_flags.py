@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedser.flags import flags
+from fedser.evaluation.sanity import flags
 
 
 def attack(name, eps=0.05, **more):

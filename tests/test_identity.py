@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedser.config import compose, plain
-from fedser.identity import digest, everything, run_name, training
+from fedser.config.compose import compose, plain
+from fedser.config.identity import digest, everything, run_name, training
 
 
 def named(*overrides):

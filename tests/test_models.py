@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedser import config
-from fedser.models import ConvNorm, halve
+from fedser.config import compose
 from fedser.models.cnn4 import CNN4
+from fedser.models.layers import ConvNorm, halve
 from fedser.models.vgg15 import VGG15
 
 CONF = str(Path(__file__).parents[1] / "conf")
@@ -17,7 +17,7 @@ CONF = str(Path(__file__).parents[1] / "conf")
 BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4))
 
 
-def compose(*overrides):
+def composed(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         return hydra.compose(overrides=list(overrides))
 
@@ -99,18 +99,18 @@ def test_the_last_layer_reads_the_embedding(build, width):
 
 
 def test_configured_vgg15():
-    model = hydra.utils.instantiate(compose("+model=vgg15", "model.bn_momentum=0.2").model.module, classes=5)
+    model = hydra.utils.instantiate(composed("+model=vgg15", "model.bn_momentum=0.2").model.module, classes=5)
     assert model.fc.out_features == 5
     assert {(bn.momentum, bn.eps) for bn in batch_norms(model)} == {(0.2, 1e-3)}
-    default = hydra.utils.instantiate(compose("+model=vgg15").model.module, classes=7)
+    default = hydra.utils.instantiate(composed("+model=vgg15").model.module, classes=7)
     assert {bn.momentum for bn in batch_norms(default)} == {0.1}
-    paper = config.compose(["experiment=chang2022"])
+    paper = compose.compose(["experiment=chang2022"])
     assert (paper.model.name, paper.model.bn_momentum, paper.model.bn_eps) == ("vgg15", 0.01, 1e-3)
 
 
 def test_configured_cnn4():
-    default = hydra.utils.instantiate(compose("+model=cnn4").model.module, classes=7)
+    default = hydra.utils.instantiate(composed("+model=cnn4").model.module, classes=7)
     assert [bn.num_features for bn in batch_norms(default)] == [8, 16, 32, 64]
     assert {(bn.momentum, bn.eps) for bn in batch_norms(default)} == {(0.1, 1e-5)}
-    wide = hydra.utils.instantiate(compose("+model=cnn4", "model.width=64").model.module, classes=7)
+    wide = hydra.utils.instantiate(composed("+model=cnn4", "model.width=64").model.module, classes=7)
     assert count(wide) == count(CNN4(7, width=64))

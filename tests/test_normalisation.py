@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedser.normalisation import Sums, normaliser, zscore
+from fedser.models.normalisation import Sums, normaliser, zscore
 
 RANDOM = np.random.default_rng(0)
 A = RANDOM.normal(-7, 3, (5, 11, 4)).astype(np.float32)

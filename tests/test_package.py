@@ -39,7 +39,7 @@ def test_configuration_and_data_travel_with_it(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"fedser/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(expected) > 30 and expected <= inside
-    assert "fedser/corpora/demos_counts.csv" in inside
+    assert "fedser/data/corpora/demos_counts.csv" in inside
     code = {f"fedser/{path.relative_to(ROOT / 'fedser')}" for path in (ROOT / "fedser").rglob("*.py")}
     assert code <= inside
     tops = {name.split("/")[0] for name in inside}
@@ -49,7 +49,7 @@ def test_configuration_and_data_travel_with_it(wheel):
 def test_it_composes_without_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
-        "import fedser, fedser.config as c; print(fedser.__file__); print(c.directory());"
+        "import fedser, fedser.config.compose as c; print(fedser.__file__); print(c.directory());"
         "print(c.settle(c.compose(['experiment=chang2022', 'attack=pgd', 'defence=two_stage']))['model']['name'])"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

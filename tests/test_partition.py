@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedser.config import compose, directory, plain
+from fedser.config.compose import compose, directory, plain
+from fedser.data.partition import partition, warn_of_gaps
 from fedser.errors import InputError
-from fedser.partition import partition, warn_of_gaps
 
 
 def table(counts: dict[str, int], classes: int = 4) -> pd.DataFrame:
@@ -19,9 +19,9 @@ def shares_of(frame, *overrides, seed=0):
 
 
 def demos() -> pd.DataFrame:
-    file = directory().parent / "fedser" / "corpora" / "demos_counts.csv"
+    file = directory().parent / "fedser" / "data" / "corpora" / "demos_counts.csv"
     if not file.exists():  # installed: conf is inside the package
-        file = directory().parent / "corpora" / "demos_counts.csv"
+        file = directory().parent / "data" / "corpora" / "demos_counts.csv"
     counts = pd.read_csv(file, dtype={"speaker": str}).drop(columns=["neutral", "sex"]).set_index("speaker")
     rows = [(speaker, label) for speaker, row in counts.iterrows() for label, n in enumerate(row) for _ in range(n)]
     return pd.DataFrame(rows, columns=["client", "label"])

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 from runs import Made, config_of, make_run
 
-from fedser import report, statistics
+from fedser import report
 from fedser.errors import InputError
+from fedser.evaluation import statistics
 from fedser.report import models
 from fedser.report.conditions import attack_title, in_order, parse, title
 from fedser.report.estimates import recalls
@@ -318,7 +319,7 @@ def test_an_attack_that_was_only_varied_is_compared_with_the_configuration(tmp_p
 def test_another_randomisation_is_left_out_and_told(tmp_path):
     names = ["original", "randomised", "adversarial/pgd", "randomised_adversarial/pgd", "adaptive/pgd"]
     for place, (name, value) in enumerate([("paper", 0.5), ("matrix", 0.5), ("other", 0.1)]):
-        worn = {"_target_": "fedser.defences.Randomise", "frames": [373, 380], "value": value}
+        worn = {"_target_": "fedser.defences.randomisation.Randomise", "frames": [373, 380], "value": value}
         by_hand(tmp_path, dict.fromkeys(names, worth(place)), name=name, inference=worn)
     by_hand(tmp_path, {"original": worth(7), "adversarial/pgd": worth(7)}, name="unworn", inference=None)
     (corpus,) = models.corpora(report.load([tmp_path]))

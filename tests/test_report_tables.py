@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_run
 
-from fedser import report, statistics
+from fedser import report
+from fedser.evaluation import statistics
 from fedser.report import charts, comparisons, figures, interactive, models, overview, pictures, tables, words
 from fedser.report.conditions import attack_title
 from fedser.report.html import Markup, tag

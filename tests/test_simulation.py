@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedser import cache
 from fedser.errors import InputError
-from fedser.federation import machine, probe, simulation
-from fedser.federation.machine import Machine
-from fedser.federation.plan import DRIVER_BYTES, LEAST_STORE, SECONDS_PER_CLIENT, Room, survey
+from fedser.runs import cache
+from fedser.simulation import backend, probe, resources
+from fedser.simulation.plan import DRIVER_BYTES, LEAST_STORE, SECONDS_PER_CLIENT, Room, survey
+from fedser.simulation.resources import Machine
 
 GIB = 2**30
 PROBED = probe.Probe("cpu", peak_bytes=GIB, seconds_per_training_sample=0.01, seconds_per_attacked_sample=0.1)
@@ -32,15 +32,15 @@ def plan(settings, monkeypatch):
 
     def make(machines, *overrides, clients=68, reply_bytes=0, probed=None, free=None):
         room = Room(machines, free or Machine(1e3, 1e3)) if isinstance(machines, list) else Room([machines])
-        monkeypatch.setattr("fedser.federation.plan.survey", lambda wanted, reply_bytes: room)
-        return simulation.plan(settings(*overrides), clients, reply_bytes, probed)
+        monkeypatch.setattr("fedser.simulation.plan.survey", lambda wanted, reply_bytes: room)
+        return backend.plan(settings(*overrides), clients, reply_bytes, probed)
 
     return make
 
 
 class TestPlan:
     def test_serial_needs_no_ray(self, settings):
-        plan = simulation.plan(settings(), 68)
+        plan = backend.plan(settings(), 68)
         assert plan.backend == "serial" and str(plan) == "68 clients · one at a time in this process"
 
     def test_as_many_as_fit(self, plan):
@@ -122,7 +122,7 @@ class TestCluster:
         machines = [Machine(2.0, 1.0), Machine(4.0, 0.0)]
         with pytest.raises(InputError, match=r"num_cpus=5 .* no machine of the Ray cluster .* 4 CPU cores"):
             plan(machines, "simulation=cpu", "simulation.num_cpus=5")
-        with pytest.raises(InputError, match="places for 6: lower simulation.actors"):
+        with pytest.raises(InputError, match="places for 6: lower backend.actors"):
             plan(machines, "simulation=cpu", "simulation.actors=7")
         with pytest.raises(InputError, match="places for 0"):  # cores here, the card there
             plan(machines, "simulation=gpu", "simulation.num_cpus=4", "simulation.num_gpus=1")
@@ -191,15 +191,15 @@ class TestProbed:
 
 class TestMachine:
     def test_this_one(self):
-        here = machine.this_machine()
+        here = resources.this_machine()
         assert 1 <= here.cpus <= os.cpu_count() and here.memory > 0 and here.gpus >= 0
-        assert machine.this_machine(3).gpus == 3
-        assert machine.processor() and isinstance(machine.cards(), list)
+        assert resources.this_machine(3).gpus == 3
+        assert resources.processor() and isinstance(resources.cards(), list)
 
     def test_own_peak_stays_when_memory_is_given_back(self):
-        before = machine.own_peak()
+        before = resources.own_peak()
         np.ones(30_000_000)
-        assert machine.own_peak() > before or before > 240e6
+        assert resources.own_peak() > before or before > 240e6
 
     @pytest.fixture
     def root(self, tmp_path):
@@ -214,8 +214,8 @@ class TestMachine:
         return write
 
     def test_without_control_groups(self, root):
-        assert machine.free_memory(root()) == 8 * GIB
-        assert machine.cores(root()) == len(os.sched_getaffinity(0))
+        assert resources.free_memory(root()) == 8 * GIB
+        assert resources.cores(root()) == len(os.sched_getaffinity(0))
 
     def test_control_groups_v2(self, root):
         group, around = "sys/fs/cgroup/a/b/", "sys/fs/cgroup/a/"
@@ -228,9 +228,9 @@ class TestMachine:
             f"{group}cpu.max": "50000 100000\n",
             f"{around}cpu.max": "max 100000\n",
         }
-        assert machine.free_memory(root(**files)) == 2 * GIB
-        assert machine.cores(root(**files)) == 1
-        assert machine.free_memory(root(**files | {"proc/meminfo": "MemAvailable: 1024 kB\n"})) == 2**20
+        assert resources.free_memory(root(**files)) == 2 * GIB
+        assert resources.cores(root(**files)) == 1
+        assert resources.free_memory(root(**files | {"proc/meminfo": "MemAvailable: 1024 kB\n"})) == 2**20
 
     def test_control_groups_v1(self, root):
         group = "sys/fs/cgroup/memory/docker/x/"
@@ -245,32 +245,32 @@ class TestMachine:
             "sys/fs/cgroup/cpu/docker/x/cpu.cfs_quota_us": "150000",
             "sys/fs/cgroup/cpu/docker/x/cpu.cfs_period_us": "100000",
         }
-        assert machine.free_memory(root(**files)) == 3 * GIB
-        assert machine.cores(root(**files)) == min(2, len(os.sched_getaffinity(0)))
+        assert resources.free_memory(root(**files)) == 3 * GIB
+        assert resources.cores(root(**files)) == min(2, len(os.sched_getaffinity(0)))
 
     def test_cards_are_named_by_the_drivers_files(self, root):
         files = {"proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA H200\nIRQ: 5\n"}
-        assert machine.cards(root(**files)) == ["NVIDIA H200"]
-        assert machine.processor(root(**{"proc/cpuinfo": "x: 1\nmodel name\t: AMD EPYC\n"})) == "AMD EPYC"
+        assert resources.cards(root(**files)) == ["NVIDIA H200"]
+        assert resources.processor(root(**{"proc/cpuinfo": "x: 1\nmodel name\t: AMD EPYC\n"})) == "AMD EPYC"
 
     def test_the_driver_and_the_store_are_left_out(self, settings):
         wanted = settings("simulation=cpu")["simulation"]
         (here,) = survey(wanted, reply_bytes=GIB).machines
-        assert 0 <= here.memory <= max(machine.free_memory() - DRIVER_BYTES - LEAST_STORE - 3 * GIB, 0)
+        assert 0 <= here.memory <= max(resources.free_memory() - DRIVER_BYTES - LEAST_STORE - 3 * GIB, 0)
 
 
 class TestProbe:
     @pytest.fixture
     def probed(self, settings, tmp_path, monkeypatch):
         """probed(*overrides) → the probe of the small experiment with the defaults of simulation=auto, its own cache."""
-        from fedser import agenda
+        from fedser.config import protocol
 
         monkeypatch.setenv("FEDSER_CACHE", str(tmp_path))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
         def run(*overrides):
             chosen = settings("simulation=auto", "features.frames=100", *overrides)
-            return probe.probe(chosen, 7, shares(30, 12), agenda.attacks(chosen))
+            return probe.probe(chosen, 7, shares(30, 12), protocol.attacks(chosen))
 
         return run
 
@@ -302,7 +302,7 @@ class TestProbe:
             from conftest import SMALL
             from test_simulation import shares
             from fedser.config import compose, settle
-            from fedser.federation.probe import probe
+            from fedser.simulation.probe import probe
             settings = settle(compose([*SMALL, "simulation=auto", "features.frames=20000",
                                        "client.batch_size=30", "model.width=64"]))
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))

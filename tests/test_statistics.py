@@ -12,9 +12,9 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportions_ztest
 
-from fedser import statistics
 from fedser.errors import InputError
-from fedser.statistics import Interval
+from fedser.evaluation import statistics
+from fedser.evaluation.statistics import Interval
 
 
 @pytest.fixture
@@ -520,7 +520,7 @@ def test_bad_input_says_what_is_wrong(call, message):
 
 
 def test_a_report_does_not_wait_for_torch():
-    code = "import sys, fedser.statistics; sys.exit(bool({'torch', 'pandas', 'scipy.stats'} & set(sys.modules)))"
+    code = "import sys, fedser.evaluation.statistics; sys.exit(bool({'torch', 'pandas', 'scipy.stats'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

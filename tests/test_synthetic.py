@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from omegaconf import OmegaConf
 
-from fedser.corpora import synthetic
+from fedser.data.corpora import synthetic
 from fedser.errors import InputError, RunError
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset" / "synthetic.yaml"
@@ -91,7 +91,7 @@ def test_the_configuration_reads_it(few, monkeypatch, tmp_path):
 
 
 def test_importing_it_leaves_torch_alone():
-    code = "import sys, fedser.corpora.synthetic; sys.exit('torch' in sys.modules)"
+    code = "import sys, fedser.data.corpora.synthetic; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

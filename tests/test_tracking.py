@@ -7,7 +7,9 @@ import pytest
 import wandb
 
 from fedser.errors import InputError
-from fedser.tracking import RunFolder, dumps, flattened, picture
+from fedser.runs.files import dumps
+from fedser.runs.folder import RunFolder
+from fedser.runs.tracking import flattened, picture
 
 
 def test_json_is_strict():

@@ -6,7 +6,7 @@ from torch import nn
 
 from fedser.errors import RunError
 from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter
-from fedser.federation.training import proximal, train
+from fedser.training.local import proximal, train
 
 
 def linear(weight=0.0) -> nn.Module:

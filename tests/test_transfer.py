@@ -9,10 +9,10 @@ from test_attacks import assert_same, state
 from torch import nn
 from toy import randomisation
 
-from fedser import config
+from fedser.config import compose
 from fedser.errors import InputError
 from fedser.federation import transport
-from fedser.trained import save_weights
+from fedser.runs.model_cache import save_weights
 
 RUN = ["dataset=emodb", "features.frames=24", "features.mels=16", "model.width=2"]
 X = torch.randn(12, 1, 24, 16, generator=torch.Generator().manual_seed(0))
@@ -20,10 +20,10 @@ Y = torch.arange(12) % 7
 
 
 def model(seed):
-    node = config.plain(config.compose(RUN))["model"]["module"]
+    node = compose.plain(compose.compose(RUN))["model"]["module"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return config.build(node, classes=7)
+        return compose.build(node, classes=7)
 
 
 @pytest.fixture
@@ -31,15 +31,15 @@ def source(tmp_path):
     """A finished run's folder."""
     folder = tmp_path / "run"
     folder.mkdir()
-    OmegaConf.save(OmegaConf.create(config.plain(config.compose(RUN))), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(compose.plain(compose.compose(RUN))), folder / "config.yaml")
     (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
     save_weights(transport.pack(model(1)), folder / "model.safetensors")
     return folder
 
 
 def transfer(source, *overrides):
-    settings = config.plain(config.compose([*RUN, "attack=transfer", f"attack.source={source}", *overrides]))
-    return config.build(settings["attack"])
+    settings = compose.plain(compose.compose([*RUN, "attack=transfer", f"attack.source={source}", *overrides]))
+    return compose.build(settings["attack"])
 
 
 def test_the_attack_is_made_on_the_source(source):
@@ -52,7 +52,7 @@ def test_the_attack_is_made_on_the_source(source):
 
     attack = transfer(source, "attack.eps=0.1")
     x_adv = attack(Victim(), X, Y, 3, predictions=torch.zeros(12, dtype=torch.long))
-    pgd = config.build(config.plain(config.compose(["attack=pgd_strong", "attack.eps=0.1"]))["attack"])
+    pgd = compose.build(compose.plain(compose.compose(["attack=pgd_strong", "attack.eps=0.1"]))["attack"])
     assert torch.equal(x_adv, pgd(model(1), X, Y, 3))
     assert not torch.equal(x_adv, pgd(model(2), X, Y, 3))
     assert attack.eps == 0.1
@@ -62,7 +62,7 @@ def test_the_attack_is_made_on_the_source(source):
 def test_predicted_labels_are_the_sources(source):
     attack = transfer(source, "attack.base=${attacks.fgsm}", "attack.labels=predicted")
     predicted = model(1).eval()(X).argmax(1)
-    fgsm = config.build(config.plain(config.compose(["attack=fgsm", "attack.labels=true"]))["attack"])
+    fgsm = compose.build(compose.plain(compose.compose(["attack=fgsm", "attack.labels=true"]))["attack"])
     assert torch.equal(attack(model(2), X, None, 0), fgsm(model(1), X, predicted, 0))
 
 

@@ -10,7 +10,8 @@ from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import nn
 
-from fedser.federation import cluster, simulation, strategies, transport
+from fedser.federation import strategies, transport
+from fedser.simulation import backend, ray_cluster
 
 
 def conv():
@@ -77,7 +78,7 @@ def test_replies_are_pickled_beside_the_pickle():
 def test_the_global_model_enters_the_object_store_once():
     import ray
 
-    with cluster._own(simulation.Plan("ray", 1, 1, 0.0, 0.0)):
+    with ray_cluster._own(backend.Plan("ray", 1, 1, 0.0, 0.0)):
         shared = transport.Flat(np.ones(100_000, np.float32), shared=True)
         (function, (one,)), (_, (two,)) = shared.__reduce__(), shared.__reduce__()
         assert one == two  # the same reference in every message
@@ -136,7 +137,7 @@ def test_one_averaged_reply_gives_what_all_replies_give(name):
         return Message(content, reply_to=asked)
 
     results = []
-    with simulation._task_identity():
+    with backend._task_identity():
         for averaged in (False, True):
             made = getattr(stock, name)(**kwargs)
             assert strategies.adds_up(made)

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import nn
 
-from fedser.defences import Randomise
+from fedser.defences.randomisation import Randomise
 
 WAVES = torch.tensor([[0.0, 1.6], [1.6, 0.0], [1.1, 1.1], [1.1, -1.1]])  # of the four classes, rad per cell
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedser.tracking import run_folders
+from fedser.runs.folder import run_folders
 
 
 def cell(folder: Path) -> dict:

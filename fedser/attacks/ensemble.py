@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedser.attacks.adversary import defended, known_labels, samples_at_a_time, threat, undisturbed
-from fedser.config import build
+from fedser.config.compose import build
 from fedser.errors import InputError
 from fedser.randomness import derive
 

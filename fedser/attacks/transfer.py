@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from fedser.attacks.adversary import classes_of, known_labels, threat, undisturbed
-from fedser.config import build
+from fedser.config.compose import build
 from fedser.errors import InputError
 from fedser.federation import transport
 

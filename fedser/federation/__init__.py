@@ -1,1 +1,1 @@
-"""Clients, server and what carries messages between them."""
+"""Clients, server and the messages between them."""

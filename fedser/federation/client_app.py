@@ -20,18 +20,18 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedser import evaluation
-from fedser.agenda import Agenda
-from fedser.config import build
-from fedser.features import FeatureStore
+from fedser.config.compose import build
+from fedser.config.protocol import Agenda
+from fedser.data.partition import Share, partition, stratified
+from fedser.data.store import FeatureStore
+from fedser.evaluation import measure
+from fedser.evaluation.results import answer, example
 from fedser.federation import transport
 from fedser.federation.optimizer_state import OptimizerState, folder_of
-from fedser.federation.training import autocast
-from fedser.federation.training import train as train_locally
-from fedser.normalisation import Normaliser, Sums, normaliser
-from fedser.outcome import answer, example
-from fedser.partition import Share, partition, stratified
+from fedser.models.normalisation import Normaliser, Sums, normaliser
 from fedser.randomness import derive
+from fedser.training.local import autocast
+from fedser.training.local import train as train_locally
 
 SECONDS_OF_GRACE = 5  # for a client that is out of time to notice
 RESIDENT = 0.1  # of a client's share of the GPU's free memory may hold the features
@@ -138,10 +138,10 @@ def advice(error: Exception, bench: Workbench) -> str:
         shared = bench.experiment.get("clients_per_gpu", 1)
         return (
             f" (out of GPU memory with {shared} clients on the card at a time: raise simulation.num_gpus, the share of "
-            "the card that each is given, or lower client.batch_size or evaluation.batch_size)"
+            "the card that each is given, or lower client.batch_size or measure.batch_size)"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return " (out of memory: lower simulation.actors, client.batch_size or evaluation.batch_size)"
+        return " (out of memory: lower simulation.actors, client.batch_size or measure.batch_size)"
     return ""
 
 
@@ -215,14 +215,14 @@ def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
 
 
 def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
-    """What became of the client's own test utterances under the message's agenda (see `fedser.outcome.Outcome`)."""
+    """What became of the client's own test utterances under the message's agenda (see `Outcome`)."""
     config, settings = message.content["config"], bench.settings
     agenda = Agenda(**json.loads(config["agenda"]))
     bench.weights.load(transport.from_records(message.content))
     rows = bench.tested(share, agenda.fraction)
     x, y = bench.tensors(rows, _normaliser(bench, share, config))
     with autocast(settings["evaluation"]["precision"], bench.device):
-        measured = evaluation.evaluate(
+        measured = measure.evaluate(
             bench.model,
             x,
             y,

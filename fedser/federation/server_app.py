@@ -15,12 +15,12 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedser.agenda import Agenda
+from fedser.config.protocol import Agenda
 from fedser.errors import Interrupted, RunError
+from fedser.evaluation.results import Outcome
 from fedser.federation import strategies, transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
-from fedser.normalisation import Sums
-from fedser.outcome import Outcome
+from fedser.models.normalisation import Sums
 from fedser.randomness import derive, seeded
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedser.config import build
+from fedser.config.compose import build
 from fedser.errors import RunError
 from fedser.federation.transport import PARAMETERS, Flat
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fedser.models import ConvNorm, channels_last, halve
+from fedser.models.layers import ConvNorm, channels_last, halve
 
 
 class CNN4(nn.Module):

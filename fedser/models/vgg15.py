@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fedser.models import ConvNorm, channels_last, halve
+from fedser.models.layers import ConvNorm, channels_last, halve
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedser import statistics
+from fedser.evaluation import statistics
 from fedser.report.conditions import ATTACKED, PAPER_ATTACKS, TITLES, attack_title, title
 from fedser.report.estimates import Estimate
 from fedser.report.models import Corpus, Model

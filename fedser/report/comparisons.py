@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedser import statistics
+from fedser.evaluation import statistics
 from fedser.report.conditions import ATTACKED, PAPER_ATTACKS, attack_title, title
 from fedser.report.estimates import Estimate
 from fedser.report.models import Corpus, Model

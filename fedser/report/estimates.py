@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from fedser import statistics
+from fedser.evaluation import statistics
+from fedser.evaluation.statistics import Interval
 from fedser.report.conditions import Condition, parse
 from fedser.report.runs import SEXES, Evaluation, Run
-from fedser.statistics import Interval
 
 UNKNOWN = Interval(math.nan, math.nan)
 ENOUGH = 0.5  # of the test clips, for an attack to count among those that a model is judged by

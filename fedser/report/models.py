@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fedser.identity import attacks_without_eps
+from fedser.config.identity import attacks_without_eps
 from fedser.report import conditions
 from fedser.report.conditions import Condition, parse
 from fedser.report.estimates import Estimate, Measure

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedser.errors import InputError
-from fedser.tracking import run_folders
+from fedser.runs.folder import run_folders
 
 if TYPE_CHECKING:
     import numpy as np

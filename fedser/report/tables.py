@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedser import statistics
+from fedser.evaluation import statistics
+from fedser.evaluation.statistics import Interval
 from fedser.report.conditions import ATTACKED, KINDS, PAPER_ATTACKS, attack_title, attacks_in_order, parse, title
 from fedser.report.estimates import Estimate
 from fedser.report.models import Corpus, Model
 from fedser.report.tabular import MISSING, Cell, Table
-from fedser.statistics import Interval
 
 PAPER = json.loads((files("fedser.report") / "chang2022.json").read_text(encoding="utf-8"))
 BY_KIND = {

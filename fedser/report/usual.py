@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedser.identity import attacks_without_eps
+from fedser.config.identity import attacks_without_eps
 from fedser.report.conditions import Condition, parse
 from fedser.report.estimates import Measure
 from fedser.report.runs import Evaluation, Run

@@ -9,13 +9,12 @@ A condition is what a model is tested on; the first four are those of Chang et a
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedser.agenda import Agenda, Condition
 from fedser.attacks import undisturbed
+from fedser.config.protocol import Agenda, Condition
 from fedser.errors import RunError
 from fedser.randomness import derive, generator
 
@@ -139,25 +138,3 @@ def _classes(logits: Tensor) -> Tensor:
             "evaluation.precision=bf16, see first whether fp32 does better."
         )
     return logits.argmax(dim=1)
-
-
-def confusion(y: Tensor, predicted: Tensor, classes: int) -> np.ndarray:
-    """Confusion matrix [true, predicted] of counts, int64."""
-    cells = y.cpu().numpy() * classes + predicted.cpu().numpy()
-    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-
-
-def recalls(matrix: np.ndarray) -> np.ndarray:
-    """Recall per class [classes]; NaN for a class without test utterances."""
-    counts = matrix.sum(axis=1)
-    return np.divide(np.diag(matrix), counts, out=np.full(len(matrix), np.nan), where=counts > 0)
-
-
-def uar(matrix: np.ndarray) -> float:
-    """Unweighted average recall in [0, 1]: the mean of the per-class recalls, over the classes that occur."""
-    return float(np.nanmean(recalls(matrix)))
-
-
-def accuracy(matrix: np.ndarray) -> float:
-    """Fraction of correct predictions in [0, 1] (weighted average recall)."""
-    return float(np.trace(matrix) / matrix.sum())

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fedser.tracking import write_whole
+from fedser.runs.files import write_whole
 
 log = logging.getLogger(__name__)
 KEPT = 2  # checkpoints on disk: the newest, and the one before should the newest be damaged

@@ -5,13 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fedser.data.partition import Share
 from fedser.display import duration
 from fedser.errors import InputError
-from fedser.federation import cluster
-from fedser.federation.machine import Machine, this_machine
-from fedser.federation.probe import Probe
 from fedser.federation.strategies import clients_per_round
-from fedser.partition import Share
+from fedser.simulation import ray_cluster
+from fedser.simulation.probe import Probe
+from fedser.simulation.resources import Machine, this_machine
 
 log = logging.getLogger(__name__)
 SHARE_OF_A_GPU = 0.25  # what a client is given where nothing was measured
@@ -177,9 +177,9 @@ def survey(wanted: dict, reply_bytes: int = 0) -> Room:
 
     Of this machine's memory, what the driver and Ray's object store take is left out.
     """
-    with cluster.joined(wanted["address"]):
-        if (machines := cluster.machines()) is not None:
-            return Room(machines, free=cluster.free())
+    with ray_cluster.joined(wanted["address"]):
+        if (machines := ray_cluster.machines()) is not None:
+            return Room(machines, free=ray_cluster.free())
     here = this_machine(wanted["total_gpus"])
     taken = DRIVER_BYTES + LEAST_STORE + 4 * reply_bytes
     return Room([replace(here, memory=max(here.memory - taken, 0))])

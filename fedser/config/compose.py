@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedser import checks, identity
+from fedser.config import checks, identity
 from fedser.errors import FedserError, InputError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ OmegaConf.register_new_resolver("fedser_add", lambda *terms: sum(terms), replace
 
 def directory() -> Path:
     """The folder of the YAML files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

@@ -82,7 +82,7 @@ def attacks_without_eps() -> frozenset[str]:
     """Attacks whose own file leaves `eps` null: they look for the smallest perturbation and have no budget."""
     from omegaconf import OmegaConf
 
-    from fedser.config import directory
+    from fedser.config.compose import directory
 
     files = {path.stem: OmegaConf.load(path) for path in (directory() / "attack").glob("*.yaml")}
     return frozenset(name for name, file in files.items() if file.get("eps") is None)
@@ -116,9 +116,9 @@ def _dataset(dataset: dict) -> dict:
 
 def _tested(settings: dict) -> dict:
     """The attacks on the agendas; a name that is none is left for `config.settle` to complain about."""
-    from fedser import agenda
+    from fedser.config import protocol
 
     try:
-        return agenda.attacks(settings)
+        return protocol.attacks(settings)
     except (InputError, KeyError, TypeError, AttributeError):
         return {"evaluation": settings["evaluation"], "attack": settings["attack"]}

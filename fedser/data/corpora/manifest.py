@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedser.corpora import REQUIRED, as_table
+from fedser.data.corpora import REQUIRED, as_table
 from fedser.errors import InputError
 
 SEXES = {"f": "f", "female": "f", "m": "m", "male": "m"}

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from fedser import cache
 from fedser.errors import InputError, Interrupted
-from fedser.tracking import write_whole
+from fedser.runs import cache
+from fedser.runs.files import write_whole
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5

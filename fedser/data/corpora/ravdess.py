@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedser.corpora import as_table, emotion_of, read_names
+from fedser.data.corpora import as_table, emotion_of, read_names
 from fedser.errors import InputError
 
 EMOTIONS = {

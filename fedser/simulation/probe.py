@@ -1,6 +1,6 @@
 """What one client takes: peak memory and seconds per sample, measured in a fresh process before a run starts.
 
-`probe` starts that process (`python -m fedser.federation.probe`, JSON in and out) and keeps its answer in the cache, so
+`probe` starts that process (`python -m fedser.simulation.probe`, JSON in and out) and keeps its answer in the cache, so
 that only the first run of a configuration waits for it. The driver itself never starts CUDA.
 """
 
@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fedser import __version__, cache, evaluation, identity
+from fedser import __version__
 from fedser.attacks import CPU_CHUNK, undisturbed
-from fedser.config import build
-from fedser.federation.machine import cards, cores, own_peak, processor
-from fedser.federation.training import train
-from fedser.normalisation import Sums, zscore
+from fedser.config import identity
+from fedser.config.compose import build
+from fedser.evaluation.measure import predict
+from fedser.models.normalisation import Sums, zscore
+from fedser.runs import cache
+from fedser.simulation.resources import cards, cores, own_peak, processor
+from fedser.training.local import train
 
 if TYPE_CHECKING:
-    from fedser.partition import Share  # and pandas, which the new process has no use for
+    from fedser.data.partition import Share  # and pandas, which the new process has no use for
 
 log = logging.getLogger(__name__)
 PATIENCE = 300  # seconds; a probe that takes longer is given up
@@ -92,7 +95,7 @@ def probe(settings: dict, classes: int, shares: Sequence["Share"], attacks: dict
 def _measured_apart(job: dict) -> Probe:
     """Runs `main` in a process of its own. Raises RuntimeError with its last words."""
     done = subprocess.run(
-        [sys.executable, "-m", "fedser.federation.probe"],
+        [sys.executable, "-m", "fedser.simulation.probe"],
         input=json.dumps(job),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
@@ -157,7 +160,7 @@ class _Client:
         randomise, size = build(self.settings["defence"]["inference"]), self.job["tested_at_a_time"]
         x = self._inputs(count)
         made = [x.clone() for _ in self.adversaries]
-        evaluation.predict(self.model, x if randomise is None else randomise(x), size)
+        predict(self.model, x if randomise is None else randomise(x), size)
         if made:
             self._gradient(x[: min(size, CPU_CHUNK) if self.device.type == "cpu" else size])
 

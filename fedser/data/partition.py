@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fedser.config import build
+from fedser.config.compose import build
 from fedser.errors import InputError
 from fedser.randomness import derive
 

@@ -6,8 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from fedser.federation import simulation
-from fedser.federation.plan import Plan
+from fedser.simulation import backend
+from fedser.simulation.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def listening(stop: threading.Event, plan: Plan) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if plan.backend == "serial":
             raise KeyboardInterrupt
-        simulation.end_clients()
+        backend.end_clients()
 
     before = signal.signal(signal.SIGINT, ask)
     try:

@@ -11,11 +11,9 @@ import hashlib
 import io
 import json
 import logging
-import math
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,85 +23,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedser import audio, cache
-from fedser.corpora import Corpus
+from fedser.data import audio
+from fedser.data.corpora import Corpus
 from fedser.errors import InputError, RunError
+from fedser.models.front_end import fit, front_end
+from fedser.runs import cache
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of the numbers and of the folder's layout: raise it when either changes
 DTYPES = {"label": "int64", "seconds": "float64"}  # of the index; everything else is text
-
-
-class LogMel(nn.Module):
-    """Waveform [..., samples] → natural-log Mel spectrogram [..., frames, mels], differentiable.
-
-    frames = 1 + (samples − window) // hop: no padding, so samples ≥ window. `fmin` and `fmax` in Hz. Magnitudes
-    (not power) are divided by sqrt(Σ window²); Mel bands are Slaney's, each of unit area; `floor` is added before the
-    logarithm. The front end of Chang et al. 2022 as in their code. Raises InputError for settings that contradict each
-    other.
-    """
-
-    def __init__(
-        self,
-        sample_rate: int = 16000,
-        window: int = 512,
-        hop: int = 256,
-        mels: int = 64,
-        fmin: float = 20.0,
-        fmax: float = 8000.0,
-        floor: float = 1e-8,
-    ):
-        super().__init__()
-        positive = {"sample_rate": sample_rate, "window": window, "hop": hop, "mels": mels, "floor": floor}
-        for key, value in positive.items():
-            if value <= 0:
-                raise InputError(f"features.{key}={value} must be greater than 0")
-        if not 0 <= fmin < fmax <= sample_rate / 2:
-            half = f"half the sample rate, {sample_rate / 2:g} Hz"
-            raise InputError(f"features.fmin={fmin} and features.fmax={fmax} must ascend, and not beyond {half}")
-        self.hop, self.floor = hop, floor
-        # Symmetric: with the periodic one, values are off by up to 0.09.
-        taper = torch.hamming_window(window, periodic=False, dtype=torch.float64)
-        taper = taper / taper.square().sum().sqrt()
-        self.register_buffer("window", taper.float(), persistent=False)
-        self.register_buffer("bank", _mel_bank(window // 2 + 1, fmin, fmax, mels, sample_rate), persistent=False)
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        pieces = waveform.unfold(-1, len(self.window), self.hop) * self.window  # [..., frames, window]
-        return (torch.fft.rfft(pieces).abs() @ self.bank + self.floor).log()
-
-
-def _mel_bank(bins: int, fmin: float, fmax: float, mels: int, sample_rate: int) -> Tensor:
-    """[bins, mels], triangles of unit area on Slaney's scale."""
-    from torchaudio.functional import melscale_fbanks
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty bands: said better below
-        bank = melscale_fbanks(bins, fmin, fmax, mels, sample_rate, norm="slaney", mel_scale="slaney")
-    empty = int((bank.amax(0) == 0).sum())
-    if empty:
-        raise InputError(
-            f"features.mels={mels}: {empty} bands are narrower than the spectrum's {bins} lines and would stay empty; "
-            "take fewer, or a longer features.window"
-        )
-    return bank
-
-
-def front_end(features: Mapping[str, Any]) -> LogMel:
-    """The LogMel that a `features` configuration describes. Raises InputError where it can't exist."""
-    keys = ("sample_rate", "window", "hop", "mels", "fmin", "fmax", "floor")
-    return LogMel(**{key: features[key] for key in keys})
-
-
-def fit(frames: Tensor, count: int) -> Tensor:
-    """[..., n, mels] → [..., count, mels]: shorter clips are repeated in frames, longer ones cropped."""
-    length = frames.shape[-2]
-    if length < count:
-        frames = frames.repeat(*(1,) * (frames.dim() - 2), math.ceil(count / length), 1)
-    return frames[..., :count, :]
 
 
 class DamagedStore(RunError):

@@ -23,10 +23,10 @@ import rich.progress
 import scipy.fft
 import soundfile
 
-from fedser import cache
-from fedser.corpora import demos
+from fedser.data.corpora import demos
 from fedser.errors import InputError, RunError
 from fedser.randomness import derive
+from fedser.runs import cache
 
 VERSION = 1  # raise it whenever the same options give other samples: it is part of the cache entry's name
 RATE = 16_000  # Hz
@@ -282,7 +282,7 @@ def counts(scale: float) -> pd.DataFrame:
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= MAX_SCALE:
         raise InputError(f"dataset.scale must be above 0 and at most {MAX_SCALE:g}, not {scale!r}; 1 is DEMoS's size")
-    with importlib.resources.files("fedser.corpora").joinpath("demos_counts.csv").open() as file:
+    with importlib.resources.files("fedser.data.corpora").joinpath("demos_counts.csv").open() as file:
         table = pd.read_csv(file, dtype={"speaker": str})
     emotions = list(CODES)
     exact = table[emotions].to_numpy() * scale
@@ -337,7 +337,7 @@ def generate(folder: Path, scale: float, seed: int, workers: int | None = None) 
 
 
 def read(root: Path | str | None = None, *, scale: float = 0.1, seed: int = 0) -> pd.DataFrame:
-    """The corpus as `fedser.corpora.demos.read` returns it, generated first where it is not there yet.
+    """The corpus as `fedser.data.corpora.demos.read` returns it, generated first where it is not there yet.
 
     `root` None is an entry of the cache, named by the options; a path is generated into if there is nothing.
     Raises InputError for a scale outside (0, 50], and for a path that holds anything but the same corpus, whole.

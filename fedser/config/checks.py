@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from omegaconf import OmegaConf
 
-from fedser import agenda
+from fedser.config import protocol
 from fedser.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def _check_attacks(settings: dict) -> None:
     """Checks all attacks that the settings hold; warns of those whose steps do not get as far as their budget."""
     training = training_attack(settings)
     used = {"attack": settings["attack"]}
-    used |= {f"attacks.{name}": attack for name, attack in agenda.attacks(settings).items()}
+    used |= {f"attacks.{name}": attack for name, attack in protocol.attacks(settings).items()}
     used |= {"defence.training.attack": training} if training else {}
     others = {path: attack for name, attack in settings["attacks"].items() if (path := f"attacks.{name}") not in used}
     for path, attack in (used | others).items():
@@ -273,7 +273,7 @@ def _check_attack(path: str, attack: dict) -> None:
 @functools.cache
 def _norms() -> dict[str, str]:
     """What each method is measured in, by its `_target_`, as its own file says."""
-    from fedser.config import directory
+    from fedser.config.compose import directory
 
     files = [OmegaConf.load(path) for path in (directory() / "attack").glob("*.yaml")]
     return {file.method["_target_"]: file.norm for file in files if "method" in file}

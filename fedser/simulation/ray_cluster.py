@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedser.errors import InputError
-from fedser.federation.machine import Machine
+from fedser.simulation.resources import Machine
 
 log = logging.getLogger(__name__)
 PREFIX = "fedser-ray-"

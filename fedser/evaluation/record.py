@@ -9,11 +9,12 @@ times.json        how long it took: the only one that depends on the clock
 import json
 from pathlib import Path
 
-from fedser import flags, identity
-from fedser.config import build
-from fedser.outcome import Outcome
+from fedser.config import identity
+from fedser.config.compose import build
+from fedser.evaluation import sanity
+from fedser.evaluation.results import Outcome
 from fedser.preparation import Preparation
-from fedser.tracking import dumps, write_whole
+from fedser.runs.files import dumps, write_whole
 
 FILE = "evaluation.json"
 
@@ -66,4 +67,4 @@ def _record(prepared: Preparation, outcome: Outcome, round: int) -> dict:
             for name in dict.fromkeys(condition.attack for condition in outcome.agenda.conditions if condition.attack)
         },
     }
-    return record | {"flags": flags.flags(record)}
+    return record | {"flags": sanity.flags(record)}

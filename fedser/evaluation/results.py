@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from fedser import __version__
-from fedser.agenda import Agenda, Condition
-from fedser.evaluation import Measured, accuracy, confusion, uar
+from fedser.config.protocol import Agenda, Condition
+from fedser.evaluation.measure import Measured
+from fedser.evaluation.metrics import accuracy, confusion, uar
 
 FORMAT = 1  # of evaluation.json
 SEXES = {"f": "female", "m": "male"}  # a corpus's table has letters

@@ -11,9 +11,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedser.errors import Interrupted
-from fedser.federation import cluster, transport
-from fedser.federation.cluster import end_clients
-from fedser.federation.plan import Plan, plan
+from fedser.federation import transport
+from fedser.simulation import ray_cluster
+from fedser.simulation.plan import Plan, plan
+from fedser.simulation.ray_cluster import end_clients
 
 __all__ = ["Plan", "SerialGrid", "end_clients", "plan", "simulate"]
 SECONDS_TO_STOP = 30  # for the clients at work to finish, once the run has been interrupted
@@ -48,7 +49,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
 
     impatience = threading.Timer(SECONDS_TO_STOP, end_clients)  # a client that hangs must not hold the run for ever
     impatience.daemon = True
-    with cluster.up(plan) as resources, _quiet_flower(), cluster.adapted_flower(plan.actors):
+    with ray_cluster.up(plan) as resources, _quiet_flower(), ray_cluster.adapted_flower(plan.actors):
         # Flower hands these on to Ray, which restarts a worker that died and repeats its client on it.
         resources |= {"max_restarts": -1, "max_task_retries": RETRIES}
         try:

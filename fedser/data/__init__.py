@@ -1,0 +1,1 @@
+"""Audio on disk → utterances → features → client splits."""

@@ -1,0 +1,1 @@
+"""What a trained model is tested on, and what that comes to."""

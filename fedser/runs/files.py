@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all, and JSON that every reader takes."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fedser.errors import RunError
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replaces a file in one step: a reader sees the old or the new one. Raises OSError."""
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def dumps(value, indent: int | None = None) -> str:
+    """Strict JSON: NaN (a recall without test utterances) becomes null."""
+    return json.dumps(_strict(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _strict(value):
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def disk_error(error: OSError, doing: str) -> RunError:
+    """An OSError while the run was under way, as the user should read it."""
+    return RunError(f"{doing} failed: {error}. Free some space or move the folder with hydra.run.dir=…")
