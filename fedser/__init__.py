@@ -11,11 +11,11 @@ __version__ = "0.3.0"
 __all__ = ["__version__", "compose", "run"]
 
 
-def compose(overrides=()):
+def compose(overrides=(), config_dir=None):
     """The configuration that these command-line overrides compose to; see `fedser.config.compose.compose`."""
     from fedser.config.compose import compose
 
-    return compose(overrides)
+    return compose(overrides, config_dir)
 
 
 def run(config, folder=None):

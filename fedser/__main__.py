@@ -9,6 +9,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from fedser.errors import FedserError, Interrupted
+
 
 def main() -> None:
     """Entry point of `fedser` and `python -m fedser`."""
@@ -25,30 +27,42 @@ def _run_hydra() -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from fedser.config.compose import directory, explain
+    from fedser.config import compose, paths
 
     codes: list[int] = []
 
-    @hydra.main(version_base="1.3", config_path=str(directory()), config_name="config")
+    @hydra.main(version_base="1.3", config_path=str(paths.directory()), config_name="config")
     def job(config) -> None:
         codes.append(_job(config))
 
+    words = sys.argv[1:]
     try:
+        folders = compose.folders_of(words, _config_dir(words))
+        sys.argv[1:] = compose.prepared(words, folders)
         job()
     except KeyboardInterrupt:
         return 130
     except (HydraException, OmegaConfBaseException) as error:
-        return _complain(explain(error, [arg for arg in sys.argv[1:] if "=" in arg]), 2)
+        return _complain(compose.explain(error, [word for word in words if "=" in word], folders), 2)
+    except FedserError as error:
+        return _complain(str(error), error.exit_code)
     except OSError as error:
         return _complain(f"The run's folder can't be made: {error}. Set hydra.run.dir=…", 2)
     return max(codes, default=0)
 
 
+def _config_dir(words: list[str]) -> str | None:
+    """The value of Hydra's --config-dir."""
+    for place, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            return value or (words[place + 1] if place + 1 < len(words) else None)
+    return None
+
+
 def _job(config) -> int:
     """One run; a failing one gives its exit code and does not take the rest of a sweep with it."""
     from hydra.core.hydra_config import HydraConfig
-
-    from fedser.errors import FedserError, Interrupted
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:

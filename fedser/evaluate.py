@@ -5,8 +5,8 @@
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
 What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `logger`
-and `defence/inference`, which is what is worn (`randomise` for a run without one). All else is as in the run. The
-evidence goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
+and `defence/inference` (`randomise` for a run without a defence at inference). All else is as in the run. The record goes
+to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
 """
 
 import argparse
@@ -21,7 +21,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from fedser import __version__
-from fedser.config import compose, identity, protocol
+from fedser.config import compose, identity
+from fedser.config.protocol import Protocols
+from fedser.config.settings import Settings
+from fedser.config.validation import validate
 from fedser.display import duration
 from fedser.errors import FedserError, InputError, Interrupted
 from fedser.evaluation import record as records
@@ -35,7 +38,7 @@ from fedser.simulation import backend, interrupt
 log = logging.getLogger(__name__)
 # Groups that may be other than the run's.
 FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "simulation", "logger")
-WORN = re.compile(r"defence[/.]inference")
+INFERENCE = re.compile(r"defence[/.]inference")
 GROUPS = f"{', '.join(FROM_THE_COMMAND)}, defence/inference, round and reuse"
 
 
@@ -48,9 +51,9 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
     place = RunFolder(Path(folder))
     round, weights = _weights(place, overrides)
     settings = _settings(place, [word for word in overrides if not word.startswith(("round=", "reuse="))])
-    device = identity.device(settings)
-    made_by = identity.measured(settings) | {"round": round, "version": __version__, "device": device}
-    name = f"{settings['evaluation']['name']}-{identity.digest(made_by)}"
+    attacks, device = Protocols.of(settings).attacks, identity.device(settings)
+    made_by = identity.measured(settings, attacks) | {"round": round, "version": __version__, "device": device}
+    name = f"{settings.evaluation.name}-{identity.digest(made_by)}"
     target = place.path / "evaluations" / name
     if "reuse=false" not in overrides and (known := records.read(target)):
         log.warning("%s was measured before (reuse=false measures it again)", target)
@@ -58,7 +61,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
     prepared = prepare(settings)
     if prepared.data != place.summary().get("data"):
         raise InputError(
-            f"{place.path} was trained on other data than dataset.root={settings['dataset'].get('root')} has now: "
+            f"{place.path} was trained on other data than dataset.root={settings.dataset.root} has now: "
             "evaluate it where its audio and features are as they were."
         )
     record = _measure(prepared, target, round, weights)
@@ -73,22 +76,22 @@ def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
     def serve(grid) -> None:
         federation = prepared.federation(grid, plan, stop, target)
         began = time.monotonic()
-        outcome = federation.evaluate(round, weights, protocol.final(prepared.settings))
-        found.append(records.write(target, prepared, outcome, round, time.monotonic() - began))
+        results = federation.evaluate(round, weights, prepared.protocols.final)
+        found.append(prepared.write_record(target, results, round, time.monotonic() - began))
 
     try:
         with interrupt.listening(stop, plan):
-            backend.simulate(serve, client_app, len(prepared.shares), plan, stop)
+            backend.simulate(serve, client_app, len(prepared.splits), plan, stop)
     except OSError as error:
         raise disk_error(error, f"The evaluation in {target}") from error
     return found[0]
 
 
-def _track(place: RunFolder, settings: dict, target: Path, record: dict) -> None:
+def _track(place: RunFolder, settings: Settings, target: Path, record: dict) -> None:
     """A run of its own on the dashboard, beside the one that trained the model; the evidence is there without it."""
-    tracker = compose.build(settings["logger"])
+    tracker = settings.logger.build()
     try:
-        tracker.start(f"{place.path.name}-{target.name}", settings, target, [], job="evaluate")
+        tracker.start(f"{place.path.name}-{target.name}", settings.plain, target, [], job="evaluate")
         tracker.finish(records.metrics(record) | {"status": "finished", "round": record["round"]}, record)
     except Exception as error:
         log.warning("%s is not on the dashboard: %s", target, error)
@@ -119,11 +122,11 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
         raise InputError(f"{file} can't be read ({error}). Rounds with weights: {kept or 'none'}.") from error
 
 
-def _settings(place: RunFolder, overrides: Sequence[str]) -> dict:
-    """The run's settings, with what the overrides say of evaluation, attacks, simulation, logger and what is worn."""
+def _settings(place: RunFolder, overrides: Sequence[str]) -> Settings:
+    """The run's settings, with what the overrides say of the groups that an evaluation may change."""
     keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):
-        if re.split(r"[./@]", key)[0] not in FROM_THE_COMMAND and not WORN.match(key):
+        if re.split(r"[./@]", key)[0] not in FROM_THE_COMMAND and not INFERENCE.match(key):
             raise InputError(f"{word}: belongs to the training. fedser-evaluate takes {GROUPS}.")
     try:
         run = OmegaConf.load(place.path / "config.yaml")
@@ -136,12 +139,12 @@ def _settings(place: RunFolder, overrides: Sequence[str]) -> dict:
         if key not in ("evaluation", "simulation", "attacks") and key not in keys:  # a group chosen anew stays
             settings[key] = run[key]
     settings.attacks = OmegaConf.merge(composed.attacks, run.attacks)
-    if run.defence.inference is None or any(map(WORN.match, keys)):
+    if run.defence.inference is None or any(map(INFERENCE.match, keys)):
         settings.defence.inference = composed.defence.inference
     for key in keys:
         if "." in key and not key.startswith(("evaluation.", "simulation.")):
             OmegaConf.update(settings, key, OmegaConf.select(composed, key))
-    return compose.settle(settings)
+    return validate(settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

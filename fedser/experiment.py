@@ -1,28 +1,30 @@
 """One run from configuration to result: the file to read first.
 
-settings = settle(config)           checked plain values
-corpus → features → shares          what the clients hold
-a checkpoint, if there is one       where an interrupted run goes on
-train, or replay a trained model    the rounds
-evaluate                            UAR per condition, every few rounds and at the end
-record                              the run's folder, a checkpoint, the dashboard, the box on the terminal
+settings = validate(config)      checked, typed
+prepared = prepare(settings)     corpus → features → client splits; every component built and tried
+a checkpoint, if there is one    where an interrupted run goes on
+train, or replay a trained model the rounds
+evaluate                         UAR per condition, every few rounds and at the end
+record                           the run's folder, a checkpoint, the dashboard, the box on the terminal
 """
 
+import contextlib
 import logging
 import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedser import __version__
-from fedser.config import identity, protocol
-from fedser.config.compose import build, settle
+from fedser.config import identity, sources
+from fedser.config.settings import Settings
+from fedser.config.validation import validate
 from fedser.display import Display, size
 from fedser.errors import FedserError, InputError, Interrupted, RunError
-from fedser.evaluation import record as records
+from fedser.evaluation import record
 from fedser.federation import optimizer_state, server_app, strategies, transport
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import Preparation, prepare
@@ -51,61 +53,120 @@ def run(config, folder=None) -> Result:
     run that has finished there already returns at once (unless `reuse=false`).
     Raises InputError before anything is started, RunError when the run fails, Interrupted on Ctrl-C.
     """
-    settings = settle(config)
+    settings = validate(config)
     name = identity.run_name(settings)
     place = RunFolder(Path(folder).expanduser() if folder is not None else Path("outputs") / name)
     with place.locked():
-        experiment = Experiment(settings, place, name)
-        experiment.check_folder()
-        experiment.load()
-        return experiment.finished_before() or experiment.run()
+        experiment = Experiment.load(settings, place, name)
+        if (summary := experiment.finished_before()) is None:
+            summary = Attempt(experiment).run()
+            Display().result(place.path, summary)
+        else:
+            Display().result(place.path, summary, note="This run had finished before; reuse=false makes it again.")
+        return Result(place.path, summary, place.history())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Experiment:
-    """One run under way."""
+    """What is to be done, where, and what an earlier attempt left there (its summary, None without one)."""
 
-    settings: dict
+    settings: Settings
     place: RunFolder
     name: str
-    stop: threading.Event = field(default_factory=threading.Event)
+    identity: str
+    earlier: dict | None
+    prepared: Preparation
 
-    def check_folder(self) -> None:
-        """Raises InputError when the folder holds another configuration's run."""
-        self.identity = identity.digest(identity.everything(self.settings))
-        self.earlier = self.place.summary()
-        if self.earlier is not None and self.earlier.get("identity") != self.identity:
+    @classmethod
+    def load(cls, settings: Settings, place: RunFolder, name: str) -> "Experiment":
+        """Whatever can go wrong before a run starts goes wrong here: data, components, room on the disk.
+
+        Raises InputError, also when the folder holds another configuration's run.
+        """
+        known, earlier = identity.digest(identity.everything(settings)), place.summary()
+        if earlier is not None and earlier.get("identity") != known:
             raise InputError(
-                f"{self.place.path} holds a run of another configuration (see its config.yaml): "
-                "choose another hydra.run.dir=…, or move that folder away."
+                f"{place.path} holds a run of another configuration, or of other code (see its config.yaml and "
+                "summary.json): choose another hydra.run.dir=…, or move that folder away."
             )
+        experiment = cls(settings, place, name, known, earlier, prepare(settings))
+        experiment._check_room()
+        return experiment
 
-    def finished_before(self) -> Result | None:
-        """The result that is there already, of the same configuration and data."""
+    def finished_before(self) -> dict | None:
+        """The summary that is there already, of the same configuration, code and data."""
         earlier = self.earlier
         finished = earlier is not None and earlier["status"] == "finished" and earlier.get("data") == self.prepared.data
-        if not finished or not (self.settings["reuse"] and self.settings["resume"]):
-            return None
-        Display().result(self.place.path, earlier, note="This run had finished before; reuse=false makes it again.")
-        return Result(self.place.path, earlier, self.place.history())
+        return earlier if finished and self.settings.reuse and self.settings.resume else None
 
-    def load(self) -> None:
-        """What can go wrong before a run starts: data, features, shares, defences, room on the disk."""
-        self.prepared: Preparation = prepare(self.settings)
-        self._check_training()
+    @property
+    def persists(self) -> bool:
+        """Whether clients keep their optimizer's moments between rounds."""
+        return self.settings.client.optimizer_state == "persist"
 
-    def run(self) -> Result:
-        """Trains or replays, evaluates, records. A failing run is marked so everywhere before its error goes on."""
+    @property
+    def state_folder(self) -> Path:
+        """Where the clients keep their optimizers' moments: in the run's folder, or in one of its own elsewhere."""
+        elsewhere, own = self.settings.client.state_folder, self.place.path.absolute()
+        if elsewhere is None:
+            return own / "state"
+        # Not by name alone: the same run may be made in two folders at once.
+        return Path(elsewhere).expanduser().absolute() / f"{self.name}-{identity.digest({'folder': str(own)})}"
+
+    def due(self, round: int) -> bool:
+        """Whether the model is evaluated after this round."""
+        every = self.settings.evaluation.every
+        return round == self.settings.rounds or (every is not None and round % every == 0)
+
+    def due_after(self, round: int) -> list[int]:
+        """The rounds yet to come that are evaluated."""
+        return [later for later in range(round + 1, self.settings.rounds + 1) if self.due(later)]
+
+    def _check_room(self) -> None:
+        """Says what a round's replies take of memory, and raises InputError where moments do not fit on the disk."""
+        settings, prepared = self.settings, self.prepared
+        clients = len(prepared.splits)
+        optimizer = settings.client.optimizer.build(prepared.model.parameters())
+        strategy = strategies.build_strategy(settings.strategy, clients)
+        if not strategies.adds_up(strategy):
+            asked, each = strategies.clients_per_round(settings.strategy, clients), prepared.reply_bytes
+            log.warning(
+                "%s needs all replies of a round at once: %d of %s take %s of this process's memory",
+                type(strategy).__name__, asked, size(each), size(asked * each),
+            )  # fmt: skip
+        if self.persists:
+            # Three generations where the last checkpoint's may be older than the last round's.
+            generations = 2 if settings.checkpoint.every == 1 else 3
+            moments = optimizer_state.bytes_per_parameter(optimizer) * prepared.parameters
+            optimizer_state.check_room(self.state_folder, clients, generations, moments)
+
+
+class Attempt:
+    """An experiment under way: from its newest checkpoint, or from the beginning, to its end."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.settings = experiment, experiment.settings
+        self.place, self.prepared = experiment.place, experiment.prepared
+        self.stop = threading.Event()
         self.plan = self.prepared.plan()
-        self._begin()
-        self.tracker = build(self.settings["logger"])
+        made_from = identity.digest({"run": experiment.identity, "data": self.prepared.data})
+        self.checkpoints = Checkpoints(self.place.path / "checkpoint", made_from)
+        self.state = self._newest() or State(0)
+        self.summary = self._summary()
+        self._take_folder()
+        self.tracker = self.settings.logger.build()
         self.display = Display()
         self.started = time.monotonic() - self.state.seconds
+
+    def run(self) -> dict:
+        """Trains or replays, evaluates, records; the summary. A failing run is marked so everywhere before its error
+        goes on."""
+        name, rounds = self.experiment.name, self.settings.rounds
         try:
-            self.tracker.start(self.name, self.settings, self.place.path, self.state.history)
+            self.tracker.start(name, self.settings.plain, self.place.path, self.state.history)
             with (
                 interrupt.listening(self.stop, self.plan),
-                self.display.rounds(self.name, self.settings["rounds"], self.plan, self.state.round),
+                self.display.rounds(name, rounds, self.plan, self.state.round),
             ):
                 self._federate()
             self._finish("finished")
@@ -114,92 +175,105 @@ class Experiment:
             raise disk_error(error, f"The run in {self.place.path}") from error
         except (Interrupted, KeyboardInterrupt) as error:
             done = len(self.place.history())
-            self._finish("interrupted", error=f"stopped after round {done} of {self.settings['rounds']}")
+            self._finish("interrupted", error=f"stopped after round {done} of {rounds}")
             then = f"goes on after round {self.state.round}" if self.state.round else "starts it again"
             raise Interrupted(
-                f"Stopped after round {done} of {self.settings['rounds']}; what there is stays in {self.place.path}. "
+                f"Stopped after round {done} of {rounds}; what there is stays in {self.place.path}. "
                 f"The same command {then}."
             ) from error
         except Exception as error:
             self._finish("failed", error=f"{type(error).__name__}: {error}")
             raise error if isinstance(error, FedserError) else RunError(f"{type(error).__name__}: {error}") from error
-        self.display.result(self.place.path, self.summary)
-        return Result(self.place.path, self.place.summary(), self.place.history())
+        return self.place.summary()
 
-    def _begin(self) -> None:
-        """Takes the folder: goes on from its newest checkpoint, or starts over and moves aside what is there."""
-        made_from = identity.digest({"run": self.identity, "data": self.prepared.data})
-        self.checkpoints = Checkpoints(self.place.path / "checkpoint", made_from)
-        unfinished = self.earlier is not None and self.earlier["status"] != "finished"
-        goes_on = self.settings["resume"] and unfinished and self.earlier.get("data") == self.prepared.data
-        state = self.checkpoints.newest(self._objection) if goes_on else None
-        self.state = state or State(0)
-        self.summary = {
-            "status": "running",
-            "name": self.name,
-            "identity": self.identity,
-            "data": self.prepared.data,
-            "version": __version__,
-            "started": self.earlier["started"] if state else datetime.now(UTC).isoformat(timespec="seconds"),
-            "clients": len(self.prepared.shares),
-            "utterances": len(self.prepared.store),
-            "parameters": self.prepared.parameters,
-            "plan": str(self.plan),
-        }
-        if state is None:
-            self.place.claim(self.settings, self.summary)
-            shutil.rmtree(self._state_folder(), ignore_errors=True)  # elsewhere, it was not moved aside
-            return
-        state.resumed.append(state.round)
-        self.place.resume(state.history, self.summary)
-        log.warning("going on after round %d of %d (resume=false starts over)", state.round, self.settings["rounds"])
+    def _newest(self) -> State | None:
+        """The newest checkpoint of this experiment that is of use."""
+        earlier = self.experiment.earlier
+        unfinished = earlier is not None and earlier["status"] != "finished"
+        goes_on = self.settings.resume and unfinished and earlier.get("data") == self.prepared.data
+        return self.checkpoints.newest(self._objection) if goes_on else None
 
     def _objection(self, state: State) -> str | None:
         """Why a checkpoint is of no use here, or None."""
-        names = [share.name for share in self.prepared.shares]
-        if self._persists() and (gone := optimizer_state.gone(self._state_folder(), names, state.moments)):
+        names = [split.name for split in self.prepared.splits]
+        folder = self.experiment.state_folder
+        if self.experiment.persists and (gone := optimizer_state.gone(folder, names, state.moments)):
             return gone
-        due = [round for round in self._due_rounds() if round > state.round]
-        known = self.settings["reuse"] and model_cache.Trained.find(self.prepared.model_key, due)
-        if not state.arrays and due and not known:
+        due = self.experiment.due_after(state.round)
+        if not state.arrays and due and not self._known(due):
             return "it replays a trained model, which is no longer in the cache or not to be reused (reuse=false)"
         return None
 
+    def _known(self, rounds: list[int]) -> "model_cache.Trained | None":
+        """The trained model with the weights of these rounds, if it may be reused."""
+        return model_cache.Trained.find(self.prepared.model_key, rounds) if self.settings.reuse else None
+
+    def _summary(self) -> dict:
+        earlier, now = self.experiment.earlier, datetime.now(UTC).isoformat(timespec="seconds")
+        components = [*identity.components_of_training(self.settings), *self.prepared.protocols.attacks.values()]
+        return {
+            "status": "running",
+            "name": self.experiment.name,
+            "identity": self.experiment.identity,
+            "data": self.prepared.data,
+            "version": __version__,
+            "code": identity.code(components, sources.SILENT),
+            "started": earlier["started"] if self.state.round else now,
+            "clients": len(self.prepared.splits),
+            "utterances": len(self.prepared.store),
+            "counts": self.prepared.counts(),
+            "parameters": self.prepared.parameters,
+            "plan": str(self.plan),
+        }
+
+    def _take_folder(self) -> None:
+        """Goes on in the folder, or starts over and moves aside what is there."""
+        if not self.state.round:
+            self.place.claim(self.settings.plain, self.summary)
+            shutil.rmtree(self.experiment.state_folder, ignore_errors=True)  # elsewhere, it was not moved aside
+            return
+        self.state.resumed.append(self.state.round)
+        self.place.resume(self.state.history, self.summary)
+        log.warning("going on after round %d of %d (resume=false starts over)", self.state.round, self.settings.rounds)
+
     def _federate(self) -> None:
-        due = [round for round in self._due_rounds() if round > self.state.round]
+        due = self.experiment.due_after(self.state.round)
         lock = model_cache.Lock(self.prepared.model_key)
-        if self.settings["reuse"]:
+        if self.settings.reuse:
             lock.acquire(self.stop)
         try:
-            known = model_cache.Trained.find(self.prepared.model_key, due) if self.settings["reuse"] else None
+            known = self._known(due)
             self.summary["reused"] = known is not None
             if known is None and due and self.state.round and not self.state.arrays:
                 raise RunError("the trained model that this run replays has left the cache: the same command trains it")
             if known:
                 lock.release()
                 log.info("the model was trained before: %s", known.folder)
-            if self.state.round < self.settings["rounds"]:
-                clients = len(self.prepared.shares)
+            if self.state.round < self.settings.rounds:
+                clients = len(self.prepared.splits)
                 backend.simulate(lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, self.stop)
         finally:
             lock.release()
 
-    def _serve(self, grid, known: model_cache.Trained | None, lock: model_cache.Lock) -> None:
+    def _serve(self, grid, known: "model_cache.Trained | None", lock: "model_cache.Lock") -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""
-        settings = self.settings
-        federation = self.prepared.federation(grid, self.plan, self.stop, self._state_folder(), self.state.moments)
-        strategy = strategies.build_strategy(settings, len(self.prepared.shares))
+        rounds, keep = self.settings.rounds, self.settings.checkpoint.keep
+        federation = self.prepared.federation(
+            grid, self.plan, self.stop, self.experiment.state_folder, self.state.moments
+        )
+        strategy = strategies.build_strategy(self.settings.strategy, len(self.prepared.splits))
         last = time.monotonic()
         for round, weights, row in known.replay() if known else self._train(federation, strategy):
             if round <= self.state.round:
                 continue
             self.state.train_seconds.append(round_to(time.monotonic() - last, 4))
-            due = self._due(round)
-            if due and (settings["checkpoint"]["keep"] == "evaluated" or round == settings["rounds"]):
+            due = self.experiment.due(round)
+            if due and (keep == "evaluated" or round == rounds):
                 self._keep(round, weights, known)
-            if round == settings["rounds"] and not known:
+            if round == rounds and not known:
                 # Before the last evaluation: should that fail, the training is not lost.
-                model_cache.publish(self.prepared.model_key, self.place.path / "weights", [*self.state.history, row])
+                kept = self.place.path / "weights"
+                model_cache.publish(self.prepared.model_key, kept, [*self.state.history, row])
                 lock.release()
             if due:
                 row = row | self._evaluate(federation, round, weights)
@@ -208,13 +282,12 @@ class Experiment:
 
     def _evaluate(self, federation: server_app.Federation, round: int, weights: dict) -> dict:
         """What the history says of an evaluated round; the last one is tested on everything that was asked for."""
-        last = round == self.settings["rounds"]
+        last, protocols = round == self.settings.rounds, self.prepared.protocols
         began = time.monotonic()
-        asked = protocol.final(self.settings) if last else protocol.curve(self.settings)
-        outcome = federation.evaluate(round, weights, asked)
+        results = federation.evaluate(round, weights, protocols.final if last else protocols.curve)
         if last:
-            records.write(self.place.path, self.prepared, outcome, round, time.monotonic() - began)
-        return outcome.metrics() | ({"evaluate/missing": outcome.missing} if outcome.missing else {})
+            self.prepared.write_record(self.place.path, results, round, time.monotonic() - began)
+        return results.metrics() | ({"evaluate/missing": results.missing} if results.missing else {})
 
     def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:
         weights = transport.pack(self.prepared.model)
@@ -224,7 +297,7 @@ class Experiment:
             self.state.arrays = {}
         return server_app.train_rounds(federation, strategy, weights, self.settings, self.state.round)
 
-    def _keep(self, round: int, weights: dict, known: model_cache.Trained | None) -> None:
+    def _keep(self, round: int, weights: dict, known: "model_cache.Trained | None") -> None:
         """The weights of an evaluated round, in the run's folder; a reused model's are not stored twice."""
         file = model_cache.weights_file(self.place.path / "weights", round)
         if known:
@@ -238,8 +311,8 @@ class Experiment:
         self.tracker.log(row)
         self.display.round(row)
         self.state.history.append(row)
-        round, every = row["round"], self.settings["checkpoint"]["every"]
-        if every and (round % every == 0 or round == self.settings["rounds"]):
+        round, every = row["round"], self.settings.checkpoint.every
+        if every and (round % every == 0 or round == self.settings.rounds):
             plain, arrays = strategies.state(strategy) if weights else ({}, {})
             self.checkpoints.save(
                 replace(
@@ -254,73 +327,40 @@ class Experiment:
             self.state.round = round
             federation.commit()
 
-    def _due_rounds(self) -> list[int]:
-        return [round for round in range(1, self.settings["rounds"] + 1) if self._due(round)]
-
-    def _due(self, round: int) -> bool:
-        every = self.settings["evaluation"]["every"]
-        return round == self.settings["rounds"] or (every is not None and round % every == 0)
-
-    def _persists(self) -> bool:
-        return self.settings["client"]["optimizer_state"] == "persist"
-
-    def _state_folder(self) -> Path:
-        """Where the clients keep their optimizers' moments: in the run's folder, or in one of its own elsewhere."""
-        elsewhere, own = self.settings["client"]["state_folder"], self.place.path.absolute()
-        if elsewhere is None:
-            return own / "state"
-        # Not by name alone: the same run may be made in two folders at once.
-        return Path(elsewhere).expanduser().absolute() / f"{self.name}-{identity.digest({'folder': str(own)})}"
-
     def _finish(self, status: str, error: str | None = None) -> None:
         """Writes the run's last files and closes the dashboard, whatever the status."""
-        self.summary |= {"status": status, "seconds": round(time.monotonic() - self.started, 2)}
-        record = records.read(self.place.path) if status == "finished" else None
-        self.summary |= {"rounds": len(self.place.history())}
-        self.summary |= records.metrics(record) if record else self._last_metrics()
-        if error:
-            self.summary["error"] = error
-        if self.state.train_seconds:
-            seconds = self.state.train_seconds
+        measured = record.read(self.place.path) if status == "finished" else None
+        history = self.place.history()
+        self.summary |= {"status": status, "seconds": round(time.monotonic() - self.started, 2), "rounds": len(history)}
+        self.summary |= record.metrics(measured) if measured else _last_metrics(history)
+        self.summary |= {"error": error} if error else {}
+        if seconds := self.state.train_seconds:
             self.summary |= {"train_seconds": seconds, "seconds_per_round": round_to(sum(seconds) / len(seconds), 3)}
-        if self.state.resumed:
-            self.summary["resumed_after"] = self.state.resumed
-        try:
+        self.summary |= {"resumed_after": self.state.resumed} if self.state.resumed else {}
+        # A full disk must not hide why the run failed; a finished run must not claim to be whole.
+        with contextlib.nullcontext() if status == "finished" else _disk_errors_logged():
             if status == "finished":
-                final = model_cache.weights_file(self.place.path / "weights", self.settings["rounds"])
+                final = model_cache.weights_file(self.place.path / "weights", self.settings.rounds)
                 model_cache.link(final, self.place.path / "model.safetensors")
             self.place.write("summary.json", dumps(self.summary, indent=2))
-        except OSError as problem:
-            # A full disk must not hide why the run failed; a finished run must not claim to be whole.
-            if status == "finished":
-                raise
-            log.error("the run's last files could not be written: %s", problem)
-        self.tracker.finish(self.summary, record)
+        self.tracker.finish(self.summary, measured)
         if status == "finished":  # nothing more to go on from
-            shutil.rmtree(self._state_folder(), ignore_errors=True)
+            shutil.rmtree(self.experiment.state_folder, ignore_errors=True)
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
 
-    def _last_metrics(self) -> dict[str, float]:
-        """UAR and accuracy per condition of the last round that was evaluated."""
-        rows = [row for row in self.place.history() if "uar/original" in row]
-        return {key: rows[-1][key] for key in rows[-1] if key.startswith(("uar/", "accuracy/"))} if rows else {}
 
-    def _check_training(self) -> None:
-        """What a client would stumble over in the first round fails before it, and so does a lack of room."""
-        settings, clients = self.settings, len(self.prepared.shares)
-        optimizer = build(settings["client"]["optimizer"])(self.prepared.model.parameters())
-        strategy = strategies.build_strategy(settings, clients)
-        if not strategies.adds_up(strategy):
-            asked, each = strategies.clients_per_round(settings, clients), self.prepared.reply_bytes
-            log.warning(
-                "%s needs all replies of a round at once: %d of %s take %s of this process's memory",
-                type(strategy).__name__, asked, size(each), size(asked * each),
-            )  # fmt: skip
-        if self._persists():
-            # Three generations where the last checkpoint's may be older than the last round's.
-            generations = 2 if settings["checkpoint"]["every"] == 1 else 3
-            moments = optimizer_state.bytes_per_parameter(optimizer) * self.prepared.parameters
-            optimizer_state.check_room(self._state_folder(), clients, generations, moments)
+@contextlib.contextmanager
+def _disk_errors_logged() -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        log.error("the run's last files could not be written: %s", problem)
+
+
+def _last_metrics(history: list[dict]) -> dict[str, float]:
+    """UAR and accuracy per condition of the last round that was evaluated."""
+    rows = [row for row in history if "uar/original" in row]
+    return {key: rows[-1][key] for key in rows[-1] if key.startswith(("uar/", "accuracy/"))} if rows else {}
 
 
 def round_to(value: float, digits: int) -> float:

@@ -1,39 +1,54 @@
-"""What there is before the first message: the data, who holds what, the initial model, what the clients are told."""
+"""What there is before the first message: data, client splits, the initial model, what the clients are sent.
 
+Whatever a client would stumble over in the first round, or only after the training, fails here, by name.
+"""
+
+import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fedser.config import identity, protocol
-from fedser.config.compose import build
+from fedser.config import components, identity, interfaces
+from fedser.config.components import Component
+from fedser.config.protocol import Protocols
+from fedser.config.settings import Settings
 from fedser.data import corpora
 from fedser.data.corpora import Corpus
-from fedser.data.partition import Share, partition, warn_of_gaps
+from fedser.data.partition import ClientSplit, partition, warn_of_gaps
 from fedser.data.store import FeatureStore, extract
+from fedser.defences import inference
 from fedser.errors import FedserError, InputError
-from fedser.evaluation.results import SEXES
-from fedser.federation import server_app, transport
+from fedser.evaluation import record
+from fedser.evaluation.results import SEXES, Results
+from fedser.federation import server_app, strategies, transport
+from fedser.models.lengths import logits
 from fedser.randomness import derive
 from fedser.simulation import backend
 from fedser.simulation.plan import Plan
 from fedser.simulation.probe import probe
+from fedser.training.objective import Samples, Step
+
+LATE = 10**6  # a round in which every objective does all that it ever does
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """One configuration, ready to be federated; `attacks` are those of the evaluation, by name."""
+    """One configuration, ready to be federated."""
 
-    settings: dict
+    settings: Settings
+    protocols: Protocols
     corpus: Corpus
     store: FeatureStore
-    shares: list[Share]
-    attacks: dict[str, dict]
+    splits: list[ClientSplit]
     model: torch.nn.Module
 
     @property
     def classes(self) -> list[str]:
+        """The emotions, in the order of the logits."""
         return self.corpus.classes
 
     @property
@@ -58,97 +73,188 @@ class Preparation:
 
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""
-        probed = probe(self.settings, len(self.classes), self.shares, self.attacks)
-        return backend.plan(self.settings, self.shares, self.reply_bytes, probed)
+        probed = probe(self.settings, len(self.classes), self.splits, self.protocols.attacks)
+        return backend.plan(self.settings, self.splits, self.reply_bytes, probed)
 
     def federation(self, grid, plan: Plan, stop: threading.Event, state: Path, moments=()) -> server_app.Federation:
-        """The server's side of the clients behind `grid`, introduced; `state` is where they keep their moments."""
-        told = {
-            "settings": self.settings,
+        """The server's side of the clients behind `grid`, after the handshake; in `state` they keep their moments."""
+        experiment = {
+            "settings": self.settings.plain,
             "classes": self.classes,
-            "attacks": self.attacks,
+            "attacks": {name: attack.node for name, attack in self.protocols.attacks.items()},
             "store": str(self.store.folder),
             "state": str(state),
             "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
         }
-        least = self.settings["simulation"]["min_reply_fraction"]
+        least, window = self.settings.simulation.min_reply_fraction, plan.window
         federation = server_app.Federation(
-            grid, len(self.shares), told, stop, least, plan.window, moments=list(moments)
+            grid, len(self.splits), experiment, stop, least, window, moments=list(moments)
         )
-        federation.introduce()
+        federation.handshake()
         return federation
+
+    def write_record(self, folder: Path, results: Results, round: int, seconds: float) -> dict:
+        """Writes what an evaluation after `round` came to, and returns `evaluation.json`. Raises OSError."""
+        compiled = record.compiled(results, self.settings, self.protocols, self.sexes(), round)
+        record.write(folder, compiled, results, self.store, seconds)
+        return compiled
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Utterances per class in the clients' training and test sets, as in Chang et al. 2022, Table 2."""
+        parts = {part: np.concatenate([getattr(split, part) for split in self.splits]) for part in ("train", "test")}
+        counted = {
+            part: np.bincount(self.store.labels[rows], minlength=len(self.classes)) for part, rows in parts.items()
+        }
+        return {part: dict(zip(self.classes, map(int, counts), strict=True)) for part, counts in counted.items()}
 
     def sexes(self) -> dict[str, str | None]:
         """Per client the sex of whoever speaks there, None where it is unknown or they differ."""
         table = self.store.table
         if "sex" not in table:
-            return {share.name: None for share in self.shares}
-        found = {share.name: set(table["sex"].iloc[share.test].map(SEXES)) for share in self.shares}
+            return {split.name: None for split in self.splits}
+        found = {split.name: set(table["sex"].iloc[split.test].map(SEXES)) for split in self.splits}
         return {name: next(iter(sexes)) if len(sexes) == 1 else None for name, sexes in found.items()}
 
 
-def prepare(settings: dict) -> Preparation:
-    """Reads the corpus, extracts or finds its features, deals them out, builds the model and every defence once.
+def prepare(settings: Settings) -> Preparation:
+    """Reads the corpus, extracts or finds its features, splits them among clients, builds and tries every component.
 
-    `settings` come from `config.settle`. Raises InputError for what a client would stumble over in the first round, or
-    only after the training.
+    Raises InputError for what a client would stumble over in the first round, or only after the training.
     """
-    attacks = protocol.attacks(settings)
-    corpus = corpora.load(settings)
-    store = extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
-    shares = partition(store.table, settings["partition"], settings["seed"])
-    warn_of_gaps(store.table, shares, corpus.classes)
-    for name, attack in attacks.items():
-        if (least := build(attack).least_classes) > (known := len(corpus.classes)):
-            raise InputError(
-                f"{name} needs at least {least} classes, {corpus.name} has {known}: choose another attack."
-            )
-    build(settings["defence"]["training"])
-    if (randomise := build(settings["defence"]["inference"])) is not None:
-        randomise(torch.zeros(1, 1, settings["features"]["frames"], settings["features"]["mels"]))
-    _try_attacks(settings, attacks, randomise, len(corpus.classes))
-    return Preparation(settings, corpus, store, shares, attacks, _initial_model(settings, len(corpus.classes)))
+    interfaces.conform(settings.dataset.component, interfaces.Corpus)
+    interfaces.conform(settings.partition.component, interfaces.Partition)
+    protocols = Protocols.of(settings)
+    corpus = corpora.load(settings.dataset)
+    store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
+    splits = partition(store.table, settings.partition, settings.seed)
+    warn_of_gaps(store.table, splits, corpus.classes)
+    model = _initial_model(settings, len(corpus.classes))
+    _Trial(settings, len(corpus.classes)).everything(protocols, model)
+    return Preparation(settings, protocols, corpus, store, splits, model)
 
 
-def _initial_model(settings: dict, classes: int) -> torch.nn.Module:
+def _initial_model(settings: Settings, classes: int) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(settings["seed"], "initial weights"))
-        return build(settings["model"]["module"], classes=classes)
+        torch.manual_seed(derive(settings.seed, "initial weights"))
+        return settings.model.component.build(classes=classes)
 
 
 class _Little(torch.nn.Module):
-    """Logits of an input of any size at next to no cost: what an attack's settings are tried on."""
+    """Logits of an input of any size at next to no cost: what attacks and objectives are tried on."""
 
     def __init__(self, classes: int):
         super().__init__()
         self.layer = torch.nn.Linear(4, classes)
 
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """x [B, 1, T, F] → the input of the last layer [B, 4]."""
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+        return self.layer(self.embed(x))
 
 
-def _try_attacks(settings: dict, attacks: dict[str, dict], randomise: torch.nn.Module | None, classes: int) -> None:
-    """Has each attack take a step on a little model: many methods look at their settings only when they are called.
+class _Trial:
+    """Every component in use, built, held against its interface and tried on a little input before training.
 
-    Raises InputError naming the attack, here and not after the training.
+    Raises InputError naming the component: many look at their settings only when they are called.
     """
-    sets = dict.fromkeys([*protocol.final(settings).sets, *protocol.curve(settings).sets])
-    tried = {name: attacks[name.removeprefix("adaptive/")] for name in sets}
-    if (training := settings["defence"]["training"]) is not None:
-        tried["defence.training.attack"] = training["attack"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = _Little(classes).eval()
-        unit = torch.rand(1, 1, settings["features"]["frames"], settings["features"]["mels"])
-    for name, attack in tried.items():
-        for method in _methods(build(_one_step(attack))):
-            low, high = method.box or (-1, 1)
-            x = low + (high - low) * unit
-            try:
-                method(model, x, model(x).argmax(1), 0, randomise=randomise if name.startswith("adaptive/") else None)
-            except Exception as error:
-                why = str(error) if isinstance(error, FedserError) else f"{type(error).__name__}: {error}"
-                raise InputError(f"{name}: {method.name} can't attack with its settings: {why}") from error
+
+    def __init__(self, settings: Settings, classes: int):
+        self.settings, self.classes = settings, classes
+        self.little = _Little(classes).eval()
+        self.shape = (settings.features.frames, settings.features.mels)
+        self.defence = None
+
+    def everything(self, protocols: Protocols, model: torch.nn.Module) -> None:
+        """All of them; `model` is the one to be trained, on which nothing is changed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._normalisation(self.settings.features.normalisation)
+            self._inference(self.settings.defence.inference)
+            self._model(self.settings.model.component, model)
+            self._strategy()
+            for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
+                self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
+            self._objective(self.settings.defence.training)
+
+    def _normalisation(self, component: Component) -> None:
+        interfaces.conform(component, interfaces.Normalisation, component.build())
+
+    def _strategy(self) -> None:
+        made = strategies.build_strategy(self.settings.strategy, 2)
+        interfaces.conform(self.settings.strategy.component, interfaces.Strategy, made)
+
+    def _inference(self, component: Component | None) -> None:
+        if component is None:
+            return
+        self.defence = component.build()
+        interfaces.conform(component, interfaces.InferenceDefence, self.defence)
+        with self._named(component):
+            generator = torch.Generator().manual_seed(0)
+            inference.apply(self.defence, self._inputs(2), torch.full((2,), self.shape[0]), generator)
+
+    def _model(self, component: Component, model: torch.nn.Module) -> None:
+        interfaces.conform(component, interfaces.Model, model)
+        if wrong := sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"}):
+            raise InputError(f"model={component.name}: its parameters must be float32, some are {', '.join(wrong)}.")
+        x, lengths = self._inputs(2), torch.full((2,), self.shape[0])
+        training = model.training
+        with self._named(component), torch.no_grad():
+            scores = logits(model.eval(), x, lengths)
+        model.train(training)
+        if tuple(scores.shape) != (2, self.classes):
+            raise InputError(
+                f"model={component.name}: {component.target} answers two inputs {list(x.shape)} with "
+                f"{list(scores.shape)}; it must be logits [2, {self.classes}]."
+            )
+
+    def _attack(self, name: str, component: Component) -> None:
+        attack = component.build()
+        interfaces.conform(component, interfaces.Attack, attack)
+        if (least := getattr(attack, "least_classes", 2)) > self.classes:
+            raise InputError(
+                f"{name} needs at least {least} classes, {self.settings.dataset.name} has {self.classes}: "
+                "choose another attack."
+            )
+        knows = self.defence if name.startswith("adaptive/") else None
+        for method in _methods(components.build(_one_step(component.node), key=name)):
+            low, high = getattr(method, "box", None) or (-1, 1)
+            x = low + (high - low) * torch.rand(1, 1, *self.shape)
+            with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):
+                made = method(self.little, x, self.little(x).argmax(1), 0, randomise=knows, lengths=self._lengths(x))
+            if not isinstance(made, torch.Tensor) or made.shape != x.shape:
+                raise InputError(
+                    f"{name}: {component.target} must return a tensor of the inputs' shape {list(x.shape)}."
+                )
+
+    def _objective(self, component: Component | None) -> None:
+        if component is None:
+            return
+        interfaces.conform(component, interfaces.Objective, component.build())
+        objective = components.build(_one_step(component.node), key=component.key)
+        x = self._inputs(4)
+        samples = Samples.of(x, torch.arange(4) % self.classes)
+        with self._named(component):
+            samples = objective.start_round(self.little, samples, round=LATE, seed=0)
+            loss = objective(self.little, samples, Step(LATE, 0, 0, 0))
+            if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.requires_grad:
+                raise InputError("its loss must be a single number with a gradient")
+
+    def _inputs(self, count: int) -> torch.Tensor:
+        return torch.rand(count, 1, *self.shape)
+
+    def _lengths(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(x),), x.shape[2])
+
+    @contextlib.contextmanager
+    def _named(self, component: Component, name: str | None = None, what: str = "") -> Iterator[None]:
+        """A block whose errors are the component's."""
+        try:
+            yield
+        except Exception as error:
+            why = str(error) if isinstance(error, FedserError) else f"{type(error).__name__}: {error}"
+            raise InputError(f"{name or component.key}: {what}{why}") from error
 
 
 def _methods(attack) -> list:

@@ -13,15 +13,30 @@ An attacker who knows that a randomised defence is worn attacks the mean of many
 import contextlib
 import inspect
 import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedser.config import components
+from fedser.config.schema import Count, Must, NonNegative, Positive, shown
+from fedser.defences import inference
 from fedser.errors import InputError, RunError
+from fedser.models.lengths import logits, takes_lengths
 
 # Settings of a method that scale with the box, and by which power of its width: lengths in feature units, and Carlini &
 # Wagner's c, a squared length per logit.
 SCALES = {"eps": 1, "alpha": 1, "lr": 1, "c": 2}
+# What the settings of methods without annotations, as libraries have them, may be.
+OF_LIBRARIES = {
+    "alpha": Positive | None,
+    "steps": Count,
+    "decay": NonNegative,
+    "random_start": bool,
+    "multi_targeted": bool,
+}
+Labels = Annotated[Literal["predicted", "true", True], Must("must be predicted or true")]
 SURE = 0.9  # of the draws of a known randomisation: so many fooled, and an attack for the smallest change is done
 CPU_CHUNK = 16  # samples attacked at a time on a CPU, where more are not faster but take memory (VGG-15: 50 MB each)
 
@@ -49,14 +64,14 @@ class Adversary:
     def __init__(
         self,
         name: str,
-        eps,
-        labels,
-        method,
-        norm: str = "Linf",
-        box=None,
-        eot: int = 10,
+        eps: Positive | None,
+        labels: Labels,
+        method: Callable,
+        norm: Literal["Linf", "L2"] = "Linf",
+        box: tuple[float, float] | None = None,
+        eot: Count = 10,
         adaptive: bool = False,
-        **settings,
+        **settings: Any,
     ):
         self.name = name
         self.labels = known_labels(labels)
@@ -85,6 +100,24 @@ class Adversary:
         options = {**getattr(self.method, "keywords", {}), **self.settings}
         return method.least_classes(**options) if hasattr(method, "least_classes") else 2
 
+    @staticmethod
+    def check_options(node: dict, key: str) -> None:
+        """Raises InputError where the method has no such setting, or can't take its value.
+
+        Beyond their bounds many methods do nothing and say nothing, and a model that was not attacked looks robust.
+        """
+        method = node.get("method")
+        if not (isinstance(method, dict) and "_target_" in method):
+            raise InputError(f"{key}.method={shown(method)} must be settings with a _target_, as in conf/attack.")
+        known = components.parameters(components.locate(method["_target_"], f"{key}.method"))
+        own = {name: value for name, value in node.items() if name not in components.parameters(Adversary)}
+        for path, options in ((key, own), (f"{key}.method", method)):
+            for name, value in options.items():
+                annotation = known[name].annotation if name in known else inspect.Parameter.empty
+                if annotation is inspect.Parameter.empty:
+                    annotation = OF_LIBRARIES.get(name, annotation)
+                components.check_value(annotation, value, f"{path}.{name}")
+
     def _check(self, known, settings):
         key = f"attack.{{}} of {self.name}".format
         if self.labels not in ("true", "predicted"):
@@ -95,10 +128,6 @@ class Adversary:
             raise InputError(f"{key('eps')} must be a number of at least 0, not {self.eps!r}")
         if self.box is not None and not (len(self.box) == 2 and self.box[0] < self.box[1]):
             raise InputError(f"{key('box')} must be [low, high], not {list(self.box)}")
-        if not isinstance(self.eot, int) or isinstance(self.eot, bool) or self.eot < 1:
-            raise InputError(f"{key('eot')} must be a whole number of at least 1, not {self.eot!r}")
-        if not isinstance(self.adaptive, bool):
-            raise InputError(f"{key('adaptive')} must be true or false, not {self.adaptive!r}")
         for setting in settings:
             if setting not in known:
                 raise InputError(f"{key(setting)}: this attack has no such setting, it has {', '.join(known)}")
@@ -113,12 +142,15 @@ class Adversary:
         predictions: Tensor | None = None,
         batch_size: int | None = None,
         randomise: nn.Module | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Attacks `model` in eval mode at x [B, 1, T, F] with labels y [B]; returns x_adv, of x's shape, detached.
 
         y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
         pass to a caller who has them. `randomise` is a worn randomisation that the attacker knows of: examples are then
         made on `Defended`, and the undefended model's `predictions` mean nothing.
+        `lengths` [B] are the real frames of each x, for a network that goes by them: samples of one length are then
+        attacked together, since methods take samples out of their batch.
         `batch_size` bounds the memory: so many samples (draws of them, where a randomisation is known) are attacked at
         a time, None for as many as are fast. A sample's result depends on it by rounding only, but for random starts on
         a GPU, and draws of a randomisation.
@@ -134,9 +166,10 @@ class Adversary:
         inner = _Boxed(attacked, low, high - low)
         with undisturbed(inner, x.device, seed):
             attack = self.method(inner, **self._scaled(high - low), **self._facts(model, x, seed))
-            chunks = torch.arange(len(x), device=x.device).split(samples_at_a_time(attacked, x, batch_size))
             known = predictions if randomise is None else None
-            x_adv = torch.cat([self._attack(attack, inner, rows, x, y, known) for rows in chunks])
+            x_adv = x.clone()
+            for rows, inner.length in _chunks(model, x, lengths, samples_at_a_time(attacked, x, batch_size)):
+                x_adv[rows] = self._attack(attack, inner, rows, x, y, known)
         self._verify(x, x_adv, (low, high))
         return x_adv
 
@@ -254,13 +287,14 @@ class Defended(nn.Module):
         self.randomise = randomise
         self.draws = draws
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.each(x).mean(1)
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.each(x, lengths).mean(1)
 
-    def each(self, x: Tensor) -> Tensor:
-        """The logits of every draw: x [B, 1, T, F] -> [B, draws, classes]."""
-        logits = self.model(self.randomise(x.repeat_interleave(self.draws, dim=0)))
-        return logits.unflatten(0, (len(x), self.draws))
+    def each(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The logits of every draw: x [B, 1, T, F] of these real frames [B] -> [B, draws, classes]."""
+        many = None if lengths is None else lengths.repeat_interleave(self.draws)
+        scores = logits(self.model, *inference.apply(self.randomise, x.repeat_interleave(self.draws, dim=0), many))
+        return scores.unflatten(0, (len(x), self.draws))
 
 
 def defended(model: nn.Module, randomise: nn.Module | None, draws: int) -> nn.Module:
@@ -290,22 +324,36 @@ def _predicts(attack) -> bool:
 
 
 class _Boxed(nn.Module):
-    """A model whose inputs u in [0, 1] stand for features in [low, low + width]."""
+    """A model whose inputs u in [0, 1] stand for features in [low, low + width]; `length` of their frames are real."""
 
     def __init__(self, model, low, width):
         super().__init__()
         self.model = model
         self.low = low
         self.width = width
+        self.length: Tensor | None = None
 
     def enter(self, x: Tensor) -> Tensor:
         return (x - self.low) / self.width
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.model(u * self.width + self.low)
+        return logits(self.model, u * self.width + self.low, self._lengths(u))
 
     def each(self, u: Tensor) -> Tensor:
-        return self.model.each(u * self.width + self.low)
+        return self.model.each(u * self.width + self.low, self._lengths(u))
+
+    def _lengths(self, u: Tensor) -> Tensor | None:
+        return None if self.length is None else self.length.expand(len(u))
+
+
+def _chunks(model: nn.Module, x: Tensor, lengths: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of x that are attacked together, at most so many, and how many of their frames are real if that counts."""
+    everyone = torch.arange(len(x), device=x.device)
+    if lengths is None or not takes_lengths(model):
+        yield from ((rows, None) for rows in everyone.split(size))
+        return
+    for length in lengths.unique():
+        yield from ((rows, length) for rows in everyone[lengths == length].split(size))
 
 
 @contextlib.contextmanager

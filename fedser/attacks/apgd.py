@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import clipped, margin
+from fedser.config.schema import Count, NonNegative, Share
 from fedser.errors import InputError
 
 MOMENTUM = 0.75  # share of a step that is new, the rest goes where the last one went (α of Alg. 1)
@@ -32,7 +34,15 @@ class APGD(Attack):
     clip: (low, high) that x is kept in, or None for features without bounds.
     """
 
-    def __init__(self, model, eps: float = 8 / 255, steps: int = 100, loss: str = "ce", rho: float = 0.75, clip=None):
+    def __init__(
+        self,
+        model,
+        eps: NonNegative = 8 / 255,
+        steps: Count = 100,
+        loss: Literal["ce", "dlr", "targeted"] = "ce",
+        rho: Share = 0.75,
+        clip=None,
+    ):
         super().__init__("APGD", model)
         if loss not in ("ce", "dlr", "targeted"):
             raise InputError(f"APGD's loss is 'ce', 'dlr' or 'targeted', not {loss!r}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import SURE, clipped, draws_anew, each_draw, margin
+from fedser.config.schema import Count, NonNegative, Positive
 
 
 class CW(Attack):
@@ -34,11 +35,11 @@ class CW(Attack):
     def __init__(
         self,
         model,
-        c: float = 1.0,
-        kappa: float = 0.0,
-        steps: int = 100,
-        searches: int = 5,
-        lr: float = 0.01,
+        c: Positive = 1.0,
+        kappa: NonNegative = 0.0,
+        steps: Count = 100,
+        searches: Count = 5,
+        lr: Positive = 0.01,
         clip=None,
     ):
         super().__init__("CW", model)

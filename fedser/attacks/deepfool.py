@@ -3,11 +3,14 @@
 >>> DeepFool(model, steps=5, overshoot=0.02)(x, None)
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import SURE, clipped, draws_anew, each_draw
+from fedser.config.schema import Count, NonNegative
 from fedser.errors import InputError
 
 DOUBLINGS = 9  # of the overshoot, at most, behind a randomisation: 2 % become ten times the way
@@ -34,7 +37,14 @@ class DeepFool(Attack):
     keep their `.grad`.
     """
 
-    def __init__(self, model, steps: int = 5, overshoot: float = 0.02, overshoot_at: str = "end", clip=None):
+    def __init__(
+        self,
+        model,
+        steps: Count = 5,
+        overshoot: NonNegative = 0.02,
+        overshoot_at: Literal["end", "step"] = "end",
+        clip=None,
+    ):
         super().__init__("DeepFool", model)
         if overshoot_at not in ("end", "step"):
             raise InputError(f"DeepFool's overshoot_at is 'end' or 'step', not {overshoot_at!r}")

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedser.attacks.adversary import defended, known_labels, samples_at_a_time, threat, undisturbed
-from fedser.config.compose import build
+from fedser.config import components
+from fedser.config.schema import shown
 from fedser.errors import InputError
+from fedser.models.lengths import logits
 from fedser.randomness import derive
 
 KINDS = ("white-box", "transfer", "black-box", "no knowledge")  # from much to little
@@ -44,9 +46,24 @@ class Ensemble:
         self.members = self._build("members", members)
         self.rand = self.members if rand is None else self._build("rand", rand)
 
+    @staticmethod
+    def check_options(node: dict, key: str) -> None:
+        """Raises InputError for members that are no attacks, or whose settings are wrong."""
+        for part in ("members", "rand"):
+            members = node.get(part) or {}
+            if not isinstance(members, dict) or not all(isinstance(member, dict | None) for member in members.values()):
+                raise InputError(f"{key}.{part}={shown(members)} must be settings of attacks by name.")
+            for name, member in members.items():
+                if member:
+                    components.component(f"{key}.{part}.{name}", member, name).check()
+
     def _build(self, key: str, members: dict) -> dict:
         shared = {"eps": self.eps, "labels": self.labels, "box": self.box}
-        built = {member: build({**node, "name": member, **shared}) for member, node in members.items() if node}
+        built = {
+            member: components.build({**node, "name": member, **shared}, key=f"{self.name}.{key}.{member}")
+            for member, node in members.items()
+            if node
+        }
         if not built:
             raise InputError(f"attack.{key} of {self.name} has no attack: an ensemble needs at least one.")
         for member, attack in built.items():
@@ -87,6 +104,7 @@ class Ensemble:
         predictions: Tensor | None = None,
         batch_size: int | None = None,
         randomise: nn.Module | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Attacks `model` as `Adversary` does: x [B, 1, T, F], y [B] -> x_adv of x's shape, detached.
 
@@ -96,7 +114,7 @@ class Ensemble:
         if len(x) == 0:
             return x_adv
         settings = {"batch_size": batch_size, "randomise": randomise}
-        scores = self._logits(model, x, derive(seed, "original"), **settings)
+        scores = self._logits(model, x, derive(seed, "original"), lengths=lengths, **settings)
         predicted = scores.mean(1).argmax(1) if predictions is None or randomise is not None else predictions
         labels = y if self.labels == "true" else predicted
         right, loss = _judge(scores, labels)
@@ -104,20 +122,24 @@ class Ensemble:
             rows = (right > 0).nonzero()[:, 0]
             if len(rows) == 0:
                 break
-            made = member(model, x[rows], labels[rows], derive(seed, name), **settings)
-            scores = self._logits(model, made, derive(seed, name, "tested"), **settings)
+            some = None if lengths is None else lengths[rows]
+            made = member(model, x[rows], labels[rows], derive(seed, name), lengths=some, **settings)
+            scores = self._logits(model, made, derive(seed, name, "tested"), lengths=some, **settings)
             made_right, made_loss = _judge(scores, labels[rows])
             worse = (made_right < right[rows]) | ((made_right == right[rows]) & (made_loss > loss[rows]))
             x_adv[rows[worse]] = made[worse]
             right[rows[worse]], loss[rows[worse]] = made_right[worse], made_loss[worse]
         return x_adv
 
-    def _logits(self, model, x, seed, *, batch_size, randomise) -> Tensor:
+    def _logits(self, model, x, seed, *, batch_size, randomise, lengths) -> Tensor:
         """[B, draws, classes] of what is attacked, in eval mode: of fresh draws where a randomisation is known."""
         attacked = defended(model, randomise, self.eot)
-        chunks = x.split(samples_at_a_time(attacked, x, batch_size))
+        size = samples_at_a_time(attacked, x, batch_size)
+        chunks = zip(x.split(size), [None] * len(x) if lengths is None else lengths.split(size), strict=False)
         with undisturbed(attacked, x.device, seed), torch.no_grad():
-            return torch.cat([attacked(part)[:, None] if randomise is None else attacked.each(part) for part in chunks])
+            if randomise is None:
+                return torch.cat([logits(attacked, *part)[:, None] for part in chunks])
+            return torch.cat([attacked.each(*part) for part in chunks])
 
     def __str__(self):
         """The threat model in one line."""

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import clipped
+from fedser.config.schema import NonNegative
 
 
 class FGSM(Attack):
@@ -22,7 +23,7 @@ class FGSM(Attack):
     clip: (low, high) that x is kept in, or None for features without bounds.
     """
 
-    def __init__(self, model, eps: float = 8 / 255, clip=None):
+    def __init__(self, model, eps: NonNegative = 8 / 255, clip=None):
         super().__init__("FGSM", model)
         self.eps = eps
         self.clip = clip

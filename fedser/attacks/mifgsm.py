@@ -9,6 +9,7 @@ from torch.nn import functional
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import clipped
+from fedser.config.schema import Count, NonNegative, Positive
 
 
 class MIFGSM(Attack):
@@ -24,7 +25,13 @@ class MIFGSM(Attack):
     """
 
     def __init__(
-        self, model, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10, decay: float = 1.0, clip=None
+        self,
+        model,
+        eps: NonNegative = 8 / 255,
+        alpha: Positive | None = 2 / 255,
+        steps: Count = 10,
+        decay: NonNegative = 1.0,
+        clip=None,
     ):
         super().__init__("MIFGSM", model)
         self.eps = eps

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import clipped
+from fedser.config.schema import NonNegative
 
 
 class Noise(Attack):
@@ -21,7 +22,7 @@ class Noise(Attack):
 
     knowledge = "no knowledge"
 
-    def __init__(self, model, eps: float = 8 / 255, clip=None):
+    def __init__(self, model, eps: NonNegative = 8 / 255, clip=None):
         super().__init__("Noise", model)
         self.eps = eps
         self.clip = clip

@@ -5,12 +5,15 @@
 
 import bisect
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import clipped, draws_anew, margin
+from fedser.config.schema import Fraction, NonNegative
 
 # After so many of 10,000 queries the share of cells that a patch covers is halved (the paper's §5 and its code).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -37,7 +40,14 @@ class Square(Attack):
 
     knowledge = "black-box"
 
-    def __init__(self, model, eps: float = 8 / 255, queries: int = 5000, p_init: float = 0.8, clip=None):
+    def __init__(
+        self,
+        model,
+        eps: NonNegative = 8 / 255,
+        queries: Annotated[int, Field(ge=2)] = 5000,
+        p_init: Fraction = 0.8,
+        clip=None,
+    ):
         super().__init__("Square", model)
         self.eps = eps
         self.queries = queries

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from fedser.attacks.adversary import classes_of, known_labels, threat, undisturbed
-from fedser.config.compose import build
+from fedser.config import components
 from fedser.errors import InputError
 from fedser.federation import transport
 
@@ -41,7 +41,7 @@ class Transfer:
     ):
         self.name = name
         self.labels = known_labels(labels)
-        self.base = build({**base, "eps": eps, "labels": self.labels, "box": box})
+        self.base = components.build({**base, "eps": eps, "labels": self.labels, "box": box}, key=f"{name}.base")
         self.eps, self.norm, self.box, self.eot = self.base.eps, norm, self.base.box, self.base.eot
         if self.base.norm != norm:
             raise InputError(
@@ -94,6 +94,7 @@ class Transfer:
         predictions: Tensor | None = None,
         batch_size: int | None = None,
         randomise: nn.Module | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Examples of x [B, 1, T, F] made on the source's model; of `model` only the number of classes is looked at.
 
@@ -107,7 +108,7 @@ class Transfer:
         if _same(source, model):
             what = "holds the very model under attack, which a transfer attack does not have: choose another run"
             raise self._wrong(self.source, what)
-        return self.base(source, x, y, seed, batch_size=batch_size, randomise=randomise)
+        return self.base(source, x, y, seed, batch_size=batch_size, randomise=randomise, lengths=lengths)
 
     @property
     def least_classes(self) -> int:
@@ -118,7 +119,7 @@ class Transfer:
         """The source's model, loaded once."""
         if self._model is None:
             file = self.source / "model.safetensors"
-            model = build(self._config["model"]["module"], classes=classes)
+            model = components.component("model", self._config["model"]).build(classes=classes)
             try:
                 transport.unpack(load_file(file), model)
             except (SafetensorError, OSError, KeyError) as error:

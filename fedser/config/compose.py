@@ -1,35 +1,29 @@
-"""The configuration: composed once by Hydra, checked with messages that say what to change, resolved to plain values.
+"""What Hydra composes, from our YAML files and the user's; and its complaints in words that say what to change.
 
 Nothing heavy is imported here: `fedser --help` and a misspelt key answer at once.
 """
 
 import difflib
 import logging
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from fedser.config import checks, identity
+from fedser.config import identity, paths
+from fedser.config.settings import Settings
+from fedser.config.validation import plain, tidy
 from fedser.errors import FedserError, InputError
 
 log = logging.getLogger(__name__)
 
-OmegaConf.register_new_resolver(
-    "fedser_run_name", lambda *, _root_: identity.run_name(plain(_root_)), use_cache=False, replace=True
-)
+OmegaConf.register_new_resolver("fedser_run_name", lambda *, _root_: name_of(_root_), use_cache=False, replace=True)
 OmegaConf.register_new_resolver("fedser_add", lambda *terms: sum(terms), replace=True)
 
 
-def directory() -> Path:
-    """The folder of the YAML files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
-
-
-def compose(overrides=()) -> DictConfig:
-    """The configuration that these command-line overrides compose to.
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """The configuration that these command-line overrides compose to; `config_dir` holds YAML files of your own.
 
     Raises InputError for an unknown group option or key, naming the nearest one that exists.
     """
@@ -37,112 +31,109 @@ def compose(overrides=()) -> DictConfig:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
-    with initialize_config_dir(config_dir=str(directory()), version_base="1.3"):
+    folders = folders_of(overrides, config_dir)
+    words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+    words += [word for word in prepared(overrides, folders) if not word.lstrip("+").startswith("hydra.searchpath=")]
+    with initialize_config_dir(config_dir=str(paths.directory()), version_base="1.3"):
         try:
-            return hydra_compose("config", overrides=list(overrides))
+            return hydra_compose("config", overrides=words)
         except HydraException as error:
-            raise InputError(explain(error, overrides)) from error
+            raise InputError(explain(error, overrides, folders)) from error
 
 
-def plain(config) -> dict:
-    """The configuration as resolved plain values, without Hydra's own section. A missing `???` stays as it is."""
-    if not isinstance(config, DictConfig):
-        return config
-    keys = [key for key in config if key != "hydra"]
-    return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=False)
-
-
-def build(node, **more):
-    """The object a `_target_` node describes, None for None.
-
-    Raises the FedserError that the object itself raised (Hydra would wrap it), InputError for anything else.
-    """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
+def name_of(config) -> str:
+    """The folder's name of a composed configuration; of one that is invalid, too: the run itself will say why."""
+    values = plain(config)
     try:
-        return instantiate(node, **more) if node is not None else None
-    except InstantiationException as error:
-        if isinstance(error.__cause__, FedserError):
-            raise error.__cause__ from None
-        raise InputError(" ".join(str(error).split())) from error
+        return identity.run_name(Settings.of(tidy(values, quiet=True)))
+    except FedserError:
+        return f"invalid-{identity.digest(values)}"
 
 
-def explain(error: Exception, overrides=()) -> str:
+def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The user's folders of YAML files, absolute: `config_dir` and those of `hydra.searchpath`.
+
+    Raises InputError for one that is not there.
+    """
+    named = [config_dir] if config_dir else []
+    for word in overrides:
+        if word.lstrip("+").startswith("hydra.searchpath="):
+            named += re.findall(r"file://([^,\]\s'\"]+)", word)
+    for folder in named:
+        if not Path(folder).expanduser().is_dir():
+            raise InputError(f"--config-dir {folder}: there is no such folder.")
+    return tuple(str(Path(folder).expanduser().absolute()) for folder in named)
+
+
+def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """The overrides as Hydra gets them.
+
+    `features.normalisation=NAME` stands for the choice of a file, `features/normalisation=NAME`. All attacks are made
+    known by name, for `evaluation.attacks=[…]` and `attacks.NAME.steps=…`: those of the user's folders too.
+    """
+    _register("attacks", [f"/attack@_global_.attacks.{name}: {name}" for name in paths.options("attack", folders)])
+    words = [re.sub(r"^features\.normalisation=(?=[\w,]+$)", "features/normalisation=", word) for word in overrides]
+    if folders:
+        words.append(f"modules=[{','.join(folders)}]")
+    return words
+
+
+def _register(name: str, defaults: list[str]) -> None:
+    """A configuration file that is made and not written: a defaults list."""
+    from hydra.core.config_store import ConfigStore
+
+    node = {"defaults": [dict([line.split(": ")]) for line in defaults]}
+    ConfigStore.instance().store(name=f"all_{name}", node=node, provider="fedser")
+
+
+def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> str:
     """Hydra's own message in one line, with the nearest names for what was misspelt in the overrides."""
+    if (own := _cause(error)) is not None:
+        return str(own)
     message = " ".join(str(error).split("\n")[0].split())
     if message.startswith("Ambiguous value"):
         return f"{message} For a sweep over several values, begin with -m."
-    known = _known_names()
+    known = _known_names(tuple(folders))
     for override in overrides:
-        name = override.lstrip("+~").split("=")[0]
-        value = override.partition("=")[2]
-        options = [path.stem for path in (directory() / name.split("@")[0]).glob("*.yaml")]
-        wrong_options = [option for option in value.split(",") if options and option not in options]
-        if wrong_options:
-            near = difflib.get_close_matches(wrong_options[0], options, n=1)
-            nearest = f"; did you mean {name}={near[0]}?" if near else "."
-            return f"{name} has no option '{wrong_options[0]}'{nearest} There are: {', '.join(sorted(options))}."
-        if name and not options and name not in known and not override.startswith(("+", "hydra")):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        key, _, value = override.lstrip("+~").partition("=")
+        options = paths.options(key.split("@")[0], tuple(folders))
+        wrong = [option for option in value.split(",") if options and option not in options]
+        if wrong and "Could not find" in message:
+            near = difflib.get_close_matches(wrong[0], options, n=1)
+            nearest = f"; did you mean {key}={near[0]}?" if near else "."
+            return f"{key} has no option '{wrong[0]}'{nearest} There are: {', '.join(sorted(options))}."
+        if key and not options and key not in known and not override.startswith(("+", "hydra")):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             nearest = f" Did you mean '{near[0]}'?" if near else ""
-            return f"There is no key '{name}'.{nearest} (Hydra: {message})"
-        if f"'{name}'" in message:
-            return f"{message} Other options of {name.split('.')[0]}= have that key; the chosen one has not."
+            return f"There is no key '{key}'.{nearest} (Hydra: {message})"
+        if f"'{key}'" in message:
+            return f"{message} Other options of {key.split('.')[0]}= have that key; the chosen one has not."
     return message
 
 
-def _known_names() -> list[str]:
+def _cause(error: BaseException | None) -> FedserError | None:
+    """Our own error, where Hydra wrapped it."""
+    while error is not None and not isinstance(error, FedserError):
+        error = error.__cause__
+    return error
+
+
+def _known_names(folders: tuple[str, ...]) -> list[str]:
+    """Every key that some option of some group has, dotted."""
     names: set[str] = set()
-
-    def walk(node, prefix):
-        for key, value in node.items():
-            path = f"{prefix}{key}"
-            names.add(path)
-            if isinstance(value, dict):
-                walk(value, f"{path}.")
-
-    for path in directory().rglob("*.yaml"):
-        group = path.parent.relative_to(directory()).as_posix().replace("/", ".")
-        node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        if group == "experiment" or not isinstance(node, dict):
-            continue
-        node.pop("defaults", None)
-        node.pop("hydra", None)
-        names.add(group)
-        walk(node, "" if group == "." else f"{group}.")
-        if group == "attack":
-            walk(node, f"attacks.{path.stem}.")
+    for place in (paths.directory(), *map(Path, folders)):
+        for file in place.rglob("*.yaml"):
+            group = file.parent.relative_to(place).as_posix().replace("/", ".")
+            node = {key: value for key, value in paths.content(file).items() if key not in ("defaults", "hydra")}
+            if group == "experiment":
+                continue
+            names |= {group, *_dotted(node, "" if group == "." else f"{group}.")}
+            names |= set(_dotted(node, f"attacks.{file.stem}.")) if group == "attack" else set()
     return sorted(names - {"."})
 
 
-def settle(config: DictConfig) -> dict:
-    """Plain values, checked, with the settings that mean nothing taken out.
-
-    Raises InputError naming the key and saying what to set instead.
-    """
-    try:
-        settings = plain(config)
-    except OmegaConfBaseException as error:
-        raise InputError(" ".join(str(error).split())) from error
-    checks.shape(settings)
-    for key in ("attacks", "curve", "adaptive"):
-        if isinstance(settings["evaluation"].get(key), str):
-            settings["evaluation"][key] = [settings["evaluation"][key]]
-    for attack in [settings["attack"], *settings["attacks"].values(), checks.training_attack(settings)]:
-        if attack and attack.get("eps") is not None and attack["name"] in identity.attacks_without_eps():
-            log.warning("%s has no ε: attack.eps=%s is ignored", attack["name"], attack["eps"])
-            attack["eps"] = None
-    for part in (settings["attack"], settings["attacks"], settings["defence"]):
-        _absolute_sources(part)
-    checks.values(settings)
-    return settings
-
-
-def _absolute_sources(node) -> None:
-    """Makes the `source` of attacks, a run's folder, absolute: workers have a working folder of their own."""
-    if isinstance(node, dict):
-        if isinstance(node.get("source"), str):
-            node["source"] = str(Path(node["source"]).expanduser().absolute())
-        for part in node.values():
-            _absolute_sources(part)
+def _dotted(node: dict, prefix: str) -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")

@@ -1,46 +1,71 @@
-"""What a run is: the hash of everything in its configuration that can change a number in its results.
+"""What a run is: the hash of everything in its configuration and code that can change a number in its results.
 
 Training and evaluation are told apart, so that runs which differ only in what they measure share one trained model.
+Everything counts, but what is listed here: a setting that nobody thought of makes another run, never a wrong one.
 """
 
-import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from fedser import __version__
-from fedser.errors import InputError
+from fedser.config import sources
+from fedser.config.components import Component
+from fedser.config.protocol import Protocols
+from fedser.config.settings import Settings
 
-IDLE = ("timeout", "state_folder")  # of `client`: they change where and whether, not what
-TRAINING = ("seed", "rounds", "features", "partition", "model", "client", "strategy")
+# What cannot change a number: where clients run and how many at a time (but for the kind of device and how many may
+# fail), what is kept, shown or reused, and names that only people read.
+IDLE = ("simulation", "logger", "reuse", "resume", "checkpoint", "optimized_metric", "modules", "variant")
+IDLE_OF_CLIENT = ("timeout", "state_folder")
+# What is done with a trained model: of no effect on its weights.
+MEASURED = ("evaluation", "attack", "attacks", "defence")
 
 
-def training(settings: dict) -> dict:
-    """The part of the settings that decides the trained weights."""
-    return {
+def training(settings: Settings) -> dict:
+    """What decides the trained weights."""
+    plain = {key: value for key, value in settings.plain.items() if key not in (*IDLE, *MEASURED)}
+    plain["client"] = {key: value for key, value in plain["client"].items() if key not in IDLE_OF_CLIENT}
+    if settings.dataset.root:
+        plain["dataset"] = plain["dataset"] | {"root": str(Path(settings.dataset.root).expanduser().absolute())}
+    defence = settings.defence.training
+    return plain | {
         "version": __version__,
-        **{key: settings[key] for key in TRAINING},
-        "client": {key: value for key, value in settings["client"].items() if key not in IDLE},
-        "dataset": _dataset(settings["dataset"]),
-        "defence": _essence(settings["defence"]["training"]),
+        "code": code(components_of_training(settings), sources.SILENT_IN_TRAINING),
+        "defence": _essence(defence.node) if defence else None,
         "device": device(settings),
-        "min_reply_fraction": settings["simulation"]["min_reply_fraction"],
+        "min_reply_fraction": settings.simulation.min_reply_fraction,
     }
 
 
-def everything(settings: dict) -> dict:
-    """`training` and what is measured afterwards."""
-    return {"training": training(settings)} | measured(settings)
-
-
-def measured(settings: dict) -> dict:
-    """The part of the settings that decides what is measured on a trained model."""
+def measured(settings: Settings, attacks: dict[str, Component]) -> dict:
+    """What decides the figures of a trained model; `attacks` are those of the protocol."""
+    inference = settings.defence.inference
     return {
-        "evaluation": settings["evaluation"],
-        "attacks": {name: _essence(attack) for name, attack in _tested(settings).items()},
-        "inference": settings["defence"]["inference"],
+        "evaluation": settings.plain["evaluation"],
+        "attacks": {name: _essence(attack.node) for name, attack in attacks.items()},
+        "inference": inference.node if inference else None,
+        "code": code([*attacks.values(), *filter(None, [inference])], sources.SILENT),
     }
+
+
+def everything(settings: Settings) -> dict:
+    """`training` and what is measured afterwards."""
+    return {"training": training(settings)} | measured(settings, Protocols.of(settings).attacks)
+
+
+def code(components: Iterable[Component], silent: tuple[str, ...]) -> dict[str, str]:
+    """The hashes of fedser's own source and of that of components from outside, by module."""
+    targets = [target for component in components for target in _targets(component.node)]
+    return {"fedser": sources.own(silent)} | sources.foreign(targets)
+
+
+def components_of_training(settings: Settings) -> list[Component]:
+    """The components that have a part in the trained weights."""
+    idle = (settings.logger, settings.defence.inference)
+    return [component for component in settings.components() if component not in idle]
 
 
 def digest(part: dict) -> str:
@@ -49,52 +74,46 @@ def digest(part: dict) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def run_name(settings: dict) -> str:
+def run_name(settings: Settings) -> str:
     """The run's folder: readable words and a hash, no timestamp, so that the same command finds it again."""
-    attack = settings["attack"]
-    eps = attack.get("eps") if attack["name"] not in attacks_without_eps() else None
+    eps, strategy = settings.attack.get("eps"), settings.strategy.name
     words = [
-        settings["dataset"]["name"],
-        settings["model"]["name"],
-        f"{attack['name']}{eps if eps is not None else ''}",
-        settings["defence"]["name"],
-        *([settings["strategy"]["name"]] if settings["strategy"]["name"] != "fedavg" else []),
-        f"seed{settings['seed']}",
+        settings.dataset.name,
+        settings.model.name,
+        f"{settings.attack.name}{eps if eps is not None else ''}",
+        settings.defence.name,
+        *([strategy] if strategy != "fedavg" else []),
+        f"seed{settings.seed}",
         digest(everything(settings)),
     ]
-    return "-".join(str(word) for word in words)
+    return "-".join(words)
 
 
-def device(settings: dict) -> str:
+def device(settings: Settings) -> str:
     """`cpu` or `cuda`: float results differ between them, so the kind belongs to the run's identity.
 
     Looks at the driver's file and not at torch, whose import would make naming a folder take seconds.
     """
-    wanted = settings["simulation"]["device"]
+    wanted = settings.simulation.device
     if wanted != "auto":
         return wanted
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
     return "cuda" if visible and Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
-@functools.cache
-def attacks_without_eps() -> frozenset[str]:
-    """Attacks whose own file leaves `eps` null: they look for the smallest perturbation and have no budget."""
-    from omegaconf import OmegaConf
-
-    from fedser.config.compose import directory
-
-    files = {path.stem: OmegaConf.load(path) for path in (directory() / "attack").glob("*.yaml")}
-    return frozenset(name for name, file in files.items() if file.get("eps") is None)
+def _targets(node) -> Iterable[str]:
+    """Every `_target_` in nested settings."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for part in node.values():
+            yield from _targets(part)
 
 
 def _essence(node):
-    """An attack's settings (or what contains some) as they count: without an ε that means nothing, and with the
-    content of the model that a transfer attack is made on, in place of where it lies."""
+    """A component's settings as they count: the content of the run that an attack is made on, not where it lies."""
     if isinstance(node, dict):
         node = {key: _essence(value) for key, value in node.items()}
-        if node.get("name") in attacks_without_eps() and "eps" in node:
-            node["eps"] = None
         if isinstance(node.get("source"), str):
             node["source"] = _content(node["source"])
     return node
@@ -107,18 +126,3 @@ def _content(folder: str) -> str:
     except OSError:
         return folder
     return hashlib.blake2b(weights, digest_size=8).hexdigest()
-
-
-def _dataset(dataset: dict) -> dict:
-    root = dataset.get("root")
-    return dataset | {"root": str(Path(root).expanduser().absolute()) if root not in (None, "???") else root}
-
-
-def _tested(settings: dict) -> dict:
-    """The attacks on the agendas; a name that is none is left for `config.settle` to complain about."""
-    from fedser.config import protocol
-
-    try:
-        return protocol.attacks(settings)
-    except (InputError, KeyError, TypeError, AttributeError):
-        return {"evaluation": settings["evaluation"], "attack": settings["attack"]}

@@ -1,4 +1,4 @@
-"""What an evaluation measures: which attacks with which settings, by whom known, over how many draws.
+"""The evaluation protocol: which attacks with which settings, known to whom, over how many draws.
 
 An attack is named as its file in `conf/attack`, or varied: `pgd_strong@eps=0.1` or `pgd@eps=0.1,steps=20`.
 Nothing heavy is imported here, as the run's name depends on it.
@@ -9,6 +9,10 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from omegaconf import OmegaConf
+
+from fedser.config.components import Component
+from fedser.config.settings import Settings
 from fedser.errors import InputError
 
 KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")  # in the order of the tables
@@ -16,30 +20,31 @@ KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "ada
 
 @dataclass(frozen=True)
 class Condition:
-    """What a model is tested on: a set of adversarial examples (None: original data), the defence worn or not.
+    """What a model is tested on: a set of adversarial examples (None: original data), with randomisation or without.
 
-    A set is named by its attack, with `adaptive/` before it where the attacker knows the defence.
+    A set is named by its attack, with `adaptive/` before it where the attacker knows the randomisation.
     """
 
     name: str
     examples: str | None
-    worn: bool
+    randomised: bool
 
     @property
     def attack(self) -> str | None:
+        """The attack's name, None for original data."""
         return self.examples and self.examples.removeprefix("adaptive/")
 
 
 @dataclass(frozen=True)
-class Agenda:
+class Protocol:
     """What one evaluation measures.
 
     attacks, adaptive: names of attacks, oblivious of the randomisation and knowing it.
-    randomised: whether there is a randomisation to wear.
+    randomised: whether the model has a randomisation at inference.
     draws: how many draws of it each sample is tested on.
-    fraction: of the test utterances, stratified by class; 1 for all.
+    fraction: of each client's test utterances, stratified by class; 1 for all.
     gradients: whether to count the samples at which the loss has no gradient.
-    utterances: whether clients tell what became of each test utterance, and not only their confusion matrices.
+    utterances: whether clients report what became of each test utterance, and not only their confusion matrices.
     example: whether the first client shows one utterance and what the attacks made of it.
     """
 
@@ -69,88 +74,114 @@ class Agenda:
         return found + [Condition(name, name, True) for name in self.sets if name.startswith("adaptive/")]
 
     def plain(self) -> dict:
-        """As it travels to the clients: `Agenda(**plain)`."""
+        """As it travels to the clients: `Protocol(**plain)`."""
         return asdict(self) | {"attacks": list(self.attacks), "adaptive": list(self.adaptive)}
 
 
-def final(settings: dict) -> Agenda:
-    """What is measured after the last round, under `settings` from `config.settle`."""
-    chosen = settings["evaluation"]
-    return Agenda(
-        **_by_knowledge(_names(settings), _adaptive(settings), settings),
-        draws=chosen["draws"],
-        fraction=chosen["fraction"],
-        gradients=chosen["gradients"],
-        utterances=chosen["utterances"],
-        example=chosen["example"],
-    )
+@dataclass(frozen=True)
+class Protocols:
+    """What a run measures: `final` after the last round, `curve` on the way there; `attacks` of both, by name."""
+
+    final: Protocol
+    curve: Protocol
+    attacks: dict[str, Component]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Protocols":
+        """Raises InputError for a name that no attack file has, and for a variation of a key that it has not."""
+        names = _Names(settings)
+        chosen = settings.evaluation
+        final = Protocol(
+            **names.by_knowledge(names.final(), names.adaptive()),
+            draws=chosen.draws,
+            fraction=chosen.fraction,
+            gradients=chosen.gradients,
+            utterances=chosen.utterances,
+            example=chosen.example,
+        )
+        # One draw, as a curve of rounds averages by itself.
+        curve = Protocol(**names.by_knowledge(_known(chosen.curve), []), fraction=chosen.fraction)
+        every = dict.fromkeys([*final.attacks, *final.adaptive, *curve.attacks, *curve.adaptive])
+        return cls(final, curve, {name: names.attack(name) for name in every})
 
 
-def curve(settings: dict) -> Agenda:
-    """What is measured every few rounds on the way there: one draw, as a curve of rounds averages by itself."""
-    chosen = settings["evaluation"]
-    return Agenda(**_by_knowledge(_known(chosen["curve"]), [], settings), fraction=chosen["fraction"])
+class _Names:
+    """Attacks by name, under some settings.
 
-
-def attacks(settings: dict) -> dict[str, dict]:
-    """The settings of every attack on the agendas, by name.
-
-    `attack` itself where the names meet, else `attacks.<name>`; with `evaluation.eps`, if set, in all that are
-    bounded in L∞, and varied as the name says. Raises InputError for a name that no attack file has.
+    `attack` itself where the names meet, else `attacks.<name>`; with `evaluation.eps`, if set, in all that are bounded
+    in L∞, and varied as the name says.
     """
-    agenda = final(settings)
-    names = dict.fromkeys([*agenda.attacks, *agenda.adaptive, *curve(settings).attacks])
-    return {name: _attack(name, settings) for name in names}
+
+    def __init__(self, settings: Settings):
+        self.settings, self.chosen = settings, settings.evaluation
+
+    def by_knowledge(self, names: list[str], adaptive: list[str]) -> dict:
+        """`attacks` and `adaptive` of a protocol: what always knows of a randomisation has no oblivious version."""
+        randomised = self.settings.defence.inference is not None
+        knowing = [name for name in names if randomised and self.attack(name).get("adaptive")]
+        return {
+            "attacks": [name for name in names if name not in knowing],
+            "adaptive": list(dict.fromkeys([*adaptive, *knowing])),
+            "randomised": randomised,
+        }
+
+    def final(self) -> list[str]:
+        """`evaluation.attacks` and what `evaluation.grid` and `evaluation.sanity` add to them."""
+        names = _known(self.chosen.attacks)
+        varied = [
+            _vary(name, key, value)
+            for name in names
+            for key, values in (self.chosen.grid or {}).items()
+            for value in values or []
+            if self.attack(name).get(key) not in (None, value) and key not in _varied_keys(name)
+        ]
+        probed, more_steps, budgets = self._probes()
+        return list(dict.fromkeys([*names, *varied, *probed, *more_steps, *budgets]))
+
+    def adaptive(self) -> list[str]:
+        """`evaluation.adaptive`; with the attack that `evaluation.sanity` probes also more steps and the last ε.
+
+        Not with every ε: behind a randomisation each step takes many draws.
+        """
+        names = _known(self.chosen.adaptive)
+        probed, more_steps, budgets = self._probes()
+        return list(dict.fromkeys([*names, *([*more_steps, *budgets[-1:]] if set(probed) <= set(names) else [])]))
+
+    def _probes(self) -> tuple[list[str], list[str], list[str]]:
+        """What the sanity flags need: an attack, itself with more steps, itself with other budgets."""
+        sanity = self.chosen.sanity
+        if not sanity:
+            return [], [], []
+        name, attack = sanity.attack, self.attack(sanity.attack)
+        missing = [key for key in ("steps", "eps") if attack.get(key) is None]
+        if missing:
+            raise InputError(
+                f"evaluation.sanity.attack={name} has no {missing[0]}: choose one that has, e.g. pgd_strong."
+            )
+        budgets = [_vary(name, "eps", f"{factor * attack.get('eps'):g}") for factor in sanity.eps_factors]
+        return [name], [_vary(name, "steps", sanity.steps_factor * attack.get("steps"))], budgets
+
+    def attack(self, name: str) -> Component:
+        """The attack of this name, with its own settings and what the name varies."""
+        plain, _, changes = name.partition("@")
+        known = self.settings.attacks
+        if plain == self.settings.attack.name:
+            attack = self.settings.attack
+        elif plain in known:
+            attack = known[plain]
+        else:
+            near = difflib.get_close_matches(plain, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            raise InputError(f"the evaluation names '{name}', which is no attack{hint} Known: {', '.join(known)}.")
+        if self.chosen.eps is not None and attack.get("norm") == "Linf":
+            attack = _with_eps(attack, self.chosen.eps)
+        for change in filter(None, changes.split(",")):
+            attack = _varied(attack, name, change)
+        return attack
 
 
-def _by_knowledge(names: list[str], adaptive: list[str], settings: dict) -> dict:
-    """`attacks` and `adaptive` of an agenda: what always knows of a worn randomisation has no oblivious version."""
-    randomised = settings["defence"]["inference"] is not None
-    knowing = [name for name in names if randomised and _attack(name, settings).get("adaptive")]
-    return {
-        "attacks": [name for name in names if name not in knowing],
-        "adaptive": list(dict.fromkeys([*adaptive, *knowing])),
-        "randomised": randomised,
-    }
-
-
-def _names(settings: dict) -> list[str]:
-    """`evaluation.attacks` and what `evaluation.grid` and `evaluation.sanity` add to them."""
-    chosen = settings["evaluation"]
-    names = _known(chosen["attacks"])
-    varied = [
-        _vary(name, key, value)
-        for name in names
-        for key, values in (chosen["grid"] or {}).items()
-        for value in values or []
-        if _attack(name, settings).get(key) not in (None, value) and key not in _varied_keys(name)
-    ]
-    probed, more_steps, budgets = _probes(settings)
-    return list(dict.fromkeys([*names, *varied, *probed, *more_steps, *budgets]))
-
-
-def _adaptive(settings: dict) -> list[str]:
-    """`evaluation.adaptive`; with the attack that `evaluation.sanity` probes also that with more steps and the last ε.
-
-    Not with every ε: behind a randomisation each step takes many draws.
-    """
-    names = _known(settings["evaluation"]["adaptive"])
-    probed, more_steps, budgets = _probes(settings)
-    return list(dict.fromkeys([*names, *([*more_steps, *budgets[-1:]] if set(probed) <= set(names) else [])]))
-
-
-def _probes(settings: dict) -> tuple[list[str], list[str], list[str]]:
-    """What the sanity flags need: an attack, itself with more steps, itself with other budgets."""
-    sanity = settings["evaluation"]["sanity"]
-    if not sanity:
-        return [], [], []
-    name = sanity["attack"]
-    attack = _attack(name, settings)
-    missing = [key for key in ("steps", "eps") if attack.get(key) is None]
-    if missing:
-        raise InputError(f"evaluation.sanity.attack={name} has no {missing[0]}: choose one that has, e.g. pgd_strong.")
-    budgets = [_vary(name, "eps", f"{factor * attack['eps']:g}") for factor in sanity["eps_factors"]]
-    return [name], [_vary(name, "steps", sanity["steps_factor"] * attack["steps"])], budgets
+def _known(names: Sequence[str | None]) -> list[str]:
+    return [name for name in names if name not in (None, "none")]
 
 
 def _varied_keys(name: str) -> list[str]:
@@ -162,49 +193,22 @@ def _vary(name: str, key: str, value) -> str:
     return f"{name}{',' if '@' in name else '@'}{key}={value}"
 
 
-def _known(names) -> list[str]:
-    names = [names] if isinstance(names, str) else names
-    return [str(name) for name in names or [] if name not in (None, "none")]
-
-
-def _attack(name: str, settings: dict) -> dict:
-    plain, _, changes = name.partition("@")
-    if plain == settings["attack"]["name"]:
-        attack = settings["attack"]
-    elif plain in settings["attacks"]:
-        attack = settings["attacks"][plain]
-    else:
-        near = difflib.get_close_matches(plain, settings["attacks"], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise InputError(
-            f"the evaluation names '{name}', which is no attack{hint} Known: {', '.join(settings['attacks'])}."
-        )
-    eps = settings["evaluation"]["eps"]
-    if eps is not None and attack.get("norm") == "Linf":
-        attack = _with_eps(attack, eps)
-    for change in filter(None, changes.split(",")):
-        attack = _varied(attack, name, change)
-    return attack
-
-
-def _varied(attack: dict, name: str, change: str) -> dict:
-    from omegaconf import OmegaConf
-
+def _varied(attack: Component, name: str, change: str) -> Component:
     key, _, value = change.partition("=")
     if attack.get(key) is None or not value:
-        known = ", ".join(key for key, value in attack.items() if value is not None and not key.startswith("_"))
-        raise InputError(f"the attack '{name}' varies '{change}', but {attack['name']} has only the keys {known}")
+        known = ", ".join(key for key, value in attack.options.items() if value is not None)
+        raise InputError(f"the attack '{name}' varies '{change}', but {attack.name} has only the keys {known}")
     value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-    return _with_eps(attack, value) if key == "eps" else attack | {key: value}
+    return _with_eps(attack, value) if key == "eps" else attack.with_options(**{key: value})
 
 
-def _with_eps(attack: dict, eps: float) -> dict:
+def _with_eps(attack: Component, eps: float) -> Component:
     """The attack with this budget; what it is composed of has the same one."""
-    before = attack["eps"]
+    before = attack.get("eps")
 
     def change(node):
         if isinstance(node, dict):
             return {key: eps if key == "eps" and value == before else change(value) for key, value in node.items()}
         return [change(item) for item in node] if isinstance(node, list) else node
 
-    return change(copy.deepcopy(attack))
+    return attack.with_options(**change(copy.deepcopy(attack.options)))

@@ -3,7 +3,7 @@
 The store is a folder in the cache, named by the hash of everything that made it:
 
     frames.npy   float32 [clips, frames, mels], before normalisation; all processes share its pages
-    index.csv    the corpus's table, row for row, with `label`, `client` and `seconds`
+    index.csv    the corpus's table, row for row, with `label`, `client`, `seconds`, and how many `frames` are real
     store.json   classes, settings, clips left out, and what it takes to notice damage
 """
 
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,16 +26,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fedser.config.settings import Features
 from fedser.data import audio
 from fedser.data.corpora import Corpus
 from fedser.errors import InputError, RunError
-from fedser.models.front_end import fit, front_end
+from fedser.models.front_end import LogMel, fit
 from fedser.runs import cache
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the numbers and of the folder's layout: raise it when either changes
-DTYPES = {"label": "int64", "seconds": "float64"}  # of the index; everything else is text
+VERSION = 2  # of the numbers and of the folder's layout: raise it when either changes
+DTYPES = {"label": "int64", "seconds": "float64", "frames": "int64"}  # of the index; everything else is text
 
 
 class DamagedStore(RunError):
@@ -57,6 +59,16 @@ class FeatureStore:
 
     def __reduce__(self):
         return FeatureStore.open, (self.folder,)  # workers map the file; pickling a mapped array copies it
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of each clip, int64 [clips]."""
+        return self.table["label"].to_numpy()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many frames of each clip are real and no repetition, int64 [clips]."""
+        return self.table["frames"].to_numpy()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """A copy of these rows, float32 [len(rows), frames, mels]."""
@@ -86,20 +98,17 @@ class FeatureStore:
 
 def extract(
     corpus: Corpus,
-    features: Mapping[str, Any],
+    features: Features,
     on_bad_audio: str = "error",
     progress: bool = True,
     workers: int | None = None,
 ) -> FeatureStore:
     """The features of every clip in `corpus`, from the cache if they are there.
 
-    `features` is that section of the configuration. A clip that can't be used raises InputError naming it
+    A clip that can't be used raises InputError naming it
     (`on_bad_audio="error"`) or is left out with a warning (`"skip"`). `workers` threads, by default one per core.
     """
-    if on_bad_audio not in ("error", "skip"):
-        raise InputError(f"dataset.on_bad_audio={on_bad_audio} must be error or skip")
-    # Normalisation is the clients' business and changes nothing here.
-    settings = {key: value for key, value in features.items() if key != "normalisation"}
+    settings = features.front_end  # normalisation is the clients' business and changes nothing here
     workers = workers or _cores()
     base = os.path.commonpath([os.path.dirname(path) for path in corpus.table["path"]])
     key = _key(corpus, base, settings, on_bad_audio, workers)
@@ -138,7 +147,7 @@ def _file_digest(path: str) -> str:
         return ""  # reading it as audio will say what is wrong
 
 
-def _key(corpus: Corpus, base: str, settings: Mapping[str, Any], on_bad_audio: str, workers: int) -> str:
+def _key(corpus: Corpus, base: str, settings: dict[str, Any], on_bad_audio: str, workers: int) -> str:
     """The hash of the clips' bytes, the table with paths relative to `base`, and all settings that matter."""
     with ThreadPoolExecutor(workers) as pool:
         clips = list(pool.map(_file_digest, corpus.table["path"]))
@@ -177,16 +186,17 @@ def _write(
     folder: Path,
     corpus: Corpus,
     base: str,
-    settings: Mapping[str, Any],
+    settings: dict[str, Any],
     on_bad_audio: str,
     progress: bool,
     workers: int,
 ) -> None:
     """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
-    seconds, bad = _write_frames(folder / "frames.npy", settings, _clips(corpus, settings, progress, workers))
-    if bad and (on_bad_audio == "error" or not seconds):
+    clips, bad = _write_frames(folder / "frames.npy", settings, _clips(corpus, settings, progress, workers))
+    if bad and (on_bad_audio == "error" or not clips):
         raise InputError(_complaint(list(bad.values()), len(corpus.table)))
-    table = corpus.table.drop(index=corpus.table.index[list(bad)]).assign(seconds=seconds)
+    table = corpus.table.drop(index=corpus.table.index[list(bad)])
+    table = table.assign(seconds=[clip.seconds for clip in clips], frames=[clip.length for clip in clips])
     index = _index(table, base).encode()
     notes = {
         "version": VERSION,
@@ -194,7 +204,7 @@ def _write(
         "base": base,
         "classes": corpus.classes,
         "features": settings,
-        "shape": [len(seconds), settings["frames"], settings["mels"]],
+        "shape": [len(clips), settings["frames"], settings["mels"]],
         "index": _digest(index),
         "skipped": list(bad.values()),
     }
@@ -205,11 +215,11 @@ def _write(
 
 
 def _write_frames(
-    path: Path, settings: Mapping[str, Any], clips: Iterator[tuple[np.ndarray, float] | audio.BadAudio]
-) -> tuple[list[float], dict[int, str]]:
-    """Writes what `_clips` yields as it comes: (seconds of the good ones, position → complaint of the bad ones)."""
+    path: Path, settings: dict[str, Any], clips: Iterator["_Clip | audio.BadAudio"]
+) -> tuple[list["_Clip"], dict[int, str]]:
+    """Writes what `_clips` yields as it comes: (the good ones, position → complaint of the bad ones)."""
     shape = (settings["frames"], settings["mels"])
-    seconds, bad = [], {}
+    good, bad = [], {}
     with open(path, "wb") as file:
         # Plain writes: on a full disk they raise, where a mapped file would kill the process.
         _write_header(file, (0, *shape))
@@ -217,13 +227,12 @@ def _write_frames(
             if isinstance(clip, audio.BadAudio):
                 bad[position] = str(clip)
             else:
-                frames, duration = clip
-                file.write(frames.data)
-                seconds.append(duration)
+                file.write(clip.frames.data)
+                good.append(replace(clip, frames=None))  # written: only what is said of it is kept
         file.seek(0)
-        _write_header(file, (len(seconds), *shape))
+        _write_header(file, (len(good), *shape))
         _sync(file)
-    return seconds, bad
+    return good, bad
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -242,23 +251,30 @@ def _complaint(bad: list[str], total: int) -> str:
     return f"{len(bad)} of {total} clips can't be used: {'; '.join(bad[:3])}{more}. What to do: {advice}"
 
 
-def _clips(
-    corpus: Corpus, settings: Mapping[str, Any], progress: bool, workers: int
-) -> Iterator[tuple[np.ndarray, float] | audio.BadAudio]:
-    """For every clip, in the table's order: (frames [frames, mels], seconds), or what is wrong with it."""
-    logmel = front_end(settings)
+@dataclass(frozen=True)
+class _Clip:
+    """A clip's frames [frames, mels], the first `length` of them its own, and how many seconds it lasts."""
+
+    frames: np.ndarray | None
+    length: int
+    seconds: float
+
+
+def _clips(corpus: Corpus, settings: dict[str, Any], progress: bool, workers: int) -> Iterator[_Clip | audio.BadAudio]:
+    """For every clip, in the table's order, its features, or what is wrong with it."""
+    logmel = LogMel(**{key: value for key, value in settings.items() if key != "frames"})
     rate, count, window = settings["sample_rate"], settings["frames"], settings["window"]
     longest = window + (count - 1) * settings["hop"]  # samples that can still be seen in the frames kept
 
-    def one(path: str) -> tuple[np.ndarray, float] | audio.BadAudio:
+    def one(path: str) -> _Clip | audio.BadAudio:
         try:
             waveform = audio.read(path, rate, min_samples=window)
         except audio.BadAudio as error:
             return error
         with torch.inference_mode():
             # Clip by clip and on one thread: batching would let the numbers depend on the neighbours.
-            frames = fit(logmel(torch.from_numpy(waveform[:longest])), count)
-        return frames.contiguous().numpy(), len(waveform) / rate
+            frames = logmel(torch.from_numpy(waveform[:longest]))
+        return _Clip(fit(frames, count).contiguous().numpy(), min(len(frames), count), len(waveform) / rate)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -43,10 +43,18 @@ class Randomise(nn.Module):
         room = torch.tensor(self.size) - lengths + 1
         return torch.cat([lengths, (uniform[:, 1] * room).long()], dim=1)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        generator: torch.Generator | None = None,
+        draws: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """x [B, 1, T, F] -> [B, 1, *size], with the given `draws` [B, 4] or new ones from `generator`.
 
-        Without either, torch's global generator is used. Raises InputError if a range would shrink x.
+        Without either, torch's global generator is used. With `lengths` [B], of each x the frames that are real, also
+        how many are in the result: from its beginning, padding included, to the last real one. Raises InputError if a
+        range would shrink x.
         """
         for (axis, (low, _)), length in zip(self.ranges.items(), x.shape[2:], strict=True):
             if low < length:
@@ -54,9 +62,13 @@ class Randomise(nn.Module):
                     f"Randomisation only enlarges, but defence.inference.{axis} starts at {low} and the input has "
                     f"{length} {axis}: raise defence.inference.{axis} and defence.inference.size."
                 )
+        draws = self.draws(len(x), generator) if draws is None else draws
+        result = self._randomised(x, draws)
+        return result if lengths is None else (result, self._rescaled(lengths, draws, x.shape[2]))
+
+    def _randomised(self, x: Tensor, draws: Tensor) -> Tensor:
         if not len(x):
             return x.new_empty(0, x.shape[1], *self.size)
-        draws = self.draws(len(x), generator) if draws is None else draws
         lengths, offsets = draws[:, :2], draws[:, 2:]
         padded = [None] * len(x)
         for size in lengths.unique(dim=0).tolist():
@@ -65,6 +77,11 @@ class Randomise(nn.Module):
             for row, sample in zip(rows, resized.unbind(), strict=True):
                 padded[row] = self._pad(sample, *offsets[row].tolist())
         return torch.stack(padded)
+
+    def _rescaled(self, lengths: Tensor, draws: Tensor, frames: int) -> Tensor:
+        """Where the last real frame lies after resizing and padding."""
+        resized, before = draws[:, 0].to(lengths), draws[:, 2].to(lengths)
+        return before + torch.ceil(lengths * resized / frames).to(lengths)
 
     def _pad(self, sample: Tensor, top: int, left: int) -> Tensor:
         below, right = self.size[0] - sample.shape[1] - top, self.size[1] - sample.shape[2] - left

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a folder, for the report and for whoever wants to look closer.
+"""The record of an evaluation: what it leaves in a folder, for the report and for whoever wants to look closer.
 
 evaluation.json   conditions with their confusion matrices by client and by draw, how far examples were moved, flags
 utterances.csv    what became of each test utterance, where the clients were asked for it
@@ -10,27 +10,51 @@ import json
 from pathlib import Path
 
 from fedser.config import identity
-from fedser.config.compose import build
+from fedser.config.protocol import Protocols
+from fedser.config.settings import Settings
+from fedser.data.store import FeatureStore
 from fedser.evaluation import sanity
-from fedser.evaluation.results import Outcome
-from fedser.preparation import Preparation
+from fedser.evaluation.results import Results
 from fedser.runs.files import dumps, write_whole
 
 FILE = "evaluation.json"
 
 
-def write(folder: Path, prepared: Preparation, outcome: Outcome, round: int, seconds: float) -> dict:
-    """Writes the evidence of one evaluation, after `round` rounds, and returns `evaluation.json`. Raises OSError."""
-    record = _record(prepared, outcome, round)
+def compiled(results: Results, settings: Settings, protocols: Protocols, sexes: dict, round: int) -> dict:
+    """`evaluation.json` after `round` rounds; `sexes` are the clients', by name."""
+    conditions = results.protocol.conditions
+    attacks = {name: protocols.attacks[name] for name in dict.fromkeys(c.attack for c in conditions if c.attack)}
+    inference = settings.defence.inference
+    record = results.record() | {
+        "name": settings.evaluation.name,
+        "identity": identity.digest(identity.measured(settings, protocols.attacks)),
+        "round": round,
+        "clients": {name: {"sex": sexes[name], "utterances": count} for name, count in results.tested().items()},
+        "evaluation": settings.plain["evaluation"],
+        "inference": inference.node if inference else None,
+        "attacks": {
+            name: {"settings": attack.node, "threat": threat(attack.name, attack.build())}
+            for name, attack in attacks.items()
+        },
+    }
+    return record | {"flags": sanity.flags(record)}
+
+
+def threat(name: str, attack) -> str:
+    """An attack's threat model in one line: what it says of itself, or its name."""
+    return str(attack) if type(attack).__str__ is not object.__str__ else name
+
+
+def write(folder: Path, record: dict, results: Results, store: FeatureStore, seconds: float) -> None:
+    """Writes the record of an evaluation that took so many seconds. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    times = {"seconds": seconds, "examples": outcome.seconds()}
+    times = {"seconds": seconds, "examples": results.seconds()}
     write_whole(folder / "times.json", dumps(times, indent=2).encode())
-    if outcome.example is not None:
-        write_whole(folder / "example.npz", outcome.example)
-    if (utterances := outcome.utterances(prepared.store.table, prepared.store.base)) is not None:
+    if results.example is not None:
+        write_whole(folder / "example.npz", results.example)
+    if (utterances := results.utterances(store.table, store.base)) is not None:
         write_whole(folder / "utterances.csv", utterances.to_csv(index=False, float_format="%.7g").encode())
-    write_whole(folder / FILE, dumps(record).encode())  # last: with it, the evidence is whole
-    return record
+    write_whole(folder / FILE, dumps(record).encode())  # last: with it, the record is whole
 
 
 def read(folder: Path) -> dict | None:
@@ -49,22 +73,6 @@ def metrics(record: dict) -> dict[str, float]:
         for index, emotion in enumerate(record["classes"]):
             row = condition["matrix"][index]
             found[f"recall/{name}/{emotion}"] = row[index] / sum(row) if sum(row) else None
+    if (validation := record.get("validation")) is not None:
+        found |= {f"{metric}/validation/original": value for metric, value in validation.items()}
     return found
-
-
-def _record(prepared: Preparation, outcome: Outcome, round: int) -> dict:
-    settings = prepared.settings
-    sexes = prepared.sexes()
-    record = outcome.record() | {
-        "name": settings["evaluation"]["name"],
-        "identity": identity.digest(identity.measured(settings)),
-        "round": round,
-        "clients": {name: {"sex": sexes[name], "utterances": count} for name, count in outcome.tested().items()},
-        "evaluation": settings["evaluation"],
-        "inference": settings["defence"]["inference"],
-        "attacks": {
-            name: {"settings": prepared.attacks[name], "threat": str(build(prepared.attacks[name]))}
-            for name in dict.fromkeys(condition.attack for condition in outcome.agenda.conditions if condition.attack)
-        },
-    }
-    return record | {"flags": sanity.flags(record)}

@@ -1,8 +1,8 @@
 """What an evaluation came to: the clients' answers, and what they add up to.
 
-A client tells, per condition, one confusion matrix for each draw of the randomisation, and how far each utterance was
-moved by each attack. Only a study that compares models utterance by utterance (`evaluation.utterances`) is also told
-which of them were classified correctly, from which labels can be guessed, and shown one of them (`evaluation.example`):
+A client reports, per condition, one confusion matrix for each draw of the randomisation, and how far each utterance was
+moved by each attack. Only where models are compared utterance by utterance (`evaluation.utterances`) it also reports
+which of them were classified correctly, from which labels can be guessed, and shows one of them (`evaluation.example`):
 with both turned off, the server learns no more than counts and lengths.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fedser import __version__
-from fedser.config.protocol import Agenda, Condition
+from fedser.config.protocol import Condition, Protocol
 from fedser.evaluation.measure import Measured
 from fedser.evaluation.metrics import accuracy, confusion, uar
 
@@ -24,16 +24,17 @@ SEXES = {"f": "female", "m": "male"}  # a corpus's table has letters
 
 
 @dataclass
-class Outcome:
+class Results:
     """The answers of all clients to one evaluation.
 
     answers: per client, in plain values, `counts` {condition: [draws, classes, classes]}, `examples` {set: {measure:
-        [n]}} and, where asked for, `utterances` {"row": [n], condition: [n] draws that were classified correctly}.
+        [n]}}, `validation` [classes, classes], counts on the validation utterances, and, where asked for, `utterances`
+        {"row": [n], condition: [n] draws that were classified correctly}.
     example: an .npz of one utterance and its perturbations (see `example`), where asked for.
     missing: the names of the clients who did not answer.
     """
 
-    agenda: Agenda
+    protocol: Protocol
     classes: list[str]
     answers: dict[str, dict]
     example: bytes | None = None
@@ -48,12 +49,15 @@ class Outcome:
         return {name: by_draw.sum(axis=0) for name, by_draw in self._by_draw().items()}
 
     def metrics(self) -> dict[str, float]:
-        """`uar/<condition>` and `accuracy/<condition>`, means over the draws."""
-        return {
-            f"{metric}/{name}": function(matrix)
-            for name, matrix in self.pooled().items()
-            for metric, function in (("uar", uar), ("accuracy", accuracy))
-        }
+        """`uar/<condition>` and `accuracy/<condition>`, means over the draws; those of validation utterances too."""
+        measured = {name: _figures(matrix) for name, matrix in self.pooled().items()}
+        measured |= {"validation/original": validation} if (validation := self.validation()) else {}
+        return {f"{metric}/{name}": value for name, figures in measured.items() for metric, value in figures.items()}
+
+    def validation(self) -> dict[str, float] | None:
+        """UAR and accuracy on the clients' validation utterances, None where they have none."""
+        matrix = sum(np.array(answer["validation"]) for answer in self.answers.values())
+        return _figures(matrix) if matrix.any() else None
 
     def tested(self) -> dict[str, int]:
         """Per client how many utterances were tested."""
@@ -61,19 +65,20 @@ class Outcome:
 
     def seconds(self) -> dict[str, float]:
         """Per set of examples how long it took to make, added up over the clients."""
-        sets = self.agenda.sets
+        sets = self.protocol.sets
         return {name: sum(answer["examples"][name]["seconds"][0] for answer in self.answers.values()) for name in sets}
 
     def record(self) -> dict:
         """The `classes`, `conditions` and `examples` of `evaluation.json`."""
-        conditions = {condition.name: self._condition(condition) for condition in self.agenda.conditions}
-        examples = {name: self._examples(name) for name in self.agenda.sets}
+        conditions = {condition.name: self._condition(condition) for condition in self.protocol.conditions}
+        examples = {name: self._examples(name) for name in self.protocol.sets}
         return {
             "format": FORMAT,
             "version": __version__,
             "classes": self.classes,
             "conditions": conditions,
             "examples": examples,
+            "validation": self.validation(),
             "missing": self.missing,
         }
 
@@ -90,7 +95,7 @@ class Outcome:
     def _by_draw(self) -> dict[str, np.ndarray]:
         return {
             condition.name: sum(self.counts(condition.name).values())
-            for condition in self.agenda.conditions
+            for condition in self.protocol.conditions
             if self.answers
         }
 
@@ -129,8 +134,8 @@ class Outcome:
 
     def _utterances(self, client: str, table: pd.DataFrame, base: str) -> pd.DataFrame:
         answer = self.answers[client]
-        told = dict(answer["utterances"])
-        rows = told.pop("row")
+        right = dict(answer["utterances"])
+        rows = right.pop("row")
         known = table.iloc[rows]
         columns = {
             "utterance": [Path(os.path.relpath(path, base)).as_posix() for path in known["path"]],
@@ -139,7 +144,7 @@ class Outcome:
             "sex": known["sex"].map(SEXES) if "sex" in known else None,
             "emotion": known["emotion"],
         }
-        for condition, correct in told.items():
+        for condition, correct in right.items():
             columns[f"correct/{condition}"] = np.array(correct) / len(answer["counts"][condition])
         for name, measures in answer["examples"].items():
             moved = np.array(measures["l2"]) > 0
@@ -148,15 +153,16 @@ class Outcome:
         return pd.DataFrame(columns, index=rows)
 
 
-def answer(measured: Measured, y, rows: np.ndarray, classes: int, told: bool) -> dict:
-    """A client's answer: what it measured on its utterances with labels y [n], in plain values (see `Outcome`)."""
+def answer(measured: Measured, y, rows: np.ndarray, classes: int, utterances: bool) -> dict:
+    """A client's answer: what it measured on its utterances with labels y [n], in plain values (see `Results`)."""
     counts = {
         condition: [confusion(y, predicted, classes).tolist() for predicted in draws]
         for condition, draws in measured.predictions.items()
     }
     examples = {name: {key: part.tolist() for key, part in parts.items()} for name, parts in measured.examples.items()}
     correct = {condition: (draws == y.cpu()).sum(0).tolist() for condition, draws in measured.predictions.items()}
-    return {"counts": counts, "examples": examples, "utterances": {"row": rows.tolist()} | correct if told else None}
+    row_by_row = {"row": rows.tolist()} | correct if utterances else None
+    return {"counts": counts, "examples": examples, "utterances": row_by_row}
 
 
 def example(measured: Measured, client: str, classes: list[str]) -> bytes:
@@ -168,6 +174,10 @@ def example(measured: Measured, client: str, classes: list[str]) -> bytes:
     title = f"A test utterance of client {client}"
     np.savez_compressed(file, title=title, **arrays, **names)
     return file.getvalue()
+
+
+def _figures(matrix: np.ndarray) -> dict[str, float]:
+    return {"uar": uar(matrix), "accuracy": accuracy(matrix)}
 
 
 def _sd(by_draw: np.ndarray) -> float:

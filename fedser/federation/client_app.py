@@ -20,88 +20,86 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedser.config.compose import build
-from fedser.config.protocol import Agenda
-from fedser.data.partition import Share, partition, stratified
-from fedser.data.store import FeatureStore
+from fedser.config import components
+from fedser.config.protocol import Protocol
+from fedser.config.settings import Settings
 from fedser.evaluation import measure
+from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
 from fedser.federation import transport
+from fedser.federation.client_data import ClientData, Clients, Simulated
 from fedser.federation.optimizer_state import OptimizerState, folder_of
-from fedser.models.normalisation import Normaliser, Sums, normaliser
+from fedser.models.normalisation import Normaliser, Sums
 from fedser.randomness import derive
 from fedser.training.local import autocast
 from fedser.training.local import train as train_locally
+from fedser.training.objective import CrossEntropy, Samples
 
 SECONDS_OF_GRACE = 5  # for a client that is out of time to notice
 RESIDENT = 0.1  # of a client's share of the GPU's free memory may hold the features
 CLIENT_FAILED = 1  # Flower's error code for an exception raised in a ClientApp
 
 
-class Workbench:
-    """What every client on this worker shares: settings, features (memory-mapped), model and attacks."""
+class ClientState:
+    """What a process needs to be a client: settings, the data of whom it may be, one model, attacks and defences."""
 
-    def __init__(self, experiment: dict):
+    def __init__(self, experiment: dict, data: Callable[[dict, Settings], Clients]):
         self.experiment = experiment
-        self.settings = settings = experiment["settings"]
+        self.settings = settings = Settings.of(experiment["settings"])
         self.classes: list[str] = experiment["classes"]
         self.state_folder = Path(experiment["state"])
-        torch.set_num_threads(settings["client"]["threads"])
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings["client"]["tf32"]
+        torch.set_num_threads(settings.client.threads)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.client.tf32
         self.device = torch.device(device(settings))
-        self.store = FeatureStore.open(Path(experiment["store"]))
-        self.shares = partition(self.store.table, settings["partition"], settings["seed"])
-        self.model = build(settings["model"]["module"], classes=len(self.classes)).to(self.device)
+        self.clients = data(experiment, settings)
+        self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
         self.weights = transport.Packed(self.model)
-        self._optimizer = build(settings["client"]["optimizer"])
-        self.resident = self._resident()
-        self.attacks = {name: build(attack) for name, attack in experiment["attacks"].items()}
-        self.training_defence = build(settings["defence"]["training"])
-        self.inference_defence = build(settings["defence"]["inference"])
+        self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
+        self.objective = settings.defence.training.build() if settings.defence.training else CrossEntropy()
+        self.inference_defence = settings.defence.inference.build() if settings.defence.inference else None
+        self.normalisation = settings.features.normalisation.build()
+        self.resident: dict[Path, Tensor] = {}
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
-        return self._optimizer(self.model.parameters())
+        return self.settings.client.optimizer.build(self.model.parameters())
 
-    def tensors(self, rows: np.ndarray, normalise: Normaliser) -> tuple[Tensor, Tensor]:
-        """Inputs [n, 1, frames, mels] and labels [n] of these rows, on the device."""
-        labels = torch.from_numpy(self.store.table["label"].to_numpy()[rows].astype(np.int64))
-        if self.resident is not None:
-            frames = self.resident[torch.from_numpy(rows).to(self.device)]
+    def samples(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Samples:
+        """Normalised inputs [n, 1, frames, mels], labels and lengths of these rows, on the device."""
+        labels, lengths = (torch.from_numpy(part(rows)).to(self.device) for part in (data.labels, data.lengths))
+        return Samples.of(self._inputs(data, rows, normalise), labels, lengths)
+
+    def _inputs(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Tensor:
+        if (resident := self._resident(data)) is not None:
+            frames = resident[torch.from_numpy(rows).to(self.device)]
             shift, scale = (torch.from_numpy(part).to(self.device) for part in (normalise.shift, normalise.scale))
-            return ((frames - shift) / scale).unsqueeze(1), labels.to(self.device)
-        inputs = torch.from_numpy(normalise(self.store.frames[rows])).unsqueeze(1)
+            return ((frames - shift) / scale).unsqueeze(1)
+        inputs = torch.from_numpy(normalise(data.frames(rows))).unsqueeze(1)
         if self.device.type == "cuda":
             inputs = inputs.pin_memory()
-        return inputs.to(self.device, non_blocking=True), labels.to(self.device)
+        return inputs.to(self.device, non_blocking=True)
 
-    def tested(self, share: Share, fraction: float) -> np.ndarray:
-        """The client's rows that are tested, where `fraction` of all clients' test utterances are."""
-        if fraction == 1:
-            return share.test
-        rows = np.concatenate([other.test for other in self.shares])
-        chosen = stratified(self.store.table["label"].to_numpy(), rows, fraction, self.settings["seed"])
-        return share.test[np.isin(share.test, chosen)]
-
-    def _resident(self) -> Tensor | None:
+    def _resident(self, data: ClientData) -> Tensor | None:
         """The whole store's log-Mels on the GPU, where that takes a small part of this client's share of it."""
         if self.device.type != "cuda":
             return None
+        if (held := self.resident.get(data.store.folder)) is not None:
+            return held
         free, _ = torch.cuda.mem_get_info(self.device)
-        if self.store.frames.nbytes > RESIDENT * free / self.experiment.get("clients_per_gpu", 1):
+        if data.store.frames.nbytes > RESIDENT * free / self.experiment.get("clients_per_gpu", 1):
             return None
-        return torch.from_numpy(np.array(self.store.frames, np.float32)).to(self.device)
+        held = torch.from_numpy(np.array(data.store.frames, np.float32)).to(self.device)
+        return self.resident.setdefault(data.store.folder, held)
 
 
-@functools.lru_cache(maxsize=2)
-def workbench(experiment: str) -> Workbench:
-    """One per worker process and experiment (JSON), kept from message to message."""
-    return Workbench(json.loads(experiment))
+def simulated(experiment: dict, settings: Settings) -> Clients:
+    """The clients of a simulation: parts of the store that the experiment names."""
+    return Simulated(Path(experiment["store"]), settings)
 
 
-def device(settings: dict) -> str:
+def device(settings: Settings) -> str:
     """Where this process computes: CUDA unless `simulation.device=cpu` or there is none."""
-    return "cuda" if settings["simulation"]["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if settings.simulation.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextlib.contextmanager
@@ -132,117 +130,128 @@ def time_limit(seconds: float | None, expendable: bool) -> Iterator[None]:
         end.cancel()
 
 
-def advice(error: Exception, bench: Workbench) -> str:
+def advice(error: Exception, state: ClientState) -> str:
     """What to set when a client ran out of memory; nothing for other errors."""
     if isinstance(error, torch.OutOfMemoryError):
-        shared = bench.experiment.get("clients_per_gpu", 1)
+        shared = state.experiment.get("clients_per_gpu", 1)
         return (
             f" (out of GPU memory with {shared} clients on the card at a time: raise simulation.num_gpus, the share of "
-            "the card that each is given, or lower client.batch_size or measure.batch_size)"
+            "the card that each is given, or lower client.batch_size or evaluation.batch_size)"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return " (out of memory: lower simulation.actors, client.batch_size or measure.batch_size)"
+        return " (out of memory: lower simulation.actors, client.batch_size or evaluation.batch_size)"
     return ""
 
 
-def guarded(handle: Callable[[Workbench, Share, Message], RecordDict]) -> Callable[[Message, Context], Message]:
+Handler = Callable[[ClientState, ClientData, Message], RecordDict]
+
+
+def guarded(handle: Handler, state_of: Callable[[str], ClientState]) -> Callable[[Message, Context], Message]:
     """Finds the client whom the message is for; turns its exception into an error reply that names it."""
 
     @functools.wraps(handle)
     def handler(message: Message, context: Context) -> Message:
         """The client's reply, or an error that names it."""
         number = int(context.node_config["partition-id"])
-        name, bench = f"number {number}", None
+        name, state = f"number {number}", None
         try:
-            bench = workbench(message.content["config"]["experiment"])
-            torch.set_num_threads(bench.settings["client"]["threads"])
-            share = bench.shares[number]
-            name = f"'{share.name}'"
-            with time_limit(bench.settings["client"]["timeout"], bench.settings["simulation"]["backend"] == "ray"):
-                return Message(handle(bench, share, message), reply_to=message)
+            state = state_of(message.content["config"]["experiment"])
+            torch.set_num_threads(state.settings.client.threads)
+            data = state.clients.client(number)
+            name = f"'{data.name}'"
+            with time_limit(state.settings.client.timeout, state.settings.simulation.backend == "ray"):
+                return Message(handle(state, data, message), reply_to=message)
         except Exception as error:
-            more = advice(error, bench) if bench else ""
+            more = advice(error, state) if state else ""
             reason = f"client {name}: {type(error).__name__}: {error}{more}\n{traceback.format_exc()}"
             return Message(Error(CLIENT_FAILED, reason), reply_to=message)
 
     return handler
 
 
-def query(bench: Workbench, share: Share, message: Message) -> RecordDict:
+def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Name, numbers of utterances, and per mel bin the sums over the client's training frames."""
-    sums = Sums.of(bench.store.frames[share.train])
+    rows = data.rows("train")
+    sums = Sums.of(data.frames(rows))
     numbers = {
-        "num-examples": len(share.train),
+        "num-examples": len(rows),
         "count": sums.count,
         "total": sums.total.tolist(),
         "squares": sums.squares.tolist(),
     }
-    return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": share.name})})
+    return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": data.name})})
 
 
-def train(bench: Workbench, share: Share, message: Message) -> RecordDict:
-    """A local epoch from the global weights, adversarial where the defence says so; replies with weights and loss."""
-    config, settings = message.content["config"], bench.settings
-    round, client = int(config["server-round"]), settings["client"]
-    bench.weights.load(transport.from_records(message.content))
-    optimizer = bench.optimizer()
+def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
+    """Local epochs from the global weights, under the objective; replies with weights and loss."""
+    config, settings = message.content["config"], state.settings
+    round, client = int(config["server-round"]), settings.client
+    state.weights.load(transport.from_records(message.content))
+    optimizer = state.optimizer()
     moments = None
-    if client["optimizer_state"] == "persist":
-        moments = OptimizerState(folder_of(bench.state_folder, share.number))
-        before = config["moments"][share.number]
+    if client.optimizer_state == "persist":
+        moments = OptimizerState(folder_of(state.state_folder, data.number))
+        before = config["moments"][data.number]
         moments.restore(optimizer, before)
-
-    x, y = bench.tensors(share.train, _normaliser(bench, share, config))
-    weight = torch.ones(len(x), device=x.device)
-    if bench.training_defence is not None:
-        seed = derive(settings["seed"], "defence", round, share.name)
-        with autocast(client["attack_precision"], bench.device):
-            x, y, weight = bench.training_defence.batch(bench.model, x, y, round=round, seed=seed)
+    rows = data.rows("train")
+    samples = state.samples(data, rows, _normaliser(state, data, config))
+    with autocast(client.attack_precision, state.device):
+        seed = derive(settings.seed, "defence", round, data.name)
+        samples = state.objective.start_round(state.model, samples, round=round, seed=seed)
     loss = train_locally(
-        bench.model,
+        state.model,
         optimizer,
-        (x, y, weight),
-        epochs=client["epochs"],
-        batch_size=client["batch_size"],
-        precision=client["precision"],
+        samples,
+        state.objective,
+        round=round,
+        epochs=client.epochs,
+        batch_size=client.batch_size,
+        precision=client.precision,
         mu=float(config.get("proximal-mu", 0.0)),
-        seed=derive(settings["seed"], "train", round, share.name),
+        seed=derive(settings.seed, "train", round, data.name),
     )
     if moments:
-        moments.save(optimizer, round, keep={before, config["committed"][share.number]})
-    metrics = MetricRecord({"num-examples": len(share.train), "loss": loss})
-    return RecordDict(transport.to_records(bench.weights.arrays()) | {"metrics": metrics})
+        moments.save(optimizer, round, keep={before, config["committed"][data.number]})
+    metrics = MetricRecord({"num-examples": len(rows), "loss": loss})
+    return RecordDict(transport.to_records(state.weights.arrays()) | {"metrics": metrics})
 
 
-def evaluate(bench: Workbench, share: Share, message: Message) -> RecordDict:
-    """What became of the client's own test utterances under the message's agenda (see `Outcome`)."""
-    config, settings = message.content["config"], bench.settings
-    agenda = Agenda(**json.loads(config["agenda"]))
-    bench.weights.load(transport.from_records(message.content))
-    rows = bench.tested(share, agenda.fraction)
-    x, y = bench.tensors(rows, _normaliser(bench, share, config))
-    with autocast(settings["evaluation"]["precision"], bench.device):
+def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:
+    """What became of the client's own test utterances under the message's protocol (see `evaluation.results`).
+
+    Where the message asks for it, on the validation utterances: counts alone, on original data.
+    """
+    config, settings = message.content["config"], state.settings
+    protocol = Protocol(**json.loads(config["protocol"]))
+    state.weights.load(transport.from_records(message.content))
+    normalise = _normaliser(state, data, config)
+    rows = data.rows("test", protocol.fraction, settings.seed)
+    samples = state.samples(data, rows, normalise)
+    with autocast(settings.evaluation.precision, state.device):
         measured = measure.evaluate(
-            bench.model,
-            x,
-            y,
-            agenda,
-            attacks=bench.attacks,
-            randomise=bench.inference_defence,
-            batch_size=settings["evaluation"]["batch_size"],
-            seed=derive(settings["seed"], "evaluate", int(config["server-round"]), share.name),
+            state.model,
+            samples.x,
+            samples.y,
+            protocol,
+            attacks=state.attacks,
+            randomise=state.inference_defence,
+            batch_size=settings.evaluation.batch_size,
+            seed=derive(settings.seed, "evaluate", int(config["server-round"]), data.name),
+            lengths=samples.lengths,
         )
-    told = {"name": share.name, "answer": json.dumps(answer(measured, y, rows, len(bench.classes), agenda.utterances))}
-    if agenda.example and share.number == 0 and len(rows):
-        told["example"] = example(measured, share.name, bench.classes)
-    return RecordDict({"config": ConfigRecord(told)})
+        validation = state.samples(data, data.rows("validation"), normalise)
+        predicted = measure.predict(state.model, validation.x, settings.evaluation.batch_size, validation.lengths)
+    counts = confusion(validation.y, predicted, len(state.classes)).tolist()
+    reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": counts}
+    sent = {"name": data.name, "answer": json.dumps(reply)}
+    if protocol.example and data.number == 0 and len(rows):
+        sent["example"] = example(measured, data.name, state.classes)
+    return RecordDict({"config": ConfigRecord(sent)})
 
 
-def _normaliser(bench: Workbench, share: Share, config: ConfigRecord) -> Normaliser:
-    everyone = None
-    if "count" in config:
-        everyone = Sums(int(config["count"]), np.array(config["total"]), np.array(config["squares"]))
-    return normaliser(bench.settings["features"]["normalisation"], bench.store.frames[share.train], everyone)
+def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
+    everyone = Sums(int(config["count"]), np.array(config["total"]), np.array(config["squares"]))
+    return state.normalisation(data.frames(data.rows("train")), everyone)
 
 
 class Importable(ClientApp):
@@ -256,13 +265,19 @@ def _imported() -> ClientApp:
     return app
 
 
-def make_app() -> ClientApp:
-    """The ClientApp with its three handlers."""
-    app = Importable()
-    app.query()(guarded(query))
-    app.train()(guarded(train))
-    app.evaluate()(guarded(evaluate))
+def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[ClientApp] = ClientApp) -> ClientApp:
+    """A ClientApp with the three handlers; `data` opens what its clients have."""
+
+    @functools.lru_cache(maxsize=2)
+    def state_of(experiment: str) -> ClientState:
+        """One per worker process and experiment (JSON), kept from message to message."""
+        return ClientState(json.loads(experiment), data)
+
+    app = kind()
+    app.query()(guarded(query, state_of))
+    app.train()(guarded(train, state_of))
+    app.evaluate()(guarded(evaluate, state_of))
     return app
 
 
-app = make_app()
+app = make_app(kind=Importable)

@@ -15,9 +15,10 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedser.config.protocol import Agenda
+from fedser.config.protocol import Protocol
+from fedser.config.settings import Settings
 from fedser.errors import Interrupted, RunError
-from fedser.evaluation.results import Outcome
+from fedser.evaluation.results import Results
 from fedser.federation import strategies, transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
 from fedser.models.normalisation import Sums
@@ -32,7 +33,7 @@ SECONDS_TO_LIVE = 365 * 86400.0  # Flower drops messages after twelve hours, whi
 class Federation:
     """The clients behind a grid, by number in the order of their names.
 
-    `experiment` is what every client is told (plain values); `stop` is set when the run shall end early; at most
+    `experiment` is what every client is sent (plain values); `stop` is set when the run shall end early; at most
     `window` messages are on their way or not yet added up at a time, which bounds the memory they take.
     """
 
@@ -47,7 +48,7 @@ class Federation:
     moments: list[int] = field(default_factory=list)  # after which round client i last kept its optimizer's, 0: never
     committed: list[int] = field(default_factory=list)  # … and of which round they were at the last checkpoint
 
-    def introduce(self) -> None:
+    def handshake(self) -> None:
         """The query round: who is behind which node, and the sums for the global normalisation."""
         self._nodes = self._wait_for_nodes()
         self._config = ConfigRecord({"experiment": json.dumps(self.experiment)})
@@ -92,23 +93,23 @@ class Federation:
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
         return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), missing
 
-    def evaluate(self, round: int, weights: dict[str, np.ndarray], agenda: Agenda) -> Outcome:
-        """Every client's answers to this agenda, in the order of their names."""
-        config = ConfigRecord(dict(self._config) | {"server-round": round, "agenda": json.dumps(agenda.plain())})
+    def evaluate(self, round: int, weights: dict[str, np.ndarray], protocol: Protocol) -> Results:
+        """Every client's answers to this protocol, in the order of their names."""
+        config = ConfigRecord(dict(self._config) | {"server-round": round, "protocol": json.dumps(protocol.plain())})
         content = RecordDict(self._records(weights) | {"config": config})
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
         exchange = Exchange(
             self, [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in nodes]
         )
         answers, shown = {}, None
-        for told in (reply.content["config"] for batch in exchange for reply in batch):
-            answers[told["name"]] = json.loads(told["answer"])
-            shown = told.get("example", shown)
+        for sent in (reply.content["config"] for batch in exchange for reply in batch):
+            answers[sent["name"]] = json.loads(sent["answer"])
+            shown = sent.get("example", shown)
         in_order = {name: answers[name] for name in self.names if name in answers}
-        return Outcome(agenda, self.experiment["classes"], in_order, shown, exchange.missing)
+        return Results(protocol, self.experiment["classes"], in_order, shown, exchange.missing)
 
     def name(self, node: int) -> str:
-        """The name of the client behind a node, once it has introduced itself."""
+        """The name of the client behind a node, once the handshake is over."""
         return self.names[self._nodes.index(node)] if self.names else str(node)
 
     def _longest_first(self, clients: Iterable[int]) -> list[int]:
@@ -259,12 +260,12 @@ class _Present:
 
 
 def train_rounds(
-    federation: Federation, strategy, weights, settings: dict, start: int = 0
+    federation: Federation, strategy, weights, settings: Settings, start: int = 0
 ) -> Iterator[tuple[int, dict, dict]]:
     """Yields (round, weights, row) for the rounds after `start`; `row` is what the history keeps of the training."""
-    seed = settings["seed"]
-    count = strategies.clients_per_round(settings, federation.clients)
-    for round in range(start + 1, settings["rounds"] + 1):
+    seed = settings.seed
+    count = strategies.clients_per_round(settings.strategy, federation.clients)
+    for round in range(start + 1, settings.rounds + 1):
         chosen = sample_clients(federation.clients, count, seed, round)
         with seeded(derive(seed, "strategy", round)):  # some strategies add noise from the global generators
             weights, metrics, missing = federation.train(strategy, round, weights, chosen)

@@ -1,46 +1,69 @@
 """Flower's strategies as the round loop needs them: built from settings, asked what they need, saved and restored."""
 
+from dataclasses import replace
+from typing import Annotated
+
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
+from flwr.serverapp import strategy as flwr
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from pydantic import Field
 
-from fedser.config.compose import build
+from fedser.config import components
+from fedser.config.components import Component
+from fedser.config.schema import NonNegative
+from fedser.config.settings import Strategy
 from fedser.errors import RunError
 from fedser.federation.transport import PARAMETERS, Flat
 
 
-def build_strategy(settings: dict, clients: int) -> Strategy:
-    """The stock Flower strategy of the settings, told to take every client that it is shown."""
-    return _build(settings["strategy"]["aggregator"], clients_per_round(settings, clients))
+class FedProx(flwr.FedProx):
+    """FedProx (Li et al. 2020); Flower's own, its bound checked."""
+
+    def __init__(self, proximal_mu: NonNegative, **options):
+        super().__init__(proximal_mu=proximal_mu, **options)
 
 
-def _build(node: dict, clients: int) -> Strategy:
-    more = {"num_sampled_clients": clients} if "num_sampled_clients" in node else {}
-    if "strategy" in node:  # one that wraps another
-        outer = {key: value for key, value in node.items() if key != "strategy"}
-        return build(outer, strategy=_build(node["strategy"], clients), **more)
+class FedTrimmedAvg(flwr.FedTrimmedAvg):
+    """The coordinate-wise trimmed mean (Yin et al. 2018); Flower's own, its bound checked."""
+
+    def __init__(self, beta: Annotated[float, Field(ge=0, lt=0.5)], **options):
+        super().__init__(beta=beta, **options)
+
+
+def build_strategy(settings: Strategy, clients: int) -> flwr.Strategy:
+    """Flower's strategy of the settings, made to take every one of the `clients` that it is shown in a round."""
+    return _build(settings.component, clients)
+
+
+def _build(component: Component, clients: int) -> flwr.Strategy:
+    taken = components.parameters(components.locate(component.target, component.key))
     everyone = {"min_train_nodes": clients, "min_available_nodes": clients, "fraction_train": 1.0}
-    return build(node, arrayrecord_key=PARAMETERS, **everyone, **more)
+    more = everyone | {"arrayrecord_key": PARAMETERS, "num_sampled_clients": clients}
+    more = {key: value for key, value in more.items() if key in taken}
+    if (inner := component.get("strategy")) is not None:  # one that wraps another
+        more["strategy"] = _build(components.component(f"{component.key}.strategy", inner), clients)
+        component = replace(component, node={key: part for key, part in component.node.items() if key != "strategy"})
+    return component.build(**more)
 
 
-def clients_per_round(settings: dict, clients: int) -> int:
+def clients_per_round(settings: Strategy, clients: int) -> int:
     """How many of the clients train in a round: `strategy.fraction_train` of them, halves rounded up, at least one."""
-    return max(1, int(settings["strategy"]["fraction_train"] * clients + 0.5))
+    return max(1, int(settings.fraction_train * clients + 0.5))
 
 
-def adds_up(strategy: Strategy) -> bool:
+def adds_up(strategy: flwr.Strategy) -> bool:
     """Whether the strategy needs only the replies' weighted mean, so that they can be added up as they arrive.
 
     True for Flower's FedAvg and its relatives, which average first and then step. Any other (Krum, a median, one of the
     user's own, one with its own rule for metrics) is given every reply.
     """
     owner = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
-    averages = owner in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+    averages = owner in (flwr.FedAvg, flwr.FedAvgM, flwr.FedAdagrad, flwr.FedAdam, flwr.FedYogi)
     return averages and strategy.train_metrics_aggr_fn is aggregate_metricrecords
 
 
-def state(strategy: Strategy) -> tuple[dict, dict[str, np.ndarray]]:
+def state(strategy: flwr.Strategy) -> tuple[dict, dict[str, np.ndarray]]:
     """What a strategy remembers between rounds: plain values, and its arrays by name ("strategy/m_t/parameters").
 
     Raises RunError naming an attribute that a file can't hold.
@@ -49,7 +72,7 @@ def state(strategy: Strategy) -> tuple[dict, dict[str, np.ndarray]]:
     return _plain(strategy, "strategy", arrays)["object"], arrays
 
 
-def restore(strategy: Strategy, plain: dict, arrays: dict[str, np.ndarray]) -> None:
+def restore(strategy: flwr.Strategy, plain: dict, arrays: dict[str, np.ndarray]) -> None:
     """Puts a strategy, built from the same settings, back to a state."""
     for name, value in plain.items():
         held = getattr(strategy, name, None)
@@ -76,7 +99,7 @@ def _plain(value, path: str, arrays: dict) -> dict:
         return {"dict": {key: _plain(item, f"{path}/{key}", arrays) for key, item in value.items()}}
     if isinstance(value, list | tuple):
         return {"list": [_plain(item, f"{path}/{number}", arrays) for number, item in enumerate(value)]}
-    if isinstance(value, Strategy):  # one may wrap another
+    if isinstance(value, flwr.Strategy):  # one may wrap another
         kept = {key: item for key, item in vars(value).items() if not callable(item)}
         return {"object": {key: _plain(item, f"{path}/{key}", arrays) for key, item in kept.items()}}
     raise RunError(

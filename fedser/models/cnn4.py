@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fedser.config.schema import Count, Fraction, Positive
 from fedser.models.layers import ConvNorm, channels_last, halve
 
 
@@ -12,7 +13,7 @@ class CNN4(nn.Module):
     by batch norm, ReLU and 2×2 max-pooling. Width 64 is Ren et al.'s network: 4.31 M parameters for 7 classes.
     """
 
-    def __init__(self, classes: int, width: int = 64, bn_momentum: float = 0.1, bn_eps: float = 1e-5):
+    def __init__(self, classes: int, width: Count = 64, bn_momentum: Fraction = 0.1, bn_eps: Positive = 1e-5):
         super().__init__()
         self.blocks = nn.ModuleList()
         channels = 1

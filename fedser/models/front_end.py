@@ -2,8 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +62,6 @@ def _mel_bank(bins: int, fmin: float, fmax: float, mels: int, sample_rate: int) 
             "take fewer, or a longer features.window"
         )
     return bank
-
-
-def front_end(features: Mapping[str, Any]) -> LogMel:
-    """The LogMel that a `features` configuration describes. Raises InputError where it can't exist."""
-    keys = ("sample_rate", "window", "hop", "mels", "fmin", "fmax", "floor")
-    return LogMel(**{key: features[key] for key in keys})
 
 
 def fit(frames: Tensor, count: int) -> Tensor:

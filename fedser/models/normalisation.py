@@ -1,4 +1,7 @@
-"""Normalisation of log-Mels, with global statistics that come from the clients as sums, never from pooled data."""
+"""Normalisation of log-Mels, with global statistics that come from the clients as sums, never from pooled data.
+
+A normalisation is chosen by `features/normalisation`; it makes each client's `Normaliser`.
+"""
 
 from dataclasses import dataclass
 
@@ -34,30 +37,47 @@ class Normaliser:
         """Log-Mels [n, frames, mels] → the model's input units, same shape, float32."""
         return ((frames - self.shift) / self.scale).astype(np.float32)
 
+    @classmethod
+    def of(cls, shift, scale) -> "Normaliser":
+        """Of numbers or arrays of any precision."""
+        return cls(np.asarray(shift, np.float32), np.asarray(scale, np.float32))
+
+
+class GlobalZScore:
+    """Mean 0 and standard deviation 1 per mel bin, over the training frames of all clients."""
+
+    def __call__(self, train: np.ndarray, everyone: Sums) -> Normaliser:
+        """The normaliser of a client with training frames [n, frames, mels]; `everyone` are all clients' sums."""
+        return zscore(everyone)
+
+
+class ClientZScore:
+    """Mean 0 and standard deviation 1 per mel bin, over the client's own training frames."""
+
+    def __call__(self, train: np.ndarray, everyone: Sums) -> Normaliser:
+        """The normaliser of a client with training frames [n, frames, mels]."""
+        return zscore(Sums.of(train))
+
+
+class ClientMinMax:
+    """The client's own training range onto [0, 1], with one minimum and maximum for all bins."""
+
+    def __call__(self, train: np.ndarray, everyone: Sums) -> Normaliser:
+        """The normaliser of a client with training frames [n, frames, mels]."""
+        low, high = float(train.min()), float(train.max())
+        return Normaliser.of(low, (high - low) or 1.0)
+
+
+class Unchanged:
+    """Log-Mels as they are."""
+
+    def __call__(self, train: np.ndarray, everyone: Sums) -> Normaliser:
+        """Subtracts nothing and divides by one."""
+        return Normaliser.of(0.0, 1.0)
+
 
 def zscore(sums: Sums) -> Normaliser:
-    """Mean 0 and standard deviation 1 per mel bin (PROTOCOL §1 [code]); a constant bin is only shifted."""
+    """Mean 0 and standard deviation 1 per mel bin (Chang et al. 2022's code); a constant bin is only shifted."""
     mean = sums.total / sums.count
     deviation = np.sqrt(np.maximum(sums.squares / sums.count - mean**2, 0.0))
-    return _normaliser(mean, np.where(deviation > 1e-6, deviation, 1.0))
-
-
-def normaliser(kind: str, train: np.ndarray, everyone: Sums | None) -> Normaliser:
-    """The normaliser of one client: `kind` as in `features.normalisation`, `train` its own frames [n, frames, mels].
-
-    `minmax_client` maps the client's own training range onto [0, 1] with one minimum and maximum for all bins.
-    """
-    if kind == "zscore_global":
-        return zscore(everyone)
-    if kind == "zscore_client":
-        return zscore(Sums.of(train))
-    if kind == "minmax_client":
-        low, high = float(train.min()), float(train.max())
-        return _normaliser(low, (high - low) or 1.0)
-    if kind == "none":
-        return _normaliser(0.0, 1.0)
-    raise ValueError(f"unknown normalisation {kind}")
-
-
-def _normaliser(shift, scale) -> Normaliser:
-    return Normaliser(np.asarray(shift, np.float32), np.asarray(scale, np.float32))
+    return Normaliser.of(mean, np.where(deviation > 1e-6, deviation, 1.0))

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from fedser.config.schema import Fraction, Positive
 from fedser.models.layers import ConvNorm, channels_last, halve
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -17,7 +18,7 @@ class VGG15(nn.Module):
     cell needs a batch of at least two: batch norm has nothing to normalise over otherwise.
     """
 
-    def __init__(self, classes: int, bn_momentum: float = 0.01, bn_eps: float = 1e-3):
+    def __init__(self, classes: int, bn_momentum: Fraction = 0.01, bn_eps: Positive = 1e-3):
         super().__init__()
         self.blocks = nn.ModuleList()
         channels = 1

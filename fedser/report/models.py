@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fedser.config.identity import attacks_without_eps
+from fedser.config.validation import has_no_budget
 from fedser.report import conditions
 from fedser.report.conditions import Condition, parse
 from fedser.report.estimates import Estimate, Measure
@@ -127,7 +127,7 @@ class Corpus:
     def eps(self, condition: Condition) -> float | None:
         """The L∞ budget in σ; None where there is none."""
         eps = (self.settings(condition.variant) or condition.settings).get("eps")
-        return None if eps is None or condition.attack in attacks_without_eps() else float(eps)
+        return None if eps is None or has_no_budget(condition.attack) else float(eps)
 
     def strongest(self, kind: str) -> str | None:
         """Of the attacks with a budget that most models were tested under so, the one that leaves least on average."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedser.config.identity import attacks_without_eps
+from fedser.config.validation import has_no_budget
 from fedser.report.conditions import Condition, parse
 from fedser.report.estimates import Measure
 from fedser.report.runs import Evaluation, Run
@@ -129,7 +129,7 @@ def _most(values: Iterable[Any]) -> Any:
 
 def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides an attack's numbers: not its name, what is only checked, nor a budget that means nothing."""
-    idle = ("name", "victim", "eps") if settings.get("name") in attacks_without_eps() else ("name", "victim")
+    idle = ("name", "victim", "eps") if has_no_budget(settings.get("name")) else ("name", "victim")
     return {key: _canonical(value, HANDED_ON) for key, value in settings.items() if key not in idle}
 
 

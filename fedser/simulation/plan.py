@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedser.data.partition import Share
+from fedser.config.settings import Settings, Simulation
+from fedser.data.partition import ClientSplit
 from fedser.display import duration
 from fedser.errors import InputError
 from fedser.federation.strategies import clients_per_round
@@ -73,7 +74,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """The machines on which clients may run; `free` is what other jobs leave of a Ray that is not this run's own."""
 
     machines: list[Machine]
@@ -104,17 +105,17 @@ class Room:
         """The beginning of a message about `most`."""
         return "no machine of the Ray cluster has more than" if self.joined else "this machine has"
 
-    def places(self, need: "Need") -> int:
+    def places(self, request: "Request") -> int:
         """How many clients have cores and GPUs at a time."""
-        return sum(need.places(machine) for machine in self.machines)
+        return sum(request.places(machine) for machine in self.machines)
 
-    def fits(self, need: "Need") -> int:
+    def fits(self, request: "Request") -> int:
         """How many clients have cores, GPUs and memory at a time."""
-        return sum(int(min(need.places(machine), need.in_memory(machine))) for machine in self.machines)
+        return sum(int(min(request.places(machine), request.in_memory(machine))) for machine in self.machines)
 
 
 @dataclass(frozen=True)
-class Need:
+class Request:
     """What one client takes of a machine, and how many clients a machine has room for; `memory` in bytes."""
 
     cpus: float
@@ -137,67 +138,69 @@ class Need:
         return machine.memory // self.memory if self.memory and machine.memory is not None else math.inf
 
 
-def plan(settings: dict, shares: Sequence[Share] | int, reply_bytes: int = 0, probed: Probe | None = None) -> Plan:
+def plan(
+    settings: Settings, splits: Sequence[ClientSplit] | int, reply_bytes: int = 0, probed: Probe | None = None
+) -> Plan:
     """Fits the settings to this machine, or to the cluster at `simulation.address`.
 
-    `shares` are the clients', or just how many clients there are; `reply_bytes` is the size of one packed model;
+    `splits` are the clients', or just how many clients there are; `reply_bytes` is the size of one packed model;
     `probed` is what one client was measured to take.
     Raises InputError, saying which key to change, when not even one client has a place, or no cluster answers.
     """
-    wanted = settings["simulation"]
-    clients = shares if isinstance(shares, int) else len(shares)
-    chosen = clients_per_round(settings, clients)
+    wanted = settings.simulation
+    clients = splits if isinstance(splits, int) else len(splits)
+    chosen = clients_per_round(settings.strategy, clients)
     common = {"reply_bytes": reply_bytes, "clients": clients, "clients_per_round": chosen}
-    if wanted["backend"] == "serial":
+    if wanted.backend == "serial":
         _check_serial(wanted)
         return Plan("serial", 1, 1, 0.0, 0.0, **common)
-    room = survey(wanted, reply_bytes)
-    asked = min(wanted["actors"] or 0, clients)  # 0: as many as fit
-    need = _need(settings, room, asked or chosen, probed)
-    _check(asked, room, need)
-    if probed is not None and (probed.device == "cuda") != (need.gpus > 0):
+    capacity = survey(wanted, reply_bytes)
+    asked = min(wanted.actors or 0, clients)  # 0: as many as fit
+    request = _request(settings, capacity, asked or chosen, probed)
+    _check(asked, capacity, request)
+    if probed is not None and (probed.device == "cuda") != (request.gpus > 0):
         probed = None  # measured on another kind of device than the clients will have
     if probed is not None:
-        need = replace(need, memory=probed.peak_bytes + (0 if room.joined else 2 * reply_bytes))
-        _warn_of_memory(settings, room, need, asked or min(room.places(need), clients), probed)
-    actors = asked or min(max(room.fits(need), 1), clients)
-    _warn_of_turns(settings, room, need, actors)
+        request = replace(request, memory=probed.peak_bytes + (0 if capacity.joined else 2 * reply_bytes))
+        _warn_of_memory(settings, capacity, request, asked or min(capacity.places(request), clients), probed)
+    actors = asked or min(max(capacity.fits(request), 1), clients)
+    _warn_of_turns(settings, capacity, request, actors)
     seconds = None
-    if probed is not None and not isinstance(shares, int):
-        at_once = actors if need.gpus else min(actors, room.cpus / settings["client"]["threads"])
-        seconds = _seconds_per_round(settings, shares, probed, at_once)
+    if probed is not None and not isinstance(splits, int):
+        at_once = actors if request.gpus else min(actors, capacity.cpus / settings.client.threads)
+        seconds = _seconds_per_round(settings, splits, probed, at_once)
     return Plan(
-        "ray", actors, need.cpus, need.gpus, room.gpus, **common, address=wanted["address"],
+        "ray", actors, request.cpus, request.gpus, capacity.gpus, **common, address=wanted.address,
         seconds_per_round=seconds, peak_bytes=probed.peak_bytes if probed else None,
     )  # fmt: skip
 
 
-def survey(wanted: dict, reply_bytes: int = 0) -> Room:
+def survey(wanted: Simulation, reply_bytes: int = 0) -> Capacity:
     """The machines of the Ray cluster at `simulation.address`, or that this process has joined; else this machine.
 
     Of this machine's memory, what the driver and Ray's object store take is left out.
     """
-    with ray_cluster.joined(wanted["address"]):
+    with ray_cluster.joined(wanted.address):
         if (machines := ray_cluster.machines()) is not None:
-            return Room(machines, free=ray_cluster.free())
-    here = this_machine(wanted["total_gpus"])
+            return Capacity(machines, free=ray_cluster.free())
+    here = this_machine(wanted.total_gpus)
     taken = DRIVER_BYTES + LEAST_STORE + 4 * reply_bytes
-    return Room([replace(here, memory=max(here.memory - taken, 0))])
+    return Capacity([replace(here, memory=max(here.memory - taken, 0))])
 
 
-def _need(settings: dict, room: Room, at_once: int, probed: Probe | None) -> Need:
+def _request(settings: Settings, capacity: Capacity, at_once: int, probed: Probe | None) -> Request:
     """A client's cores, one for each of several threads as far as a machine has so many, and its share of a GPU."""
-    wanted, threads = settings["simulation"], settings["client"]["threads"]
-    cpus = wanted["num_cpus"] if threads == 1 else max(wanted["num_cpus"], min(threads, room.most.cpus))
-    if wanted["num_gpus"] is not None:
-        return Need(cpus, float(wanted["num_gpus"]))
-    if not room.gpus or wanted["device"] == "cpu":
-        return Need(cpus, 0.0)
+    wanted, threads = settings.simulation, settings.client.threads
+    cpus = wanted.num_cpus if threads == 1 else max(wanted.num_cpus, min(threads, capacity.most.cpus))
+    if wanted.num_gpus is not None:
+        return Request(cpus, float(wanted.num_gpus))
+    if not capacity.gpus or wanted.device == "cpu":
+        return Request(cpus, 0.0)
     if probed is None or not probed.gpu_peak_bytes:
-        return Need(cpus, SHARE_OF_A_GPU)
-    of_use = math.ceil(min(at_once, room.cpus / cpus) / room.gpus)
+        return Request(cpus, SHARE_OF_A_GPU)
+    of_use = math.ceil(min(at_once, capacity.cpus / cpus) / capacity.gpus)
     on_a_card = max(1, min(_on_a_card(probed), of_use))
-    return Need(cpus, math.floor(1e4 / on_a_card) / 1e4)  # Ray counts in ten-thousandths and may round up
+    return Request(cpus, math.floor(1e4 / on_a_card) / 1e4)  # Ray counts in ten-thousandths and may round up
 
 
 def _on_a_card(probed: Probe) -> int:
@@ -205,71 +208,73 @@ def _on_a_card(probed: Probe) -> int:
     return int(ROOM_ON_A_CARD * probed.gpu_bytes / probed.gpu_peak_bytes)
 
 
-def _check(asked: int, room: Room, need: Need) -> None:
+def _check(asked: int, capacity: Capacity, request: Request) -> None:
     """Raises InputError when no client, or not as many as asked for, can have what it needs."""
-    if need.gpus > room.most.gpus:
+    if request.gpus > capacity.most.gpus:
         raise InputError(
-            f"simulation.num_gpus={need.gpus:g} per client, but {room.has} {room.most.gpus:g} GPUs: "
+            f"simulation.num_gpus={request.gpus:g} per client, but {capacity.has} {capacity.most.gpus:g} GPUs: "
             "choose simulation=cpu, or lower simulation.num_gpus."
         )
-    if need.gpus > 1 and need.gpus != int(need.gpus):
-        raise InputError(f"simulation.num_gpus={need.gpus:g} must be a fraction of one GPU or a whole number of them.")
-    if need.cpus > room.most.cpus and (room.joined or not asked):
+    if request.gpus > 1 and request.gpus != int(request.gpus):
         raise InputError(
-            f"simulation.num_cpus={need.cpus:g} per client, but {room.has} {room.most.cpus:g} CPU cores: "
-            f"set simulation.num_cpus to at most {room.most.cpus:g}."
+            f"simulation.num_gpus={request.gpus:g} must be a fraction of one GPU or a whole number of them."
         )
-    if need.gpus and (on_gpus := sum(map(need.on_gpus, room.machines))) < asked:
+    if request.cpus > capacity.most.cpus and (capacity.joined or not asked):
         raise InputError(
-            f"simulation.actors={asked} with simulation.num_gpus={need.gpus:g} each do not fit on {room.gpus:g} GPUs: "
+            f"simulation.num_cpus={request.cpus:g} per client, but {capacity.has} {capacity.most.cpus:g} CPU cores: "
+            f"set simulation.num_cpus to at most {capacity.most.cpus:g}."
+        )
+    if request.gpus and (on_gpus := sum(map(request.on_gpus, capacity.machines))) < asked:
+        raise InputError(
+            f"simulation.actors={asked} with simulation.num_gpus={request.gpus:g} each do not fit on {capacity.gpus:g} GPUs: "
             f"set simulation.actors to at most {on_gpus}, or lower simulation.num_gpus."
         )
-    if room.joined and (places := sum(map(need.places, room.machines))) < max(asked, 1):
+    if capacity.joined and (places := sum(map(request.places, capacity.machines))) < max(asked, 1):
         raise InputError(
-            f"{max(asked, 1)} clients at a time with {need.cpus:g} CPU and {need.gpus:g} GPU each do not fit on the "
+            f"{max(asked, 1)} clients at a time with {request.cpus:g} CPU and {request.gpus:g} GPU each do not fit on the "
             f"Ray cluster, which has places for {places}: lower simulation.actors, simulation.num_cpus or "
             "simulation.num_gpus."
         )
 
 
-def _check_serial(wanted: dict) -> None:
-    if wanted["address"] is not None:
+def _check_serial(wanted: Simulation) -> None:
+    if wanted.address is not None:
         raise InputError(
             f"simulation.address={wanted['address']} joins a Ray cluster, but simulation.backend=serial runs without "
             "Ray: choose another simulation=…, or leave simulation.address null."
         )
 
 
-def _warn_of_turns(settings: dict, room: Room, need: Need, actors: int) -> None:
+def _warn_of_turns(settings: Settings, capacity: Capacity, request: Request, actors: int) -> None:
     """Says where clients wait for each other, or for other jobs, and which keys help."""
-    threads = settings["client"]["threads"]
-    if actors * max(need.cpus, threads) > room.cpus:
+    threads = settings.client.threads
+    if actors * max(request.cpus, threads) > capacity.cpus:
         log.warning(
             "%d clients at a time, each with %g CPU and client.threads=%d, share %g cores: they will take turns "
-            "(lower simulation.actors or client.threads)", actors, need.cpus, threads, room.cpus,
+            "(lower simulation.actors or client.threads)", actors, request.cpus, threads, capacity.cpus,
         )  # fmt: skip
-    if room.joined and (room.free.cpus < actors * need.cpus or room.free.gpus < actors * need.gpus):
+    if capacity.joined and (capacity.free.cpus < actors * request.cpus or capacity.free.gpus < actors * request.gpus):
         log.warning(
             "the Ray cluster has %g of %g CPUs and %g of %g GPUs free: some of the %d clients at a time will wait "
             "until other jobs end (lower simulation.actors)",
-            room.free.cpus, room.cpus, room.free.gpus, room.gpus, actors,
+            capacity.free.cpus, capacity.cpus, capacity.free.gpus, capacity.gpus, actors,
         )  # fmt: skip
 
 
-def _warn_of_memory(settings: dict, room: Room, need: Need, wish: int, probed: Probe) -> None:
+def _warn_of_memory(settings: Settings, capacity: Capacity, request: Request, wish: int, probed: Probe) -> None:
     """Says where clients are fewer than `wish` for want of memory, or may run out of it, and which keys help."""
-    model = "model.width" if "width" in settings["model"] else "the size of the model"
+    model = "model.width" if settings.model.component.get("width") else "the size of the model"
     smaller = f"lower client.batch_size, evaluation.batch_size or {model}"
-    fit = sum(need.in_memory(machine) for machine in room.machines)
+    fit = sum(request.in_memory(machine) for machine in capacity.machines)
     if fit < wish:
-        free = sum(machine.memory for machine in room.machines)
+        free = sum(machine.memory for machine in capacity.machines)
         outcome = f"{int(fit)} fit at a time, not {wish}" if fit else "it may run out"
         log.warning(
             "one client takes about %s of memory and %s are free: %s (%s)",
-            _gib(need.memory), _gib(free), outcome, smaller,
+            _gib(request.memory), _gib(free), outcome, smaller,
         )  # fmt: skip
-    at_once = int(1 / need.gpus + 1e-9) if 0 < need.gpus < 1 else 1
-    if need.gpus and (fit := _on_a_card(probed)) < at_once:
+    at_once = int(1 / request.gpus + 1e-9) if 0 < request.gpus < 1 else 1
+    if request.gpus and (fit := _on_a_card(probed)) < at_once:
         outcome = f"{fit} fit at a time, not {at_once}" if fit else "it may run out"
         log.warning(
             "one client takes about %s of GPU memory and a card has %s: %s (raise simulation.num_gpus, or %s)",
@@ -277,12 +282,11 @@ def _warn_of_memory(settings: dict, room: Room, need: Need, wish: int, probed: P
         )  # fmt: skip
 
 
-def _seconds_per_round(settings: dict, shares: Sequence[Share], probed: Probe, at_once: float) -> float:
+def _seconds_per_round(settings: Settings, splits: Sequence[ClientSplit], probed: Probe, at_once: float) -> float:
     """What a round's local training takes with so many clients at work at once: at least the longest of them."""
-    epochs, attacked = settings["client"]["epochs"], 0.5 if settings["defence"]["training"] else 0.0
-    per_sample = epochs * probed.seconds_per_training_sample + attacked * probed.seconds_per_attacked_sample
-    seconds = [SECONDS_PER_CLIENT + len(share.train) * per_sample for share in shares]
-    return max(sum(seconds) * settings["strategy"]["fraction_train"] / at_once, max(seconds))
+    per_sample = settings.client.epochs * probed.seconds_per_training_sample + probed.seconds_to_start_per_sample
+    seconds = [SECONDS_PER_CLIENT + len(split.train) * per_sample for split in splits]
+    return max(sum(seconds) * settings.strategy.fraction_train / at_once, max(seconds))
 
 
 def _gib(size: float) -> str:

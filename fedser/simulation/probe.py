@@ -23,20 +23,25 @@ import torch
 from fedser import __version__
 from fedser.attacks import CPU_CHUNK, undisturbed
 from fedser.config import identity
-from fedser.config.compose import build
+from fedser.config.components import Component, build
+from fedser.config.settings import Settings
+from fedser.defences import inference
 from fedser.evaluation.measure import predict
+from fedser.models.lengths import logits
 from fedser.models.normalisation import Sums, zscore
 from fedser.runs import cache
 from fedser.simulation.resources import cards, cores, own_peak, processor
 from fedser.training.local import train
+from fedser.training.objective import CrossEntropy, Samples
 
 if TYPE_CHECKING:
-    from fedser.data.partition import Share  # and pandas, which the new process has no use for
+    from fedser.data.partition import ClientSplit  # and pandas, which the new process has no use for
 
 log = logging.getLogger(__name__)
 PATIENCE = 300  # seconds; a probe that takes longer is given up
 QUICK = 0.5  # seconds; what takes less is measured once more, warm
-FEW = 2  # samples attacked for the time where a gradient of a whole chunk takes long
+FEW = 2  # samples attacked for the time where more take long
+LATE = 10**6  # a round in which every objective does all that it ever does
 # A worker has beyond the probe's memory: Ray, Flower, the corpus's table, and what remains from client to client.
 WORKER_BYTES, REMAINS = 150 * 2**20, 1.15
 CONTEXT_BYTES = 2**30  # at most, of a CUDA context
@@ -48,35 +53,42 @@ class Probe:
 
     `peak_bytes` is a worker's own memory at its peak, without the libraries and features that all of them share.
     `gpu_peak_bytes` are of a card of `gpu_bytes`, the CUDA context included; 0 on a CPU. The seconds are those of one
-    client alone with its `client.threads`; an attacked sample is one attacked in training, 0 where none is.
+    client alone with its `client.threads`; the start of a round is the objective's, such as attacks on half the samples.
     """
 
     device: str
     peak_bytes: int
     seconds_per_training_sample: float
-    seconds_per_attacked_sample: float
+    seconds_to_start_per_sample: float
     gpu_peak_bytes: int = 0
     gpu_bytes: int = 0
 
 
-def probe(settings: dict, classes: int, shares: Sequence["Share"], attacks: dict[str, dict]) -> Probe | None:
+def probe(
+    settings: Settings, classes: int, splits: Sequence["ClientSplit"], attacks: dict[str, Component]
+) -> Probe | None:
     """What the largest of the clients takes, measured now or by an earlier run.
 
     `classes` is how many there are, `attacks` those of the evaluation. None where the settings want no probe, and, with
     a warning that says why, where it failed.
     """
-    if not settings["simulation"]["probe"] or settings["simulation"]["backend"] == "serial":
+    if not settings.simulation.probe or settings.simulation.backend == "serial":
         return None
+    component, client, defence = settings.model.component, settings.client, settings.defence
     job = {
-        "settings": {key: settings[key] for key in ("model", "client", "defence")},
-        "shape": [settings["features"]["frames"], settings["features"]["mels"]],
-        "mu": settings["strategy"].get("proximal_mu") or 0.0,
-        "device": settings["simulation"]["device"],
+        "model": component.node,
+        "client": client.model_dump(include={"threads", "batch_size", "precision"}),
+        "optimizer": client.optimizer.node,
+        "training": defence.training.node if defence.training else None,
+        "inference": defence.inference.node if defence.inference else None,
+        "shape": [settings.features.frames, settings.features.mels],
+        "mu": settings.strategy.component.get("proximal_mu") or 0.0,
+        "device": settings.simulation.device,
         "classes": classes,
-        "attacks": list(attacks.values()),
-        "trained": max(len(share.train) for share in shares),
-        "tested": max(len(share.test) for share in shares),
-        "tested_at_a_time": settings["evaluation"]["batch_size"],
+        "attacks": [attack.node for attack in attacks.values()],
+        "trained": max(len(split.train) for split in splits),
+        "tested": max(len(split.test) for split in splits),
+        "tested_at_a_time": settings.evaluation.batch_size,
     }
     here = {"version": __version__, "torch": torch.__version__, "machine": [processor(), cores(), *cards()]}
     target = cache.folder("probes", identity.digest(job | here))
@@ -119,50 +131,47 @@ def main() -> None:
 def measure(job: dict) -> Probe:
     """Does, on random inputs, whatever takes the largest client memory or time."""
     client = _Client(job)
-    training, attacking = client.train(job["trained"])
+    training, starting = client.train(job["trained"])
     client.evaluate(job["tested"])
     gpu = client.gpu() if client.device.type == "cuda" else (0, 0)
-    return Probe(client.device.type, int(REMAINS * own_peak()) + WORKER_BYTES, training, attacking, *gpu)
+    return Probe(client.device.type, int(REMAINS * own_peak()) + WORKER_BYTES, training, starting, *gpu)
 
 
 class _Client:
     """A client as a worker holds it."""
 
     def __init__(self, job: dict):
-        self.job, self.settings = job, job["settings"]
-        torch.set_num_threads(self.settings["client"]["threads"])
+        self.job, self.client = job, job["client"]
+        torch.set_num_threads(self.client["threads"])
         self.device = torch.device("cuda" if job["device"] != "cpu" and torch.cuda.is_available() else "cpu")
-        self.model = build(self.settings["model"]["module"], classes=job["classes"]).to(self.device)
-        self.adversaries = [build(attack) for attack in job["attacks"]]
+        self.model = build(job["model"], key="model", classes=job["classes"]).to(self.device)
+        self.adversaries = [build(attack, key="attack") for attack in job["attacks"]]
+        self.objective = build(job["training"], key="defence.training") if job["training"] else CrossEntropy()
 
     def train(self, count: int) -> tuple[float, float]:
-        """One training step, adversarial where the defence is → seconds per sample trained on, and per attacked one."""
-        client, defence = self.settings["client"], build(self.settings["defence"]["training"])
-        x = self._inputs(count)
-        y = torch.arange(count, device=self.device) % self.job["classes"]
-        attacking = 0.0
-        if defence is not None:
-            half = (count + 1) // 2
-            at_a_time = min(half, CPU_CHUNK) if self.device.type == "cpu" else half
-            slow = self._seconds(lambda: self._gradient(x[:at_a_time])) > QUICK / 5
-            some = min(FEW, half) if slow else at_a_time
-            attacking = self._seconds(lambda: defence.attack(self.model, x[:some], y[:some], 0)) / some
-            x = torch.cat([x[:half], x[half:].clone()])  # what the original and the attacked half become
-        optimizer = build(client["optimizer"])(self.model.parameters())
-        size = min(client["batch_size"], count)
-        batch = x[:size], y[:size], torch.ones(size, device=self.device)
-        options = {key: client[key] for key in ("batch_size", "precision")} | {"mu": self.job["mu"]}
-        step = lambda: train(self.model, optimizer, batch, epochs=1, seed=0, **options)  # noqa: E731
-        return self._seconds(step) / size, attacking
+        """One training step → seconds per sample trained on, and what the objective's start of a round takes of each."""
+        samples = self._samples(count)
+        few = samples[torch.arange(min(count, 2 * CPU_CHUNK if self.device.type == "cpu" else count))]
+        starting = self._seconds(lambda: self._start(few[torch.arange(min(count, 2 * FEW))])) / min(count, 2 * FEW)
+        if starting * len(few) < QUICK:
+            starting = self._seconds(lambda: self._start(few)) / len(few)
+        samples = self._start(samples) if starting * count < QUICK else samples
+        optimizer = build(self.job["optimizer"], self.model.parameters(), key="client.optimizer")
+        batch = samples[torch.arange(min(self.client["batch_size"], len(samples)))]
+        options = {key: self.client[key] for key in ("batch_size", "precision")} | {"mu": self.job["mu"]}
+        step = lambda: train(self.model, optimizer, batch, self.objective, round=LATE, epochs=1, seed=0, **options)  # noqa: E731
+        return self._seconds(step) / len(batch), starting
 
     def evaluate(self, count: int) -> None:
         """Classifies and attacks as many samples at a time as the evaluation does."""
-        randomise, size = build(self.settings["defence"]["inference"]), self.job["tested_at_a_time"]
-        x = self._inputs(count)
+        size, samples = self.job["tested_at_a_time"], self._samples(count)
+        x, lengths = samples.x, samples.lengths
         made = [x.clone() for _ in self.adversaries]
-        predict(self.model, x if randomise is None else randomise(x), size)
+        if self.job["inference"] is not None:
+            x, lengths = inference.apply(build(self.job["inference"], key="defence.inference"), x, lengths)
+        predict(self.model, x, size, lengths)
         if made:
-            self._gradient(x[: min(size, CPU_CHUNK) if self.device.type == "cpu" else size])
+            self._gradient(samples[torch.arange(min(size, CPU_CHUNK if self.device.type == "cpu" else size, count))])
 
     def gpu(self) -> tuple[int, int]:
         """The most bytes held on the card, and the card's."""
@@ -171,17 +180,21 @@ class _Client:
         context = min(total - free - torch.cuda.memory_reserved(), CONTEXT_BYTES)
         return torch.cuda.max_memory_reserved() + context, total
 
-    def _inputs(self, count: int) -> torch.Tensor:
-        """Inputs [count, 1, frames, mels], made as a client makes them, since the steps in between take memory."""
+    def _samples(self, count: int) -> Samples:
+        """Samples made as a client makes them, since the steps in between take memory."""
         few = np.random.default_rng(0).standard_normal((min(count, 64), *self.job["shape"]), dtype=np.float32)
         frames = few[np.arange(count) % len(few)]
-        return torch.from_numpy(zscore(Sums.of(frames))(frames)).unsqueeze(1).to(self.device)
+        x = torch.from_numpy(zscore(Sums.of(frames))(frames)).unsqueeze(1).to(self.device)
+        return Samples.of(x, torch.arange(count, device=self.device) % self.job["classes"])
 
-    def _gradient(self, x: torch.Tensor) -> None:
+    def _start(self, samples: Samples) -> Samples:
+        return self.objective.start_round(self.model, samples, round=LATE, seed=0)
+
+    def _gradient(self, samples: Samples) -> None:
         """One gradient with respect to the inputs; an attack takes one or many."""
         with undisturbed(self.model, self.device, seed=0):
-            x = x.detach().requires_grad_()
-            torch.autograd.grad(self.model(x).sum(), x)
+            x = samples.x.detach().requires_grad_()
+            torch.autograd.grad(logits(self.model, x, samples.lengths).sum(), x)
 
     def _seconds(self, work: Callable[[], object]) -> float:
         """What the work takes, warm unless that would be long."""

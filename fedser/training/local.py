@@ -1,37 +1,35 @@
-"""Local training on one client: Eq. 5 of Chang et al. 2022 and, with μ, FedProx's proximal term."""
+"""Local training on one client: some epochs of an objective and, with μ, FedProx's proximal term."""
 
 import contextlib
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedser.errors import RunError
-from fedser.randomness import generator
+from fedser.randomness import derive, generator
+from fedser.training.objective import Samples, Step
 
 
-def train(model, optimizer, batch: tuple[Tensor, Tensor, Tensor], *, epochs, batch_size, precision, mu, seed) -> float:
-    """Trains in place on `batch` = (x [n, 1, frames, mels], y [n], weight [n]); returns the mean loss of all steps.
+def train(model, optimizer, samples: Samples, objective, *, round, epochs, batch_size, precision, mu, seed) -> float:
+    """Trains in place on the samples; returns the mean loss of all steps.
 
-    `weight` scales each utterance's cross-entropy (Eq. 5: 2α on clean, 2(1 − α) on adversarial halves); `mu` adds
-    μ/2·‖w − w₀‖² (Li et al. 2020, Eq. 2), w₀ being the weights on entry. Raises RunError when the loss is not finite.
+    `mu` adds μ/2·‖w − w₀‖² (Li et al. 2020, Eq. 2), w₀ being the weights on entry. Raises RunError when the loss is not
+    finite.
     """
-    x, y, weight = batch
     start = [parameter.detach().clone() for parameter in model.parameters()] if mu else []
     model.train()
     losses, sizes, finite = [], [], []
     for epoch in range(epochs):
-        order = torch.randperm(len(x), generator=generator(seed, "shuffle", epoch)).to(x.device)
-        for rows in order.split(batch_size):
+        order = torch.randperm(len(samples), generator=generator(seed, "shuffle", epoch)).to(samples.x.device)
+        for number, rows in enumerate(order.split(batch_size)):
             optimizer.zero_grad(set_to_none=True)
-            with autocast(precision, x.device):
-                each = functional.cross_entropy(model(x[rows]).float(), y[rows], reduction="none")
-                loss = (each * weight[rows]).mean()
-            objective = loss + proximal(model, start, mu) if mu else loss
-            objective.backward()
+            with autocast(precision, samples.x.device):
+                loss = objective(model, samples[rows], Step(round, epoch, number, derive(seed, "step", epoch, number)))
+            total = loss + proximal(model, start, mu) if mu else loss
+            total.backward()
             optimizer.step()
             losses.append(loss.detach())
-            finite.append(objective.detach().isfinite())
+            finite.append(total.detach().isfinite())
             sizes.append(len(rows))
     # Looked at only now: to look at a loss is to wait for the GPU, which would then wait for the next step's launch.
     values = torch.stack(losses).tolist()

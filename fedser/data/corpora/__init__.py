@@ -8,21 +8,22 @@ Every module here has one function, `read(root, **options)`, that returns a pand
     sex      "f", "m" or missing
 
 and whatever else the file names say, sorted by speaker and file name, so that neither the folder layout nor the
-audio format changes the order. `dataset.reader` in the configuration names the function; `load` is the one entry.
+audio format changes the order. `dataset._target_` in the configuration names the function; `load` is the one entry.
 """
 
-import inspect
 import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fedser.config import components
+from fedser.config.settings import Dataset
 from fedser.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class Corpus:
     classes: list[str]
 
 
-def load(config: Any) -> Corpus:
-    """The corpus that `config.dataset` describes.
+def load(dataset: Dataset) -> Corpus:
+    """The corpus that the settings describe.
 
     Emotions in `dataset.drop` are left out; `dataset.classes` fixes the labels' order (null: all emotions that are
     there, sorted); `dataset.client` is the column whose values are the federated clients. `label` and `client` columns
@@ -49,31 +50,26 @@ def load(config: Any) -> Corpus:
 
     Raises InputError where the audio is not found, or the table does not fit the configuration.
     """
-    from omegaconf import OmegaConf
-
-    # A copy that keeps its root, for interpolations; `allow_objects` lets Python callers pass a function as reader.
-    dataset = OmegaConf.create(config, flags={"allow_objects": True}).dataset
-    reader = _reader(dataset)
-    if not OmegaConf.is_missing(dataset, "root") and dataset.root:
-        table = reader(Path(dataset.root).expanduser().absolute())
-    elif inspect.signature(reader).parameters["root"].default is None:
-        table = reader()  # a corpus that knows its own place, as the synthetic one does
-    else:
-        raise InputError(f"dataset.root is not set: say where {dataset.name} lies, dataset.root=…")
+    table = _read(dataset)
     _check(table, dataset.name)
-
-    drop = list(dataset.get("drop") or [])
-    for emotion in sorted(set(drop) - set(table["emotion"])):
+    for emotion in sorted(set(dataset.drop) - set(table["emotion"])):
         log.warning("dataset.drop: %s has no %s (it has %s)", dataset.name, emotion, _names(table["emotion"]))
-    table = table[~table["emotion"].isin(drop)].reset_index(drop=True)
-    classes = [name for name in dataset.get("classes") or sorted(table["emotion"].unique()) if name not in drop]
-    table = table.assign(
-        label=_labels(table, classes).astype("int64"),
-        client=_clients(table, dataset.get("client") or "speaker"),
-    )
+    table = table[~table["emotion"].isin(dataset.drop)].reset_index(drop=True)
+    classes = [name for name in dataset.classes or sorted(table["emotion"].unique()) if name not in dataset.drop]
+    table = table.assign(label=_labels(table, classes).astype("int64"), client=_clients(table, dataset.client))
     for emotion in sorted(set(classes) - set(table["emotion"])):
         log.warning("dataset.classes: %s has no utterance of %s", dataset.name, emotion)
     return Corpus(dataset.name, table, classes)
+
+
+def _read(dataset: Dataset) -> pd.DataFrame:
+    """What the reader finds at `dataset.root`; a corpus that knows its own place, as the synthetic one, needs none."""
+    if dataset.root:
+        return dataset.component.build(Path(dataset.root).expanduser().absolute())
+    root = components.parameters(components.locate(dataset.component.target, "dataset")).get("root")
+    if root is None or root.default is not None:
+        raise InputError(f"dataset.root is not set: say where {dataset.name} lies, dataset.root=…")
+    return dataset.component.build()
 
 
 def read_names(root: Path, pattern: str, form: str, corpus: str) -> Iterator[tuple[str, re.Match]]:
@@ -121,22 +117,9 @@ def _audio_files(root: Path) -> Iterator[Path]:
                 yield file
 
 
-def _reader(dataset: Any) -> Callable[[Path], pd.DataFrame]:
-    if callable(dataset.reader):
-        return dataset.reader
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    try:
-        reader = instantiate(dataset.reader)
-    except InstantiationException as error:
-        raise InputError(f"dataset.reader: {str(error).splitlines()[0]}") from error
-    if not callable(reader):
-        raise InputError("dataset.reader must be a function: give it `_partial_: true` beside its `_target_`")
-    return reader
-
-
 def _check(table: pd.DataFrame, name: str) -> None:
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"dataset={name}: its reader must return a pandas.DataFrame, not {type(table).__name__}.")
     lacking = [column for column in REQUIRED if column not in table.columns]
     if lacking:
         raise InputError(f"{name}: the table of utterances has no column {', '.join(lacking)} (it has {_names(table)})")

@@ -1,0 +1,211 @@
+"""Open parts of the configuration: a class or function by its import path, `_target_`, and its options.
+
+Nothing here names any of them. A component's own signature says which options there are and, by its annotations, what
+they may be; an interface (`fedser.config.interfaces`) says what it must offer to be used as an attack, a model, ….
+"""
+
+import difflib
+import functools
+import importlib
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from fedser.config.schema import must, shown
+from fedser.errors import FedserError, InputError
+
+OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A `_target_` node.
+
+    key: where it stands in the configuration ("attack"), for messages.
+    name: its own name, that of its file unless it says otherwise ("pgd").
+    node: the class or function (`_target_`) and its options, plain values; without `_target_` it is the component that
+        does nothing, as in `attack=none`, and builds None.
+    """
+
+    key: str
+    name: str
+    node: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return "_target_" in self.node
+
+    @property
+    def target(self) -> str:
+        """The import path."""
+        return self.node["_target_"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its settings, as YAML has them."""
+        return {key: value for key, value in self.node.items() if key not in OF_HYDRA}
+
+    def get(self, option: str, default: Any = None) -> Any:
+        """The value of an option, or the default where it has none."""
+        return self.node.get(option, default)
+
+    def with_options(self, **options: Any) -> "Component":
+        """The same component, some options changed."""
+        return replace(self, node=self.node | options)
+
+    def build(self, *arguments: Any, **more: Any) -> Any:
+        """The object, made from the options and what else its interface hands it; None for what does nothing.
+
+        Raises the FedserError that the component itself raises, InputError for anything else that goes wrong.
+        """
+        return build(self.node, *arguments, key=self.key, **more) if self else None
+
+    def check(self) -> None:
+        """Raises InputError for an option that the component does not have, or whose value it can't take."""
+        if self:
+            check_node(self.node, self.key)
+
+
+def component(key: str, node: Any, name: str | None = None) -> Component:
+    """A node of the configuration as a component. Raises InputError where it is none."""
+    if not isinstance(node, dict):
+        raise InputError(f"{key}={shown(node)} must be settings with a _target_: choose an option of the group.")
+    if not isinstance(node.get("_target_", ""), str):
+        raise InputError(f"{key}._target_={shown(node['_target_'])} must be the import path of a class or function.")
+    known = name or node.get("name") or node.get("_target_", "").rpartition(".")[2]
+    if not isinstance(known, str) or not known:
+        raise InputError(f"{key} is neither a component nor named: write a _target_ and a name into its file.")
+    return Component(key, known, node)
+
+
+def build(node: dict, *arguments: Any, key: str = "", **more: Any) -> Any:
+    """The object that a `_target_` node describes, from its options and these arguments; see `Component.build`."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    taken = parameters(locate(node["_target_"], key))
+    own = {option: value for option, value in node.items() if option != "name" or "name" in taken}
+    try:
+        # A partial first: Hydra copies what it is handed, be it a table or a model.
+        return instantiate(own, _partial_=True)(*arguments, **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, FedserError):
+            raise cause from None
+        raise InputError(" ".join(f"{key}: {error}".split())) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{key}: {node['_target_']} can't be made: {error}") from error
+
+
+def locate(target: str, key: str) -> Callable:
+    """The class or function at an import path. Raises InputError naming what is not there."""
+    module, _, name = target.rpartition(".")
+    while module:
+        try:
+            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise InputError(f"{key}: importing {module} failed: {error}") from error
+            module, _, last = module.rpartition(".")
+            name = f"{last}.{name}"
+        except AttributeError as error:
+            raise InputError(f"{key}: {module} has no {name}{_near(module, name)}") from error
+        except Exception as error:
+            raise InputError(f"{key}: importing {module} failed: {type(error).__name__}: {error}") from error
+        else:
+            return found
+    raise InputError(
+        f"{key}: there is no module {target.rpartition('.')[0] or target}. It is sought in the folders of `modules`, "
+        "in that of --config-dir, where you stand, and among installed packages."
+    )
+
+
+def _near(module: str, name: str) -> str:
+    near = difflib.get_close_matches(name, vars(sys.modules[module]), n=1)
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def search(folders: Iterable[str]) -> None:
+    """Lets modules in these folders be imported; what is installed goes first."""
+    sys.path.extend(folder for folder in map(str, folders) if folder not in sys.path)
+
+
+def parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """What may be handed to a class or function by name; those of a base class too, where `**options` goes on to it."""
+    found: dict[str, inspect.Parameter] = {}
+    for maker in _makers(target):
+        named = signature(maker).parameters
+        found = dict(named) | found
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values()):
+            found = {name: item for name, item in found.items() if item.kind is not item.VAR_KEYWORD}
+            break
+    return {name: item for name, item in found.items() if name != "self" and item.kind is not item.VAR_POSITIONAL}
+
+
+def _makers(target: Callable) -> list[Callable]:
+    """The function itself, or the `__init__` of a class and of its bases, in order."""
+    if not inspect.isclass(target):
+        return [target]
+    bases = [base for base in inspect.getmro(target) if base is not object]
+    return [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+
+
+def signature(target: Callable) -> inspect.Signature:
+    """`inspect.signature`, with annotations that were written as text evaluated where that is possible."""
+    try:
+        return inspect.signature(target, eval_str=True)
+    except NameError:
+        return inspect.signature(target)
+
+
+def check_node(node: dict, key: str) -> None:
+    """Raises InputError for an option that the `_target_` does not have, or whose value its annotation excludes.
+
+    What `**options` takes is left to the component, and so is what has no annotation. A class may have a static method
+    `check_options(node, key)` for what annotations can't say.
+    """
+    target = locate(node["_target_"], key)
+    if not callable(target):
+        raise InputError(f"{key}: {node['_target_']} is neither a class nor a function.")
+    taken = parameters(target)
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for option, value in node.items():
+        path = f"{key}.{option}"
+        if option in OF_HYDRA or (option == "name" and "name" not in taken):
+            continue
+        if option not in taken and not anything:
+            known = [name for name in taken if name != "model"]
+            near = difflib.get_close_matches(option, known, n=1)
+            nearest = f" Did you mean '{near[0]}'?" if near else ""
+            raise InputError(f"{path}: {target.__qualname__} has no such setting.{nearest} It has {', '.join(known)}.")
+        if isinstance(value, dict) and "_target_" in value:
+            check_node(value, path)
+        elif option in taken:
+            check_value(taken[option].annotation, value, path)
+    if (check_options := getattr(target, "check_options", None)) is not None:
+        check_options(node, key)
+
+
+def check_value(annotation: Any, value: Any, path: str) -> None:
+    """Raises InputError where a plain value does not fit an annotation; nothing without one, or with a foreign one."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return
+    try:
+        adapter = TypeAdapter(annotation, config=None if _is_model(annotation) else STRICT)
+    except PydanticUserError:  # pydantic knows no such type: the component itself will say what is wrong
+        return
+    try:
+        adapter.validate_json(json.dumps(value, default=str))
+    except ValidationError:
+        raise InputError(f"{path}={shown(value)} {must(annotation)}.") from None
+
+
+def _is_model(annotation: Any) -> bool:
+    bare = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    return isinstance(bare, type) and issubclass(bare, BaseModel)

@@ -1,0 +1,141 @@
+"""What a component must offer to be used: one interface per kind, each checked before anything is trained.
+
+A class of your own needs no base class: it conforms when its methods can be called as these are. `conform` compares
+signatures; every component is then also tried on a little input (`fedser.preparation`).
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fedser.config.components import Component, locate, signature
+from fedser.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import torch
+    from torch import Tensor, nn
+
+    from fedser.models.normalisation import Normaliser, Sums
+    from fedser.training.objective import Samples, Step
+
+
+class Attack(Protocol):
+    """Inputs x [B, 1, T, F] with labels y [B] → adversarial examples of the same shape, detached.
+
+    Options: `eps` and `norm`, by which budgets are compared, `labels`, `steps`, …. An attack that is given a
+    `randomise` knows of the defence at inference. Simplest is a method for `fedser.attacks.Adversary`, which does all
+    of this and checks the budget: a class with `__init__(self, model, **settings)` and `__call__(self, x, y)`.
+    """
+
+    def __call__(
+        self,
+        model: "nn.Module",
+        x: "Tensor",
+        y: "Tensor",
+        seed: int,
+        *,
+        predictions: "Tensor | None" = None,
+        batch_size: int | None = None,
+        randomise: "nn.Module | None" = None,
+        lengths: "Tensor | None" = None,
+    ) -> "Tensor": ...
+
+
+class Objective(Protocol):
+    """What a client minimises: `fedser.training.objective.CrossEntropy` is the simplest, and a base to inherit from."""
+
+    def start_round(self, model: "nn.Module", samples: "Samples", *, round: int, seed: int) -> "Samples": ...
+
+    def __call__(self, model: "nn.Module", batch: "Samples", step: "Step") -> "Tensor": ...
+
+
+class InferenceDefence(Protocol):
+    """An nn.Module through which inputs x [B, 1, T, F] go before they are classified.
+
+    Draws come from `generator`, or from torch's global one where it is None. With an argument `lengths` [B] it returns
+    (x, lengths).
+    """
+
+    def forward(self, x: "Tensor", generator: "torch.Generator | None" = None) -> "Tensor": ...
+
+
+class Model(Protocol):
+    """An nn.Module made by `Class(classes=K, **options)`: x [B, 1, T, F] → logits [B, K], for inputs of any size.
+
+    All parameters and float buffers are float32. With an argument `lengths` [B] it is given how many frames are real.
+    """
+
+    def forward(self, x: "Tensor") -> "Tensor": ...
+
+
+class Normalisation(Protocol):
+    """A client's training frames [n, T, F] and the sums over all clients' → how it standardises its inputs."""
+
+    def __call__(self, train: "np.ndarray", everyone: "Sums") -> "Normaliser": ...
+
+
+class Corpus(Protocol):
+    """A function: the corpus's folder or file → its utterances, with the columns path, speaker, emotion[, sex, …]."""
+
+    def __call__(self, root: Path) -> "pd.DataFrame": ...
+
+
+class Partition(Protocol):
+    """A function: utterances with the columns client, label, … → the rows of each client by its name."""
+
+    def __call__(self, table: "pd.DataFrame", *, seed: int) -> "dict[str, np.ndarray]": ...
+
+
+class Strategy(Protocol):
+    """A `flwr.serverapp.strategy.Strategy`; the arrays to be aggregated are in the record "parameters"."""
+
+    def configure_train(self, server_round, arrays, config, grid) -> Any: ...
+
+    def aggregate_train(self, server_round, replies) -> Any: ...
+
+
+def conform(component: Component, interface: type, made: Any = None) -> None:
+    """Raises InputError where a component, or what it has `made`, can't be called as the interface says."""
+    target = locate(component.target, component.key) if made is None else made
+    for name, wanted in vars(interface).items():
+        if not inspect.isfunction(wanted) or (name.startswith("_") and name != "__call__"):
+            continue
+        has = target if made is None else getattr(made, name, None)
+        if has is None or not callable(has):
+            raise InputError(
+                f"{component.key}={component.name}: {component.target} has no {name}, as it must to be used as "
+                f"{_kind(interface)}: {_form(name, wanted)}. See fedser.config.interfaces.{interface.__name__}."
+            )
+        if missing := _missing(has, wanted):
+            raise InputError(
+                f"{component.key}={component.name}: {component.target}{'' if made is None else f'.{name}'} does not "
+                f"take {missing}, as it must to be used as {_kind(interface)}: {_form(name, wanted)}."
+            )
+
+
+def _kind(interface: type) -> str:
+    words = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in interface.__name__).strip()
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _form(name: str, wanted: Callable) -> str:
+    return f"{name}({', '.join(list(inspect.signature(wanted).parameters)[1:])})"
+
+
+def _missing(has: Callable, wanted: Callable) -> str:
+    """Which of the arguments it can't be called with: the first that its signature refuses."""
+    taken = signature(has)
+    asked = list(inspect.signature(wanted).parameters.values())[1:]
+    positional = [item for item in asked if item.kind is item.POSITIONAL_OR_KEYWORD and item.default is item.empty]
+    named = [item.name for item in asked if item not in positional]
+    refused = []
+    try:
+        taken.bind_partial(*positional)
+    except TypeError:
+        refused.append(", ".join(item.name for item in positional))
+    anything = any(item.kind is item.VAR_KEYWORD for item in taken.parameters.values())
+    refused += [name for name in named if name not in taken.parameters and not anything]
+    return ", ".join(refused)

@@ -1,0 +1,209 @@
+"""The settings of a run: one frozen model per group, bounds beside the field, open parts as components.
+
+>>> settings = validate(compose(["attack=pgd", "rounds=3"]))
+>>> settings.client.lr, settings.attack.name
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, PrivateAttr
+
+from fedser.config import components
+from fedser.config.components import Component, component
+from fedser.config.schema import Count, Fraction, Group, Must, Names, NonNegative, Positive, parse, shown
+from fedser.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16"]
+Address = Annotated[str, Field(pattern=r"^(auto|.*:\d+)$"), Must("must be null, auto, HOST:PORT or ray://HOST:PORT")]
+
+
+def _node(key: str, optional: bool = False) -> Any:
+    """The type of a field that holds a component; `key` is the field's place in the configuration."""
+
+    def read(node: Any) -> Component | None:
+        return None if optional and node is None else component(key, node)
+
+    return Annotated[Component | None if optional else Component, PlainValidator(read)]
+
+
+class Open(Group):
+    """A group that chooses a component: keys that are not its own are the component's options."""
+
+    name: str
+
+    @classmethod
+    def split(cls, values: Any) -> Any:
+        """The group's values with its component's options apart from its own keys."""
+        if not isinstance(values, dict):
+            return values
+        own = {key: value for key, value in values.items() if key in cls.model_fields}
+        return own | {"component": {key: value for key, value in values.items() if key not in own or key == "name"}}
+
+
+class Dataset(Open):
+    component: _node("dataset")
+    root: str | None = None
+    classes: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+    client: str = "speaker"
+    on_bad_audio: Literal["error", "skip"] = "error"
+    frames: Count | None = None
+
+
+class Features(Group):
+    name: str
+    sample_rate: Count
+    frames: Count
+    mels: Count
+    window: Count
+    hop: Count
+    fmin: NonNegative
+    fmax: Positive
+    floor: Positive
+    normalisation: _node("features.normalisation")
+
+    @property
+    def front_end(self) -> dict[str, Any]:
+        """What decides the log-Mels before normalisation."""
+        return self.model_dump(exclude={"name", "normalisation"})
+
+
+class Partition(Open):
+    component: _node("partition")
+    test: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Model(Open):
+    component: _node("model")
+
+
+class Client(Group):
+    name: str
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    optimizer: _node("client.optimizer")
+    optimizer_state: Literal["reset", "persist"]
+    state_folder: str | None
+    timeout: Positive | None
+    threads: Count
+    precision: Precision
+    attack_precision: Precision
+    tf32: bool
+
+
+class Defence(Group):
+    name: str
+    training: _node("defence.training", optional=True)
+    inference: _node("defence.inference", optional=True)
+
+
+class Strategy(Open):
+    component: _node("strategy")
+    fraction_train: Fraction
+
+
+class Sanity(Group):
+    attack: str
+    steps_factor: Annotated[int, Field(ge=2)]
+    eps_factors: tuple[Positive, ...]
+
+
+class Evaluation(Group):
+    name: str
+    every: Count | None
+    attacks: Names
+    curve: Names
+    adaptive: Names
+    eps: Positive | None
+    grid: dict[str, tuple | None] | None
+    sanity: Sanity | None
+    draws: Count
+    fraction: Fraction
+    gradients: bool
+    utterances: bool
+    example: bool
+    batch_size: Count
+    precision: Precision
+
+
+class Simulation(Group):
+    name: str
+    backend: Literal["ray", "serial"]
+    device: Literal["auto", "cpu", "cuda"]
+    actors: Count | None
+    num_cpus: Positive
+    num_gpus: NonNegative | None
+    total_gpus: NonNegative | None
+    probe: bool
+    address: Address | None
+    min_reply_fraction: Fraction
+
+
+class Checkpoint(Group):
+    every: Count | None
+    keep: Literal["last", "evaluated"]
+
+
+def _is_open(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Open)
+
+
+def _attacks(nodes: Any) -> dict[str, Component]:
+    if not isinstance(nodes, dict):
+        raise InputError(f"attacks={shown(nodes)} must be settings of attacks by name.")
+    return {name: component(f"attacks.{name}", node, name) for name, node in nodes.items()}
+
+
+class Settings(Group):
+    """All settings of a run; `plain` are the same as YAML has them."""
+
+    dataset: Dataset
+    features: Features
+    partition: Partition
+    model: Model
+    client: Client
+    attack: _node("attack")
+    attacks: Annotated[dict[str, Component], PlainValidator(_attacks)]
+    defence: Defence
+    strategy: Strategy
+    evaluation: Evaluation
+    simulation: Simulation
+    logger: _node("logger")
+    checkpoint: Checkpoint
+    seed: Annotated[int, Field(ge=0)]
+    rounds: Count
+    reuse: bool
+    resume: bool
+    optimized_metric: str
+    modules: tuple[str, ...] = ()
+    variant: dict[str, Any] | None = None
+
+    _plain: dict = PrivateAttr()
+
+    @classmethod
+    def of(cls, plain: dict) -> "Settings":
+        """The settings of resolved plain values. Raises InputError naming the first that does not fit."""
+        components.search(plain.get("modules") or ())
+        open_groups = {key: field.annotation for key, field in cls.model_fields.items() if _is_open(field.annotation)}
+        settings = parse(
+            cls, plain | {key: kind.split(plain.get(key)) for key, kind in open_groups.items() if key in plain}
+        )
+        settings._plain = plain
+        return settings
+
+    @property
+    def plain(self) -> dict:
+        """As they were read: what is written to `config.yaml` and sent to workers."""
+        return self._plain
+
+    def components(self) -> Iterator[Component]:
+        """All components that are used whatever is measured: of training, and the defence at inference."""
+        yield from (group.component for group in (self.dataset, self.partition, self.model, self.strategy))
+        yield from (self.features.normalisation, self.client.optimizer, self.logger)
+        yield from filter(None, (self.defence.training, self.defence.inference))

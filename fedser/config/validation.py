@@ -1,0 +1,132 @@
+"""From a composed configuration to settings that have been checked, before anything is started.
+
+What is cheap comes first: a wrong number is refused before a component's module, and with it torch, is imported.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedser.config import paths
+from fedser.config.components import Component
+from fedser.config.protocol import Protocols
+from fedser.config.schema import shown
+from fedser.config.settings import Settings
+from fedser.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def validate(config: DictConfig | dict) -> Settings:
+    """The settings of a configuration, resolved and checked.
+
+    Raises InputError naming the first key that is wrong and saying what to set instead.
+    """
+    try:
+        settings = Settings.of(tidy(plain(config)))
+    except OmegaConfBaseException as error:
+        raise InputError(" ".join(str(error).split())) from error
+    _check_grid(settings.evaluation.grid or {})
+    used = _attacks_in_use(settings)
+    for component in (*used, *settings.attacks.values(), *settings.components()):
+        component.check()
+    for attack in used:
+        _check_norm(attack, settings)
+        _warn_of_short_steps(attack)
+    return settings
+
+
+def plain(config: DictConfig | dict) -> dict:
+    """The configuration as resolved plain values, without Hydra's own section. A missing `???` stays as it is."""
+    if not isinstance(config, DictConfig):
+        return config
+    keys = [key for key in config if key != "hydra"]
+    return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=False)
+
+
+def tidy(values: dict, quiet: bool = False) -> dict:
+    """Plain values as they count: every key set, no ε where it means nothing, sources absolute.
+
+    Raises InputError for a key that still has to be set. `quiet` leaves out the warning about an ε.
+    """
+    _check_missing({key: value for key, value in values.items() if key != "attacks"})
+    folders = tuple(values.get("modules") or ())
+    for node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
+        if isinstance(node.get("source"), str):  # a run's folder: workers have a working folder of their own
+            node["source"] = str(Path(node["source"]).expanduser().absolute())
+        if node.get("eps") is not None and has_no_budget(node.get("name"), folders):
+            if not quiet:
+                log.warning("%s has no ε: attack.eps=%s is ignored", node["name"], node["eps"])
+            node["eps"] = None
+    return values
+
+
+def has_no_budget(name: str | None, folders: tuple[str, ...] = ()) -> bool:
+    """Whether an attack's own file leaves `eps` null: it looks for the smallest perturbation."""
+    file = paths.options("attack", folders).get(str(name))
+    return file is not None and paths.content(file).get("eps", 0) is None
+
+
+def _check_missing(node: dict, prefix: str = "") -> None:
+    for key, value in node.items():
+        if value == "???":
+            raise InputError(f"{prefix}{key} must be set, e.g. {prefix}{key}=…")
+        if isinstance(value, dict):
+            _check_missing(value, f"{prefix}{key}.")
+
+
+def _nodes(node) -> Iterator[dict]:
+    """Every dictionary in nested ones."""
+    if isinstance(node, dict):
+        yield node
+        yield from itertools.chain.from_iterable(map(_nodes, node.values()))
+
+
+def _check_grid(grid: dict) -> None:
+    """Raises InputError unless every key's values are free of repetitions, and its numbers in order."""
+    for key, values in grid.items():
+        if values is None:
+            continue
+        if len(set(map(str, values))) < len(values):
+            raise InputError(f"evaluation.grid.{key}={shown(values)} must be a list without repetitions.")
+        if all(map(_is_number, values)) and list(values) != sorted(values):
+            ordered = ",".join(f"{value:g}" for value in sorted(values))
+            raise InputError(f"evaluation.grid.{key}={shown(values)} is out of order: [{ordered}].")
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _attacks_in_use(settings: Settings) -> list[Component]:
+    """`attack` and those of the evaluation, each under the key that a user would change it by."""
+    tested = Protocols.of(settings).attacks
+    named = [Component(f"attacks.{name}", name, attack.node) for name, attack in tested.items()]
+    return [settings.attack, *(attack for attack in named if attack.node != settings.attack.node)]
+
+
+def _check_norm(attack: Component, settings: Settings) -> None:
+    """Raises InputError where an attack's norm is not that of its method, as the method's own file says."""
+    method = (attack.get("method") or {}).get("_target_")
+    for file in paths.options("attack", settings.modules).values():
+        own = paths.content(file)
+        if method and (own.get("method") or {}).get("_target_") == method and attack.get("norm") != own.get("norm"):
+            raise InputError(
+                f"{attack.key}.norm={attack.get('norm')}, but {method} is measured in {own['norm']} by what it does: "
+                f"set {attack.key}.norm={own['norm']}, or {attack.key}.method._target_ to a method for "
+                f"{attack.get('norm')}."
+            )
+
+
+def _warn_of_short_steps(attack: Component) -> None:
+    eps, alpha, steps = (attack.get(key) for key in ("eps", "alpha", "steps"))
+    if None not in (eps, alpha, steps) and alpha * steps < eps:
+        log.warning(
+            "%s: %s steps of alpha=%g do not get as far as eps=%g (alpha=null: eps/4)",
+            attack.key, steps, alpha, eps,
+        )  # fmt: skip

@@ -1,0 +1,83 @@
+"""What a client has: its own utterances and nobody else's, behind one interface with two makers.
+
+`Simulated` hands out the parts of one store that all simulated clients map; `Own` reads one client's own corpus.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fedser.config.settings import Settings
+from fedser.data import corpora
+from fedser.data.partition import ClientSplit, partition, split_rows, stratified
+from fedser.data.store import FeatureStore, extract
+from fedser.randomness import derive
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's utterances: the rows of `store` that `split` says, which are all that it ever looks at."""
+
+    store: FeatureStore
+    split: ClientSplit
+
+    @property
+    def name(self) -> str:
+        """What the client calls itself: its speaker."""
+        return self.split.name
+
+    @property
+    def number(self) -> int:
+        """Its place among all clients."""
+        return self.split.number
+
+    def rows(self, part: str, fraction: float = 1.0, seed: int = 0) -> np.ndarray:
+        """Positions of the training, validation or test utterances, or of a stratified fraction of them."""
+        return stratified(self.store.labels, getattr(self.split, part), fraction, derive(seed, "subset", self.name))
+
+    def frames(self, rows: np.ndarray) -> np.ndarray:
+        """Log-Mels before normalisation, float32 [n, frames, mels]."""
+        return self.store.frames[rows]
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """Classes, int64 [n]."""
+        return self.store.labels[rows].astype(np.int64)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """How many frames of each are real, int64 [n]."""
+        return self.store.lengths[rows].astype(np.int64)
+
+
+class Clients(Protocol):
+    """The clients that a process can be."""
+
+    def client(self, number: int) -> ClientData:
+        """The data of client `number`."""
+
+
+class Simulated:
+    """The clients of a simulation, which share one store."""
+
+    def __init__(self, store: Path, settings: Settings):
+        self.store = FeatureStore.open(store)
+        self._splits = partition(self.store.table, settings.partition, settings.seed)
+
+    def client(self, number: int) -> ClientData:
+        """The data of client `number`."""
+        return ClientData(self.store, self._splits[number])
+
+
+class Own:
+    """The one client that a machine of its own is: whatever the corpus at `dataset.root` holds, under this name."""
+
+    def __init__(self, name: str, settings: Settings):
+        corpus = corpora.load(settings.dataset)
+        self.store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
+        rows = np.arange(len(self.store))
+        self._split = split_rows(0, name, rows, settings.partition, settings.seed)
+
+    def client(self, number: int) -> ClientData:
+        """The data of this client, whatever its number among the others."""
+        return ClientData(self.store, replace(self._split, number=number))

@@ -1,0 +1,19 @@
+"""How many frames of each input are real: networks that want to know take `forward(x, lengths)`, others do without.
+
+Inputs x [B, 1, T, F] are as long as `features.frames`; of shorter clips the frames after the first `lengths` [B] are
+repetitions.
+"""
+
+import inspect
+
+from torch import Tensor, nn
+
+
+def takes_lengths(model: nn.Module) -> bool:
+    """Whether a network's `forward` has the argument `lengths`."""
+    return "lengths" in inspect.signature(model.forward).parameters
+
+
+def logits(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The model's logits [B, classes] of x [B, 1, T, F] with so many real frames [B]; None: all that there are."""
+    return model(x, lengths) if lengths is not None and takes_lengths(model) else model(x)
