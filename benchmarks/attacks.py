@@ -181,7 +181,7 @@ def measure(model, x, y, repeats):
 
 
 def measure_floors(model, x, repeats):
-    adversaries = {name: build(settle(compose([f"attack={name}"]))["attack"]) for name in ("fgsm", "pgd", "deepfool")}
+    adversaries = {name: build(validate(compose([f"attack={name}"]))["attack"]) for name in ("fgsm", "pgd", "deepfool")}
     return {f"{name}, floor": over_floor(attack, model, x, repeats) for name, attack in adversaries.items()}
 
 

@@ -66,10 +66,10 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    settings = settle(compose(["evaluation.attacks=[fgsm,pgd,deepfool]", f"features.frames={FRAMES}"]))
+    settings = validate(compose(["evaluation.attacks=[fgsm,pgd,deepfool]", f"features.frames={FRAMES}"]))
     told = protocol.final(settings)
     adversaries = {name: build(attack) for name, attack in protocol.attacks(settings).items()}
-    randomise = build(settings["defence"]["inference"])
+    randomise = build(settings.defence.inference)
     model = CNN4(CLASSES, width=arguments.width).eval()
     x = torch.randn(CLIENTS, CLIPS, 1, FRAMES, MELS)
     y = torch.arange(CLIPS) % CLASSES

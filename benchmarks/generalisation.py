@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from fedser.config.protocol import Agenda
+from fedser.config.protocol import Protocol
 from fedser.data import corpora
 from fedser.data.store import extract
 from fedser.evaluation import measure, metrics
@@ -26,8 +26,8 @@ def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]
     """{train or test: {condition: UAR}} of a run that normalised with `zscore_global`."""
     settings = yaml.safe_load((run / "config.yaml").read_text())
     corpus = corpora.load(settings)
-    store = extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
-    adversaries = {name: settings["attacks"][name] for name in attacks}
+    store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
+    adversaries = {name: settings.attacks[name] for name in attacks}
     told = {"settings": settings, "classes": corpus.classes, "attacks": adversaries, "store": store.folder, "state": ""}
     bench = client_app.Workbench(told)
     transport.unpack(load_file(run / "model.safetensors"), bench.model)
@@ -37,7 +37,7 @@ def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]
     for part in ("train", "test"):
         x, y = bench.tensors(np.concatenate([getattr(share, part) for share in bench.shares]), normalise)
         options = {"attacks": bench.attacks, "randomise": None, "batch_size": 64, "seed": 0}
-        measured = measure.evaluate(bench.model, x, y, Agenda(attacks, randomised=False), **options)
+        measured = measure.evaluate(bench.model, x, y, Protocol(attacks, randomised=False), **options)
         uars[part] = {
             condition: metrics.uar(metrics.confusion(y, predicted[0], len(corpus.classes)))
             for condition, predicted in measured.predictions.items()

@@ -45,11 +45,11 @@ def federated(actors, arguments, folder):
 
 def bare(arguments, batches=60):
     """Samples per second of one eager process that trains batch after batch."""
-    settings = settle(fedser.compose(overrides(arguments)))
+    settings = validate(fedser.compose(overrides(arguments)))
     device = torch.device("cpu" if arguments.cpu else "cuda")
-    client = settings["client"]
+    client = settings.client
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = client["tf32"]
-    model = build(settings["model"]["module"], classes=7).to(device).train()
+    model = build(settings.model.module, classes=7).to(device).train()
     optimizer = build(client["optimizer"])(model.parameters())
     x = torch.randn(client["batch_size"], 1, 373, 64, device=device)
     y = torch.arange(len(x), device=device) % 7

@@ -68,8 +68,8 @@ def run_fedser(folder, overrides):
 def clients(settings):
     """[(name, x [n, 1, frames, mels] normalised, y [n])] of every client's training set, as fedser has it."""
     corpus = corpora.load(settings)
-    store = extract(corpus, settings["features"], settings["dataset"]["on_bad_audio"])
-    shares = partition(store.table, settings["partition"], settings["seed"])
+    store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
+    shares = partition(store.table, settings.partition, settings.seed)
     sums = [Sums.of(store.frames[share.train]) for share in shares]
     normalise = zscore(sum(sums[1:], sums[0]))
     labels = store.table["label"].to_numpy().astype(np.int64)
@@ -82,9 +82,9 @@ def clients(settings):
 
 def network(settings):
     """CNN-4 with the weights that fedser's run starts from."""
-    torch.manual_seed(derive(settings["seed"], "initial weights"))
-    options = {key: value for key, value in settings["model"]["module"].items() if key != "_target_"}
-    return CNN4(len(settings["dataset"]["classes"]), **options)
+    torch.manual_seed(derive(settings.seed, "initial weights"))
+    options = {key: value for key, value in settings.model.module.items() if key != "_target_"}
+    return CNN4(len(settings.dataset.classes), **options)
 
 
 def state(model):
@@ -94,13 +94,13 @@ def state(model):
 
 def check(settings):
     """The bare loop knows no other settings than these."""
-    client, defence, attack = settings["client"], settings["defence"]["training"], settings["attack"]
+    client, defence, attack = settings.client, settings.defence.training, settings.attack
     assert client["optimizer"]["_target_"] == "torch.optim.Adam" and client["optimizer_state"] == "reset"
     assert client["precision"] == "fp32" and client["attack_precision"] == "fp32" and client["threads"] == 1
     assert defence["attack"] == attack and defence["pairing"] == "disjoint"
     assert defence["alpha"] == 0.5 and defence["start_round"] == 2
     assert attack["name"] == "fgsm" and attack["labels"] == "predicted" and attack["box"] is None
-    assert settings["features"]["normalisation"] == "zscore_global" and settings["strategy"]["name"] == "fedavg"
+    assert settings.features.normalisation == "zscore_global" and settings.strategy.name == "fedavg"
 
 
 def fgsm(model, x, eps):
@@ -114,14 +114,14 @@ def fgsm(model, x, eps):
 
 def train_client(model, weights, name, x, y, round, settings):
     """One client's local training from the global weights, in place; the mean loss of its steps."""
-    client, seed = settings["client"], settings["seed"]
+    client, seed = settings.client, settings.seed
     with torch.no_grad():
         for tensor, new in zip(state(model), weights, strict=True):
             tensor.copy_(new)
     if round >= 2:
         order = torch.randperm(len(x), generator=generator(derive(seed, "defence", round, name), "halves", round))
         half = (len(x) + 1) // 2
-        x = torch.cat([x[order[:half]], fgsm(model, x[order[half:]], settings["attack"]["eps"])])
+        x = torch.cat([x[order[:half]], fgsm(model, x[order[half:]], settings.attack.eps)])
         y = y[order]
     options = {key: value for key, value in client["optimizer"].items() if not key.startswith("_")}
     optimizer = torch.optim.Adam(model.parameters(), **options)
@@ -197,7 +197,7 @@ def measure(rounds, repeats, width):
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["FEDSER_CACHE"] = str(Path(scratch, "cache"))
         run_fedser(Path(scratch, "first"), [*overrides, "rounds=1"])  # fills the cache with features
-        settings = settle(fedser.compose(overrides))
+        settings = validate(fedser.compose(overrides))
         check(settings)
         data = clients(settings)
         sides = {"fedser": lambda folder: run_fedser(folder, [*overrides, f"rounds={rounds}"])}

@@ -5,8 +5,8 @@
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
 What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `logger`
-and `defence/inference` (`randomise` for a run without a defence at inference). All else is as in the run. The record goes
-to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
+and `defence/inference` (`randomise` for a run without one). All else is as in the run. The record goes to
+`RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
 """
 
 import argparse

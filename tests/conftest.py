@@ -56,9 +56,10 @@ def data_folder() -> Path:
 @pytest.fixture
 def settings():
     """settings(*overrides) → checked plain values of the small experiment."""
-    from fedser.config.compose import compose, settle
+    from fedser.config.compose import compose
+from fedser.config.validation import validate
 
-    return lambda *overrides: settle(compose([*SMALL, *overrides]))
+    return lambda *overrides: validate(compose([*SMALL, *overrides]))
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((directory(
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes_and_is_valid(group, option):
     extra = ["dataset.root=somewhere.csv"] if option == "manifest" else []
-    settled = settle(compose([f"{group}={option}", *extra]))
+    settled = validate(compose([f"{group}={option}", *extra]))
     if group not in ("experiment", "client"):
         assert settled[group]["name"] == option
-    instantiate(settled["strategy"]["aggregator"])
+    instantiate(settled.strategy.aggregator)
     if group in ("attack", "model", "logger") and option != "none":
         if option == "transfer":
             return  # wants a finished run: tests/test_transfer.py
-        instantiate(settled["model"]["module"], classes=7) if group == "model" else instantiate(settled[group])
+        instantiate(settled.model.module, classes=7) if group == "model" else instantiate(settled[group])
 
 
 def test_every_group_has_options():
@@ -32,7 +32,7 @@ def test_every_group_has_options():
 
 
 def test_the_names_users_rely_on():
-    settled = settle(compose([]))
+    settled = validate(compose([]))
     for path in """rounds seed dataset.root dataset.scale dataset.on_bad_audio model.width attack.eps attack.labels
         client.epochs client.batch_size client.lr client.threads client.precision client.optimizer_state
         evaluation.every evaluation.attacks simulation.actors simulation.num_cpus simulation.num_gpus
@@ -41,21 +41,21 @@ def test_the_names_users_rely_on():
         for key in path.split("."):
             assert key in node, path
             node = node[key]
-    two_stage = settle(compose(["attack=pgd", "defence=two_stage"]))
+    two_stage = validate(compose(["attack=pgd", "defence=two_stage"]))
     assert two_stage["attack"]["alpha"] == 0.1 and two_stage["attack"]["steps"] == 5
     assert (
         two_stage["defence"]["training"]["pairing"] == "disjoint" and two_stage["defence"]["training"]["alpha"] == 0.5
     )
-    assert (settled["dataset"]["name"], settled["model"]["name"], settled["attack"]["name"]) == (
+    assert (settled.dataset.name, settled.model.name, settled.attack.name) == (
         "synthetic",
         "cnn4",
         "fgsm",
     )
-    assert (settled["defence"]["name"], settled["strategy"]["name"]) == ("randomise", "fedavg")
+    assert (settled.defence.name, settled.strategy.name) == ("randomise", "fedavg")
 
 
 def test_paper_settings_are_the_attacks_defaults():
-    attacks = settle(compose([]))["attacks"]
+    attacks = validate(compose([]))["attacks"]
     assert attacks["fgsm"]["eps"] == attacks["pgd"]["eps"] == 0.05
     assert attacks["pgd"]["alpha"] == 0.1 and attacks["pgd"]["steps"] == attacks["deepfool"]["steps"] == 5
     assert attacks["deepfool"]["overshoot"] == 0.02 and attacks["deepfool"]["eps"] is None
@@ -63,29 +63,29 @@ def test_paper_settings_are_the_attacks_defaults():
 
 
 def test_training_attack_follows_the_attack_and_can_differ():
-    same = settle(compose(["attack=pgd", "attack.eps=0.02", "defence=adversarial"]))
+    same = validate(compose(["attack=pgd", "attack.eps=0.02", "defence=adversarial"]))
     assert same["defence"]["training"]["attack"]["eps"] == 0.02
-    other = settle(compose(["attack=pgd", "defence=adversarial", "defence.training.attack=${attacks.fgsm}"]))
+    other = validate(compose(["attack=pgd", "defence=adversarial", "defence.training.attack=${attacks.fgsm}"]))
     assert other["defence"]["training"]["attack"]["name"] == "fgsm"
 
 
 def test_sources_are_absolute_wherever_they_stand():
     override = "+attack.members.transfer={name: transfer, source: outputs/run}"
-    settings = settle(compose(["attack=ensemble", override, "attacks.transfer.source=outputs/run"]))
+    settings = validate(compose(["attack=ensemble", override, "attacks.transfer.source=outputs/run"]))
     here = str(Path("outputs/run").absolute())
-    assert settings["attack"]["members"]["transfer"]["source"] == here
-    assert settings["attacks"]["transfer"]["source"] == here
+    assert settings.attack.members["transfer"]["source"] == here
+    assert settings.attacks["transfer"]["source"] == here
 
 
 def test_evaluation_attacks_meet_overrides():
-    settled = settle(
+    settled = validate(
         compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"])
     )
     chosen = protocol.attacks(settled)
     assert list(chosen) == ["fgsm", "pgd"]
     assert chosen["fgsm"]["eps"] == 0.1 and chosen["pgd"]["steps"] == 20 and chosen["pgd"]["eps"] == 0.05
-    assert protocol.attacks(settle(compose(["attack=none"]))) == {}
-    assert list(protocol.attacks(settle(compose(["evaluation.attacks=pgd"])))) == ["pgd"]
+    assert protocol.attacks(validate(compose(["attack=none"]))) == {}
+    assert list(protocol.attacks(validate(compose(["evaluation.attacks=pgd"])))) == ["pgd"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_evaluation_attacks_meet_overrides():
         (["attack=cw", "attack.c=0"], ["attack.c=0"]),
         (["attack=cw", "attack.c=abc"], ["attack.c=abc"]),
         (["attack=cw", "attack.lr=null"], ["attack.lr=None"]),
-        (["attacks.cw.kappa=null"], ["attacks.cw.kappa=None"]),  # on no agenda, and wrong all the same
+        (["attacks.cw.kappa=null"], ["attacks.cw.kappa=None"]),  # on no protocol, and wrong all the same
         (["attack=square", "attack.queries=0"], ["attack.queries=0", "at least 2"]),
         (["attack=square", "attack.queries=-5"], ["attack.queries=-5"]),
         (["attack=square", "attack.p_init=7"], ["attack.p_init=7"]),
@@ -156,7 +156,7 @@ def test_evaluation_attacks_meet_overrides():
 )
 def test_bad_configuration_is_named(overrides, words):
     with pytest.raises(InputError) as raised:
-        settle(compose(overrides))
+        validate(compose(overrides))
     for word in words:
         assert word in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -165,16 +165,16 @@ def test_bad_configuration_is_named(overrides, words):
 def test_eps_on_deepfool_warns_and_means_nothing(caplog):
     from fedser.config.identity import run_name
 
-    settled = settle(compose(["attack=deepfool", "attack.eps=0.05"]))
-    assert settled["attack"]["eps"] is None
+    settled = validate(compose(["attack=deepfool", "attack.eps=0.05"]))
+    assert settled.attack.eps is None
     assert "deepfool has no ε" in caplog.text
-    assert run_name(settled) == run_name(settle(compose(["attack=deepfool"])))
+    assert run_name(settled) == run_name(validate(compose(["attack=deepfool"])))
 
 
 def test_steps_that_do_not_get_as_far_as_eps_warn(caplog):
-    settle(compose(["evaluation.attacks=[fgsm,pgd,pgd_strong,'pgd@eps=0.5']", "evaluation.eps=0.4"]))
+    validate(compose(["evaluation.attacks=[fgsm,pgd,pgd_strong,'pgd@eps=0.5']", "evaluation.eps=0.4"]))
     assert not caplog.messages
-    settle(compose(["evaluation=sweep", "evaluation.attacks=[pgd,pgd_strong]"]))
+    validate(compose(["evaluation=sweep", "evaluation.attacks=[pgd,pgd_strong]"]))
     assert caplog.messages == [
         "attacks.pgd@eps=1.0: 5 steps of alpha=0.1 do not get as far as eps=1 (alpha=null: eps/4)"
     ]
@@ -202,7 +202,7 @@ def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():
 
 
 def test_randomisation_is_the_papers_and_follows_the_features():
-    paper = settle(compose(["experiment=chang2022"]))["defence"]["inference"]
+    paper = validate(compose(["experiment=chang2022"]))["defence"]["inference"]
     assert (paper["frames"], paper["mels"], paper["size"], paper["value"]) == ([373, 380], [64, 66], [380, 66], 0.5)
-    longer = settle(compose(["dataset=emodb", "features.frames=500"]))["defence"]["inference"]
+    longer = validate(compose(["dataset=emodb", "features.frames=500"]))["defence"]["inference"]
     assert (longer["frames"], longer["size"]) == ([500, 507], [507, 66])

@@ -319,7 +319,7 @@ def test_a_reader_of_ones_own_must_keep_to_the_columns():
         return pd.DataFrame({"path": [], "speaker": []})
 
     settings = OmegaConf.to_container(config("emodb", root=str(EMODB))) | {}
-    settings["dataset"]["reader"] = reader
+    settings.dataset.reader = reader
     with pytest.raises(InputError, match=r"no column emotion \(it has path, speaker\)"):
         corpora.load(settings)
 

@@ -96,7 +96,7 @@ def test_the_run_keeps_its_training_and_its_defence(finished):
     own = yaml.safe_load((finished.folder / "config.yaml").read_text())
     for key in ("dataset", "features", "partition", "model", "client", "strategy", "rounds", "seed", "defence"):
         assert settings[key] == own[key]
-    assert settings["attack"] == own["attack"]
+    assert settings.attack == own["attack"]
     attacks = protocol.attacks(settings)
     assert {attacks[name]["eps"] for name in ("fgsm", "pgd_strong", "noise")} == {0.1}
 

@@ -1,4 +1,4 @@
-"""Conditions, agendas, confusion matrices and UAR, by hand."""
+"""Conditions, protocols, confusion matrices and UAR, by hand."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from torch import nn
 
 from fedser.config import protocol
 from fedser.config.compose import compose, directory, settle
-from fedser.config.protocol import Agenda
+from fedser.config.protocol import Protocol
 from fedser.data.partition import stratified
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError
@@ -35,11 +35,11 @@ def test_confusion_counts_true_by_predicted():
     assert matrix.tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
 
 
-# --- the agenda ---
+# --- the protocol ---
 
 
 def names(*arguments, **options):
-    return [condition.name for condition in Agenda(*arguments, **options).conditions]
+    return [condition.name for condition in Protocol(*arguments, **options).conditions]
 
 
 def test_conditions_are_table_3s_and_the_adaptive_ones():
@@ -52,13 +52,13 @@ def test_conditions_are_table_3s_and_the_adaptive_ones():
     assert names(["pgd"], ["pgd"], randomised=False) == ["original", "adversarial/pgd"]  # there is nothing to know
 
 
-def test_an_agenda_survives_the_way_to_the_clients():
-    one = Agenda(("pgd",), ("pgd",), draws=3, gradients=True, fraction=0.5)
-    assert Agenda(**json.loads(json.dumps(one.plain()))).conditions == one.conditions
+def test_an_protocol_survives_the_way_to_the_clients():
+    one = Protocol(("pgd",), ("pgd",), draws=3, gradients=True, fraction=0.5)
+    assert Protocol(**json.loads(json.dumps(one.plain()))).conditions == one.conditions
 
 
 def settled(*overrides):
-    return settle(compose(overrides))
+    return validate(compose(overrides))
 
 
 def test_a_sweep_varies_what_has_the_key():
@@ -152,7 +152,7 @@ def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
         ("evaluation.sanity.eps_factors=[2,0]", "evaluation.sanity.eps_factors=[2, 0] must be a list of factors"),
     ],
 )
-def test_impossible_agendas_are_refused(override, words):
+def test_impossible_protocols_are_refused(override, words):
     with pytest.raises(InputError) as raised:
         settled(*(["evaluation=matrix"] if override.startswith("evaluation.sanity.") else []), override)
     assert words in str(raised.value)
@@ -201,7 +201,7 @@ def measured(told, x=X, y=Y, randomise=add, model=None):
 
 
 def test_each_condition_sees_its_own_version():
-    predictions = measured(Agenda(["flip"], ["flip"])).predictions
+    predictions = measured(Protocol(["flip"], ["flip"])).predictions
     assert {name: draws.tolist() for name, draws in predictions.items()} == {
         "original": [[1, 0, 1]],
         "randomised": [[1, 1, 1]],  # −1 + 1.5 > 0
@@ -212,7 +212,7 @@ def test_each_condition_sees_its_own_version():
 
 
 def test_examples_are_measured():
-    examples = measured(Agenda(["flip"], gradients=True)).examples["flip"]
+    examples = measured(Protocol(["flip"], gradients=True)).examples["flip"]
     assert examples["linf"].tolist() == examples["l2"].tolist() == [2.0, 2.0, 4.0]
     assert examples["snr"].tolist() == pytest.approx([-6.0206] * 3, abs=1e-4)  # 20·log10(1/2)
     assert examples["flat"].tolist() == [0, 0, 0]
@@ -223,7 +223,7 @@ def test_vanished_gradients_are_counted():
         def forward(self, x):
             return torch.stack([x.sum((1, 2, 3)).sign(), 0 * x.sum((1, 2, 3))], dim=1)
 
-    found = measured(Agenda(["flip"], gradients=True), model=Step()).examples["flip"]
+    found = measured(Protocol(["flip"], gradients=True), model=Step()).examples["flip"]
     assert found["flat"].tolist() == [1, 1, 1]
 
 
@@ -240,9 +240,9 @@ def test_logits_that_are_no_numbers_are_no_prediction(worst):
 
 
 def test_one_utterance_is_shown_with_its_classes():
-    shown = measured(Agenda(["flip"], ["flip"]), y=1 - Y).shown  # all wrong: the first one
+    shown = measured(Protocol(["flip"], ["flip"]), y=1 - Y).shown  # all wrong: the first one
     assert int(shown["predicted/original"]) == 1 and int(shown["predicted/flip"]) == 0
-    found = measured(Agenda(["flip"], ["flip"]), y=torch.tensor([0, 0, 1]))
+    found = measured(Protocol(["flip"], ["flip"]), y=torch.tensor([0, 0, 1]))
     assert found.shown["x"].tolist() == [[-1]]  # the first that is right
     with np.load(io.BytesIO(results.example(found, "a", ["calm", "angry"]))) as file:
         told = {name: str(file[name]) for name in file if name.startswith("predicted/")}
@@ -253,7 +253,7 @@ def test_draws_are_fresh_and_repeatable():
     def jitter(x, generator=None):
         return x + torch.randn(x.shape, generator=generator)
 
-    told = Agenda(["flip"], draws=20)
+    told = Protocol(["flip"], draws=20)
     once, again = (measured(told, randomise=jitter).predictions["randomised"] for _ in range(2))
     assert once.shape == (20, 3)
     assert torch.equal(once, again)
@@ -263,7 +263,7 @@ def test_draws_are_fresh_and_repeatable():
 def test_no_test_utterances_give_empty_matrices():
     empty, none = torch.zeros(0, 1, 6, 4), torch.zeros(0, dtype=torch.long)
     nothing = measured(
-        Agenda(["flip"], ["flip"], draws=2, gradients=True), empty, none, Randomise((6, 8), (4, 5), (8, 5))
+        Protocol(["flip"], ["flip"], draws=2, gradients=True), empty, none, Randomise((6, 8), (4, 5), (8, 5))
     )
     told = results.answer(nothing, none, np.array([], int), 2, True)
     assert np.sum(told["counts"]["original"]) == 0
@@ -276,7 +276,7 @@ def test_no_test_utterances_give_empty_matrices():
 @pytest.fixture
 def both():
     """Two clients: rows 0 to 2 of a table, and row 3."""
-    told = Agenda(["flip"], draws=2)
+    told = Protocol(["flip"], draws=2)
     parts = {"a": (X, Y, np.array([0, 1, 2])), "b": (X[:1], 1 - Y[:1], np.array([3]))}
     answers = {
         name: json.loads(json.dumps(results.answer(measured(told, x, y), y, rows, 2, True)))

@@ -76,7 +76,7 @@ def test_confusions_add_up(result):
 
 def test_saved_model_scores_as_the_summary_says(result):
     settings = yaml.safe_load((result.folder / "config.yaml").read_text())
-    model = instantiate(settings["model"]["module"], classes=7)
+    model = instantiate(settings.model.module, classes=7)
     transport.unpack(load_file(result.folder / "model.safetensors"), model)
     bench = next(iter_workbenches(settings))
     right = 0
@@ -94,7 +94,7 @@ def iter_workbenches(settings):
     from fedser.data import corpora, store
 
     corpus = corpora.load(settings)
-    store = store.extract(corpus, settings["features"])
+    store = store.extract(corpus, settings.features)
     yield client_app.Workbench(
         {"settings": settings, "classes": corpus.classes, "attacks": {}, "store": str(store.folder), "state": "unused"}
     )

@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from safetensors.numpy import load_file
 
-from fedser.config.protocol import Agenda
+from fedser.config.protocol import Protocol
 from fedser.data.store import extract
 from fedser.errors import RunError
 from fedser.evaluation import measure, metrics
@@ -110,15 +110,15 @@ def federate(settings, tmp_path):
     from fedser.data.partition import partition
 
     corpus = load(settings)
-    store = extract(corpus, settings["features"])
-    clients = len(partition(store.table, settings["partition"], settings["seed"]))
-    told = {"settings": settings, "classes": corpus.classes, "attacks": {"fgsm": settings["attacks"]["fgsm"]},
+    store = extract(corpus, settings.features)
+    clients = len(partition(store.table, settings.partition, settings.seed))
+    told = {"settings": settings, "classes": corpus.classes, "attacks": {"fgsm": settings.attacks["fgsm"]},
             "store": str(store.folder), "state": str(tmp_path / "state")}  # fmt: skip
     plan = backend.plan(settings, clients)
     strategy = strategies.build_strategy(settings, clients)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = transport.pack(instantiate(settings["model"]["module"], classes=len(corpus.classes)))
+        weights = transport.pack(instantiate(settings.model.module, classes=len(corpus.classes)))
     results = []
 
     def serve(work):
@@ -136,8 +136,8 @@ def federate(settings, tmp_path):
 def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     settled = settings("defence=none")
     told, _, weights, serve = federate(settled, tmp_path)
-    agenda = Agenda(["fgsm"], randomised=False)
-    pooled = serve(lambda federation: federation.evaluate(1, weights, agenda)).pooled()
+    protocol = Protocol(["fgsm"], randomised=False)
+    pooled = serve(lambda federation: federation.evaluate(1, weights, protocol)).pooled()
 
     bench = client_app.Workbench(json.loads(json.dumps(told)))
     frames = bench.store.frames[np.concatenate([share.train for share in bench.shares])].astype(np.float64)
@@ -146,7 +146,9 @@ def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
     x = torch.from_numpy(((bench.store.frames[rows] - mean) / deviation).astype(np.float32)).unsqueeze(1)
     y = torch.from_numpy(bench.store.table["label"].to_numpy()[rows])
     transport.unpack(weights, bench.model)
-    central = measure.evaluate(bench.model, x, y, agenda, attacks=bench.attacks, randomise=None, batch_size=16, seed=0)
+    central = measure.evaluate(
+        bench.model, x, y, protocol, attacks=bench.attacks, randomise=None, batch_size=16, seed=0
+    )
     for condition, predicted in central.predictions.items():
         matrix = metrics.confusion(y, predicted[0], 7)
         assert matrix.sum() == pooled[condition].sum() == len(rows)
@@ -187,7 +189,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         federation.grid.push_messages, federation.grid.pull_messages = push, pulled
         federation.introduce()
         federation.train(strategy, 1, weights, [0, 1])
-        federation.evaluate(1, weights, Agenda(["fgsm"], randomised=False))
+        federation.evaluate(1, weights, Protocol(["fgsm"], randomised=False))
 
     serve(listen)
     most = max(kinds[f"config.answer.examples.fgsm.{measure}"] for measure in ("linf", "l2", "rms", "snr"))

@@ -50,7 +50,7 @@ def test_it_composes_without_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
         "import fedser, fedser.config.compose as c; print(fedser.__file__); print(c.directory());"
-        "print(c.settle(c.compose(['experiment=chang2022', 'attack=pgd', 'defence=two_stage']))['model']['name'])"
+        "print(c.validate(c.compose(['experiment=chang2022', 'attack=pgd', 'defence=two_stage']))['model']['name'])"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(

@@ -303,7 +303,7 @@ class TestProbe:
             from test_simulation import shares
             from fedser.config import compose, settle
             from fedser.simulation.probe import probe
-            settings = settle(compose([*SMALL, "simulation=auto", "features.frames=20000",
+            settings = validate(compose([*SMALL, "simulation=auto", "features.frames=20000",
                                        "client.batch_size=30", "model.width=64"]))
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
             print("found", probe(settings, 7, shares(30), {{}}))

@@ -39,7 +39,7 @@ def source(tmp_path):
 
 def transfer(source, *overrides):
     settings = compose.plain(compose.compose([*RUN, "attack=transfer", f"attack.source={source}", *overrides]))
-    return compose.build(settings["attack"])
+    return compose.build(settings.attack)
 
 
 def test_the_attack_is_made_on_the_source(source):

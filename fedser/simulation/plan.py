@@ -226,13 +226,13 @@ def _check(asked: int, capacity: Capacity, request: Request) -> None:
         )
     if request.gpus and (on_gpus := sum(map(request.on_gpus, capacity.machines))) < asked:
         raise InputError(
-            f"simulation.actors={asked} with simulation.num_gpus={request.gpus:g} each do not fit on {capacity.gpus:g} GPUs: "
-            f"set simulation.actors to at most {on_gpus}, or lower simulation.num_gpus."
+            f"simulation.actors={asked} with simulation.num_gpus={request.gpus:g} each do not fit on "
+            f"{capacity.gpus:g} GPUs: set simulation.actors to at most {on_gpus}, or lower simulation.num_gpus."
         )
     if capacity.joined and (places := sum(map(request.places, capacity.machines))) < max(asked, 1):
         raise InputError(
-            f"{max(asked, 1)} clients at a time with {request.cpus:g} CPU and {request.gpus:g} GPU each do not fit on the "
-            f"Ray cluster, which has places for {places}: lower simulation.actors, simulation.num_cpus or "
+            f"{max(asked, 1)} clients at a time with {request.cpus:g} CPU and {request.gpus:g} GPU each do not fit on "
+            f"the Ray cluster, which has places for {places}: lower simulation.actors, simulation.num_cpus or "
             "simulation.num_gpus."
         )
 

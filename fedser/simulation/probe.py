@@ -53,7 +53,7 @@ class Probe:
 
     `peak_bytes` is a worker's own memory at its peak, without the libraries and features that all of them share.
     `gpu_peak_bytes` are of a card of `gpu_bytes`, the CUDA context included; 0 on a CPU. The seconds are those of one
-    client alone with its `client.threads`; the start of a round is the objective's, such as attacks on half the samples.
+    client alone with its `client.threads`; the start of a round is the objective's: attacks on half the samples, say.
     """
 
     device: str
@@ -149,7 +149,7 @@ class _Client:
         self.objective = build(job["training"], key="defence.training") if job["training"] else CrossEntropy()
 
     def train(self, count: int) -> tuple[float, float]:
-        """One training step → seconds per sample trained on, and what the objective's start of a round takes of each."""
+        """One training step → seconds per sample trained on, and per sample of the objective's start of a round."""
         samples = self._samples(count)
         few = samples[torch.arange(min(count, 2 * CPU_CHUNK if self.device.type == "cpu" else count))]
         starting = self._seconds(lambda: self._start(few[torch.arange(min(count, 2 * FEW))])) / min(count, 2 * FEW)

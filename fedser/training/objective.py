@@ -15,8 +15,7 @@ from fedser.models.lengths import logits
 
 @dataclass(frozen=True)
 class Samples:
-    """Training samples: inputs x [n, 1, frames, mels], labels y [n], the weight [n] of each in the loss, and how many of
-    its frames [n] are real."""
+    """Training samples: inputs x [n, 1, frames, mels], labels y [n], weights [n] in the loss, real frames [n]."""
 
     x: Tensor
     y: Tensor
