@@ -28,7 +28,9 @@ import torchattacks
 
 from fedser.attacks import CPU_CHUNK, Adversary
 from fedser.attacks.deepfool import DeepFool
-from fedser.config.compose import build, compose, settle
+from fedser.config.components import build
+from fedser.config.compose import compose
+from fedser.config.validation import validate
 from fedser.models.cnn4 import CNN4
 from fedser.models.vgg15 import VGG15
 

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from fedser.config import protocol
-from fedser.config.compose import build, compose, settle
+from fedser.config.components import build
+from fedser.config.compose import compose
+from fedser.config.validation import validate
 from fedser.evaluation import measure
 from fedser.models.cnn4 import CNN4
 

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 import fedser
-from fedser.config.compose import build, settle
+from fedser.config.components import build
+from fedser.config.validation import validate
 
 DEMOS_CLIPS, PAPER_ROUNDS, PAPER_PFLOP = 7491, 300, 97
 

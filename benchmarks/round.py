@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 
 import fedser
-from fedser.config.compose import settle
+from fedser.config.validation import validate
 from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract

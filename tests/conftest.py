@@ -57,7 +57,7 @@ def data_folder() -> Path:
 def settings():
     """settings(*overrides) → checked plain values of the small experiment."""
     from fedser.config.compose import compose
-from fedser.config.validation import validate
+    from fedser.config.validation import validate
 
     return lambda *overrides: validate(compose([*SMALL, *overrides]))
 

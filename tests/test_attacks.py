@@ -15,6 +15,8 @@ from toy import accuracy, randomisation, right, trained
 
 from fedser.attacks import Adversary, BudgetError, Defended, fgsm, margin
 from fedser.config import compose
+from fedser.config.components import build
+from fedser.config.validation import plain
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError
 from fedser.randomness import generator
@@ -576,10 +578,10 @@ def test_clients_get_it_as_plain_values(art, name, mounted):
     path = mounted.format(name)
     key = f"{path}.eps=0.1"
     overrides = [f"attack={name}" if mounted == "attack" else "attack=none", key]
-    plain = compose.plain(compose.compose(overrides))
+    plain = plain(compose.compose(overrides))
     node = plain["attack"] if mounted == "attack" else plain["attacks"][name]
     assert not OmegaConf.is_config(node)
-    attack = compose.build(node)
+    attack = build(node)
     assert attack.eps == (None if name in ("deepfool", "cw") else 0.1)
     for members in ("members", "rand"):
         assert {member.eps for member in getattr(attack, members, {}).values()} <= {0.1}

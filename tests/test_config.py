@@ -6,7 +6,9 @@ import pytest
 from hydra.utils import instantiate
 
 from fedser.config import protocol
-from fedser.config.compose import compose, directory, plain, settle
+from fedser.config.compose import compose
+from fedser.config.paths import directory
+from fedser.config.validation import plain, validate
 from fedser.errors import InputError
 
 GROUPS = ["attack", "defence", "strategy", "model", "client", "partition", "features", "evaluation", "simulation",

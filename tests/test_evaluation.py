@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from fedser.config import protocol
-from fedser.config.compose import compose, directory, settle
+from fedser.config.compose import compose
+from fedser.config.paths import directory
 from fedser.config.protocol import Protocol
+from fedser.config.validation import validate
 from fedser.data.partition import stratified
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError

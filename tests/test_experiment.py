@@ -226,8 +226,8 @@ def test_another_configurations_folder_is_not_touched(small, tmp_path):
 def test_default_folder_is_the_command_lines(tmp_path, monkeypatch):
     from conftest import SMALL
 
-    from fedser.config.compose import plain
     from fedser.config.identity import run_name
+    from fedser.config.validation import plain
 
     monkeypatch.chdir(tmp_path)
     config = compose([*SMALL, "seed=12", "defence=none", "attack=none"])

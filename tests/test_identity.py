@@ -2,8 +2,9 @@
 
 import pytest
 
-from fedser.config.compose import compose, plain
+from fedser.config.compose import compose
 from fedser.config.identity import digest, everything, run_name, training
+from fedser.config.validation import plain
 
 
 def named(*overrides):

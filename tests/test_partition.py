@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedser.config.compose import compose, directory, plain
+from fedser.config.compose import compose
+from fedser.config.paths import directory
+from fedser.config.validation import plain
 from fedser.data.partition import partition, warn_of_gaps
 from fedser.errors import InputError
 

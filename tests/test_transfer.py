@@ -10,6 +10,8 @@ from torch import nn
 from toy import randomisation
 
 from fedser.config import compose
+from fedser.config.components import build
+from fedser.config.validation import plain
 from fedser.errors import InputError
 from fedser.federation import transport
 from fedser.runs.model_cache import save_weights
@@ -20,10 +22,10 @@ Y = torch.arange(12) % 7
 
 
 def model(seed):
-    node = compose.plain(compose.compose(RUN))["model"]["module"]
+    node = plain(compose.compose(RUN))["model"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return compose.build(node, classes=7)
+        return build(node, classes=7)
 
 
 @pytest.fixture
@@ -31,15 +33,15 @@ def source(tmp_path):
     """A finished run's folder."""
     folder = tmp_path / "run"
     folder.mkdir()
-    OmegaConf.save(OmegaConf.create(compose.plain(compose.compose(RUN))), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(plain(compose.compose(RUN))), folder / "config.yaml")
     (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
     save_weights(transport.pack(model(1)), folder / "model.safetensors")
     return folder
 
 
 def transfer(source, *overrides):
-    settings = compose.plain(compose.compose([*RUN, "attack=transfer", f"attack.source={source}", *overrides]))
-    return compose.build(settings.attack)
+    settings = plain(compose.compose([*RUN, "attack=transfer", f"attack.source={source}", *overrides]))
+    return build(settings["attack"])
 
 
 def test_the_attack_is_made_on_the_source(source):
@@ -52,7 +54,7 @@ def test_the_attack_is_made_on_the_source(source):
 
     attack = transfer(source, "attack.eps=0.1")
     x_adv = attack(Victim(), X, Y, 3, predictions=torch.zeros(12, dtype=torch.long))
-    pgd = compose.build(compose.plain(compose.compose(["attack=pgd_strong", "attack.eps=0.1"]))["attack"])
+    pgd = build(plain(compose.compose(["attack=pgd_strong", "attack.eps=0.1"]))["attack"])
     assert torch.equal(x_adv, pgd(model(1), X, Y, 3))
     assert not torch.equal(x_adv, pgd(model(2), X, Y, 3))
     assert attack.eps == 0.1
@@ -62,7 +64,7 @@ def test_the_attack_is_made_on_the_source(source):
 def test_predicted_labels_are_the_sources(source):
     attack = transfer(source, "attack.base=${attacks.fgsm}", "attack.labels=predicted")
     predicted = model(1).eval()(X).argmax(1)
-    fgsm = compose.build(compose.plain(compose.compose(["attack=fgsm", "attack.labels=true"]))["attack"])
+    fgsm = build(plain(compose.compose(["attack=fgsm", "attack.labels=true"]))["attack"])
     assert torch.equal(attack(model(2), X, None, 0), fgsm(model(1), X, predicted, 0))
 
 
