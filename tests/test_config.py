@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
+import torch
 
-from fedser.config import protocol
 from fedser.config.compose import compose
 from fedser.config.paths import directory
+from fedser.config.protocol import Protocols
 from fedser.config.validation import plain, validate
 from fedser.errors import InputError
+from fedser.federation import strategies
 
 GROUPS = ["attack", "defence", "strategy", "model", "client", "partition", "features", "evaluation", "simulation",
           "logger", "dataset", "experiment"]  # fmt: skip
@@ -19,14 +20,14 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((directory(
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes_and_is_valid(group, option):
     extra = ["dataset.root=somewhere.csv"] if option == "manifest" else []
-    settled = validate(compose([f"{group}={option}", *extra]))
+    settings = validate(compose([f"{group}={option}", *extra]))
     if group not in ("experiment", "client"):
-        assert settled[group]["name"] == option
-    instantiate(settled.strategy.aggregator)
-    if group in ("attack", "model", "logger") and option != "none":
-        if option == "transfer":
-            return  # wants a finished run: tests/test_transfer.py
-        instantiate(settled.model.module, classes=7) if group == "model" else instantiate(settled[group])
+        assert getattr(settings, group).name == option
+    strategies.build_strategy(settings.strategy, 4)
+    settings.model.component.build(classes=7)
+    settings.client.optimizer.build([torch.nn.Parameter(torch.zeros(1))])
+    if group in ("attack", "logger") and option != "transfer":  # which wants a finished run: tests/test_transfer.py
+        getattr(settings, group).build()
 
 
 def test_every_group_has_options():
@@ -34,41 +35,36 @@ def test_every_group_has_options():
 
 
 def test_the_names_users_rely_on():
-    settled = validate(compose([]))
+    settings = validate(compose([]))
     for path in """rounds seed dataset.root dataset.scale dataset.on_bad_audio model.width attack.eps attack.labels
         client.epochs client.batch_size client.lr client.threads client.precision client.optimizer_state
         evaluation.every evaluation.attacks simulation.actors simulation.num_cpus simulation.num_gpus
         simulation.min_reply_fraction attacks.pgd.alpha attacks.pgd.steps attacks.deepfool.steps reuse logger""".split():
-        node = settled
+        node = settings.plain
         for key in path.split("."):
             assert key in node, path
             node = node[key]
     two_stage = validate(compose(["attack=pgd", "defence=two_stage"]))
-    assert two_stage["attack"]["alpha"] == 0.1 and two_stage["attack"]["steps"] == 5
-    assert (
-        two_stage["defence"]["training"]["pairing"] == "disjoint" and two_stage["defence"]["training"]["alpha"] == 0.5
-    )
-    assert (settled.dataset.name, settled.model.name, settled.attack.name) == (
-        "synthetic",
-        "cnn4",
-        "fgsm",
-    )
-    assert (settled.defence.name, settled.strategy.name) == ("randomise", "fedavg")
+    assert two_stage.attack.get("alpha") == 0.1 and two_stage.attack.get("steps") == 5
+    training = two_stage.defence.training
+    assert training.get("pairing") == "disjoint" and training.get("alpha") == 0.5
+    names = [getattr(settings, group).name for group in ("dataset", "model", "attack", "defence", "strategy")]
+    assert names == ["synthetic", "cnn4", "fgsm", "randomise", "fedavg"]
 
 
 def test_paper_settings_are_the_attacks_defaults():
-    attacks = validate(compose([]))["attacks"]
-    assert attacks["fgsm"]["eps"] == attacks["pgd"]["eps"] == 0.05
-    assert attacks["pgd"]["alpha"] == 0.1 and attacks["pgd"]["steps"] == attacks["deepfool"]["steps"] == 5
-    assert attacks["deepfool"]["overshoot"] == 0.02 and attacks["deepfool"]["eps"] is None
-    assert {attacks[name]["labels"] for name in ("fgsm", "pgd", "deepfool")} == {"predicted"}
+    attacks = validate(compose([])).attacks
+    assert attacks["fgsm"].get("eps") == attacks["pgd"].get("eps") == 0.05
+    assert attacks["pgd"].get("alpha") == 0.1 and attacks["pgd"].get("steps") == attacks["deepfool"].get("steps") == 5
+    assert attacks["deepfool"].get("overshoot") == 0.02 and attacks["deepfool"].get("eps") is None
+    assert {attacks[name].get("labels") for name in ("fgsm", "pgd", "deepfool")} == {"predicted"}
 
 
 def test_training_attack_follows_the_attack_and_can_differ():
     same = validate(compose(["attack=pgd", "attack.eps=0.02", "defence=adversarial"]))
-    assert same["defence"]["training"]["attack"]["eps"] == 0.02
+    assert same.defence.training.get("attack")["eps"] == 0.02
     other = validate(compose(["attack=pgd", "defence=adversarial", "defence.training.attack=${attacks.fgsm}"]))
-    assert other["defence"]["training"]["attack"]["name"] == "fgsm"
+    assert other.defence.training.get("attack")["name"] == "fgsm"
 
 
 def test_sources_are_absolute_wherever_they_stand():
@@ -79,15 +75,16 @@ def test_sources_are_absolute_wherever_they_stand():
     assert settings.attacks["transfer"]["source"] == here
 
 
+def attacks_of(*overrides):
+    return Protocols.of(validate(compose(overrides))).attacks
+
+
 def test_evaluation_attacks_meet_overrides():
-    settled = validate(
-        compose(["attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20"])
-    )
-    chosen = protocol.attacks(settled)
+    chosen = attacks_of("attack=fgsm", "attack.eps=0.1", "evaluation.attacks=[fgsm,pgd,none]", "attacks.pgd.steps=20")
     assert list(chosen) == ["fgsm", "pgd"]
-    assert chosen["fgsm"]["eps"] == 0.1 and chosen["pgd"]["steps"] == 20 and chosen["pgd"]["eps"] == 0.05
-    assert protocol.attacks(validate(compose(["attack=none"]))) == {}
-    assert list(protocol.attacks(validate(compose(["evaluation.attacks=pgd"])))) == ["pgd"]
+    assert chosen["fgsm"].get("eps") == 0.1 and chosen["pgd"].get("steps") == 20 and chosen["pgd"].get("eps") == 0.05
+    assert attacks_of("attack=none") == {}
+    assert list(attacks_of("evaluation.attacks=pgd")) == ["pgd"]
 
 
 @pytest.mark.parametrize(
@@ -109,14 +106,14 @@ def test_evaluation_attacks_meet_overrides():
         (["strategy.fraction_train=1.5"], ["strategy.fraction_train=1.5"]),
         (["evaluation.attacks=[pdg]"], ["'pdg'", "'pgd'"]),
         (["evaluation.attacks=[pgd]", "attacks.pgd.eps=0"], ["attacks.pgd.eps=0"]),
-        (["attack=none", "defence=two_stage"], ["two_stage", "attack=none"]),
+        (["attack=none", "defence=two_stage"], ["defence.training.attack=none", "attack=fgsm"]),
         (["defence=adversarial", "defence.training.alpha=2"], ["defence.training.alpha=2"]),
         (["dataset=manifest"], ["dataset.root"]),
         (["simulation.actors=0"], ["simulation.actors=0"]),
         (["simulation.backend=foo"], ["simulation.backend=foo", "serial"]),
         (["simulation.total_gpus=abc"], ["simulation.total_gpus=abc"]),
         (["model.width=0"], ["model.width=0"]),
-        (["model.bn_momentum=null"], ["model.bn_momentum=None"]),
+        (["model.bn_momentum=null"], ["model.bn_momentum=null"]),
         (["strategy=fedtrimmedavg", "strategy.beta=0.7"], ["strategy.beta=0.7"]),
         (["strategy=fedprox", "strategy.proximal_mu=-1"], ["strategy.proximal_mu=-1"]),
         (["seed=${foo}"], ["foo"]),
@@ -126,7 +123,7 @@ def test_evaluation_attacks_meet_overrides():
         (["~attacks"], ["lacks attacks"]),
         (["attack=fgsm,pgd"], ["-m"]),
         (["attack.eps=inf"], ["attack.eps=inf", "finite"]),
-        (["attack=pgd", "attack.steps=null"], ["attack.steps=None", "whole number of at least 1"]),
+        (["attack=pgd", "attack.steps=null"], ["attack.steps=null", "whole number of at least 1"]),
         (["attack=pgd", "attack.norm=L2"], ["attack.norm=L2", "torchattacks.PGD", "attack.norm=Linf"]),
         (["attack=deepfool", "attack.norm=Linf"], ["attack.norm=Linf", "DeepFool", "attack.norm=L2"]),
         (["attack=pgd", "attack.norm=L1"], ["attack.norm=L1", "Linf, L2"]),
@@ -135,8 +132,8 @@ def test_evaluation_attacks_meet_overrides():
         (["attack=cw", "attack.c=-1"], ["attack.c=-1"]),
         (["attack=cw", "attack.c=0"], ["attack.c=0"]),
         (["attack=cw", "attack.c=abc"], ["attack.c=abc"]),
-        (["attack=cw", "attack.lr=null"], ["attack.lr=None"]),
-        (["attacks.cw.kappa=null"], ["attacks.cw.kappa=None"]),  # on no protocol, and wrong all the same
+        (["attack=cw", "attack.lr=null"], ["attack.lr=null"]),
+        (["attacks.cw.kappa=null"], ["attacks.cw.kappa=null"]),  # on no protocol, and wrong all the same
         (["attack=square", "attack.queries=0"], ["attack.queries=0", "at least 2"]),
         (["attack=square", "attack.queries=-5"], ["attack.queries=-5"]),
         (["attack=square", "attack.p_init=7"], ["attack.p_init=7"]),
@@ -149,10 +146,10 @@ def test_evaluation_attacks_meet_overrides():
         (["attack=autoattack", "attack.members=5"], ["attack.members=5"]),
         (["attack=transfer", "attacks.pgd_strong.steps=0"], ["attack.base.steps=0"]),
         (["evaluation.attacks=[pgd]", "+evaluation.grid.steps=[0,10]"], ["attacks.pgd@steps=0.steps=0"]),
-        (["attacks.pgd=null"], ["attacks.pgd=None", "settings"]),
+        (["attacks.pgd=null"], ["attacks.pgd=null", "settings"]),
         (["attack.method=abc"], ["attack.method=abc", "_target_"]),
         (["defence=two_stage", "defence.training=5"], ["defence.training=5"]),
-        (["defence=two_stage", "defence.training.attack=null"], ["defence.training.attack=None"]),
+        (["defence=two_stage", "defence.training.attack=null"], ["defence.training.attack=null"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
@@ -204,7 +201,7 @@ def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():
 
 
 def test_randomisation_is_the_papers_and_follows_the_features():
-    paper = validate(compose(["experiment=chang2022"]))["defence"]["inference"]
+    paper = validate(compose(["experiment=chang2022"])).defence.inference.options
     assert (paper["frames"], paper["mels"], paper["size"], paper["value"]) == ([373, 380], [64, 66], [380, 66], 0.5)
-    longer = validate(compose(["dataset=emodb", "features.frames=500"]))["defence"]["inference"]
+    longer = validate(compose(["dataset=emodb", "features.frames=500"])).defence.inference.options
     assert (longer["frames"], longer["size"]) == ([500, 507], [507, 66])

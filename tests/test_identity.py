@@ -4,11 +4,12 @@ import pytest
 
 from fedser.config.compose import compose
 from fedser.config.identity import digest, everything, run_name, training
-from fedser.config.validation import plain
+from fedser.config.settings import Settings
+from fedser.config.validation import plain, tidy
 
 
 def named(*overrides):
-    return plain(compose(overrides))
+    return Settings.of(tidy(plain(compose(overrides)), quiet=True))
 
 
 @pytest.mark.parametrize(
