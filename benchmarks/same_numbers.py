@@ -42,8 +42,7 @@ MEASURED = """every=1 draws=3 fraction=1 curve=[${attack.name}] eps=null grid.ep
     utterances=true example=true"""
 PAPER = f"{MEASURED} attacks=[${{attack.name}}] adaptive=[] sanity=null gradients=false"
 MATRIX = f"""{MEASURED} attacks=[noise,fgsm,pgd,deepfool,pgd_strong,eot_pgd,mifgsm,apgd] gradients=true
-    adaptive=[fgsm,pgd,deepfool,pgd_strong]
-    sanity.attack=pgd_strong sanity.steps_factor=2 sanity.eps_factors=[0.2,0.5,2,4,20]"""
+    adaptive=[fgsm,pgd,deepfool,pgd_strong] sanity.attack=pgd_strong sanity.steps_factor=2 sanity.eps_factors=[2,20]"""
 ATTACKS = {
     "noise": "eps=0.05",
     "fgsm": "eps=0.05 labels=predicted",
@@ -183,7 +182,8 @@ def main() -> None:
         parser.error(f"--cases: there are {', '.join(CASES)}")
     os.environ["FEDSER_DATA"] = str(arguments.data.absolute())
     failed = False
-    with both(arguments.commit) as sides, ThreadPoolExecutor(arguments.jobs) as pool:
+    with both(arguments.commit) as sides, ThreadPoolExecutor(arguments.jobs) as pool, contextlib.ExitStack() as end:
+        end.callback(pool.shutdown, cancel_futures=True)  # Ctrl-C ends what runs, and starts nothing more
         for side in sides:
             assert python(side, "-c", "import fedser; print(fedser.__path__[0])").strip() == str(side[0] / "fedser")
         cnn4, vgg15 = json.loads(python(sides[0], "-c", LAYOUTS))
