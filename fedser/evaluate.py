@@ -11,6 +11,7 @@ and `defence/inference` (`randomise` for a run without one). All else is as in t
 
 import argparse
 import logging
+import os
 import re
 import sys
 import threading
@@ -42,7 +43,7 @@ INFERENCE = re.compile(r"defence[/.]inference")
 GROUPS = f"{', '.join(FROM_THE_COMMAND)}, defence/inference, round and reuse"
 
 
-def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
+def evaluate(folder: str | Path, overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> dict:
     """Evaluates one finished run anew and returns its `evaluation.json`; see `fedser.evaluation.record`.
 
     Raises InputError for a folder without a finished run, for data that has changed since, and for overrides that are
@@ -50,7 +51,8 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> dict:
     """
     place = RunFolder(Path(folder))
     round, weights = _weights(place, overrides)
-    settings = _settings(place, [word for word in overrides if not word.startswith(("round=", "reuse="))])
+    words = [word for word in overrides if not word.startswith(("round=", "reuse="))]
+    settings = _settings(place, words, config_dir)
     attacks, device = Protocols.of(settings).attacks, identity.device(settings)
     made_by = identity.measured(settings, attacks) | {"round": round, "version": __version__, "device": device}
     name = f"{settings.evaluation.name}-{identity.digest(made_by)}"
@@ -122,7 +124,7 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
         raise InputError(f"{file} can't be read ({error}). Rounds with weights: {kept or 'none'}.") from error
 
 
-def _settings(place: RunFolder, overrides: Sequence[str]) -> Settings:
+def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path | None) -> Settings:
     """The run's settings, with what the overrides say of the groups that an evaluation may change."""
     keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):
@@ -132,13 +134,14 @@ def _settings(place: RunFolder, overrides: Sequence[str]) -> Settings:
         run = OmegaConf.load(place.path / "config.yaml")
     except OSError as error:
         raise InputError(f"{place.path / 'config.yaml'} can't be read: {error}") from error
-    composed = compose.compose(overrides)
+    composed = compose.compose(overrides, config_dir)
     OmegaConf.set_struct(composed, False)
     settings = OmegaConf.merge(composed)
     for key in run:
         if key not in ("evaluation", "simulation", "attacks") and key not in keys:  # a group chosen anew stays
             settings[key] = run[key]
     settings.attacks = OmegaConf.merge(composed.attacks, run.attacks)
+    settings.modules = [*run.get("modules", []), *composed.modules]
     if run.defence.inference is None or any(map(INFERENCE.match, keys)):
         settings.defence.inference = composed.defence.inference
     for key in keys:
@@ -151,14 +154,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit code. A run that can't be evaluated does not take the others with it."""
     parser = argparse.ArgumentParser(prog="fedser-evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help="runs' folders, and overrides as for fedser")
-    words = parser.parse_args(argv).words
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files and modules of your own")
+    chosen = parser.parse_args(argv)
+    words = chosen.words
+    sys.path.append(os.getcwd())  # modules of the user's own
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     codes = []
     try:
         folders = run_folders([word for word in words if "=" not in word or Path(word).exists()])
         overrides = [word for word in words if "=" in word and not Path(word).exists()]
         for number, folder in enumerate(folders, start=1):
-            codes.append(_one(folder, overrides, f"{number}/{len(folders)}"))
+            codes.append(_one(folder, overrides, f"{number}/{len(folders)}", chosen.config_dir))
     except (Interrupted, KeyboardInterrupt):
         print("fedser-evaluate: stopped; the same command goes on with the runs that are left", file=sys.stderr)
         return 130
@@ -167,10 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return max(codes, default=0)
 
 
-def _one(folder: Path, overrides: Sequence[str], number: str) -> int:
+def _one(folder: Path, overrides: Sequence[str], number: str, config_dir: str | None) -> int:
     began = time.monotonic()
     try:
-        record = evaluate(folder, overrides)
+        record = evaluate(folder, overrides, config_dir)
     except Interrupted:
         raise
     except FedserError as error:

@@ -4,6 +4,7 @@ Whatever a client would stumble over in the first round, or only after the train
 """
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ class Preparation:
             "attacks": {name: attack.node for name, attack in self.protocols.attacks.items()},
             "store": str(self.store.folder),
             "state": str(state),
+            "path": sys.path,  # so that workers import what this process does
             "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
         }
         least, window = self.settings.simulation.min_reply_fraction, plan.window

@@ -49,8 +49,8 @@ def test_configuration_and_data_travel_with_it(wheel):
 def test_it_composes_without_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
-        "import fedser, fedser.config.compose as c; print(fedser.__file__); print(c.directory());"
-        "print(c.validate(c.compose(['experiment=chang2022', 'attack=pgd', 'defence=two_stage']))['model']['name'])"
+        "import fedser; from fedser.config import paths, validation as v; print(fedser.__file__, paths.directory());"
+        "print(v.validate(fedser.compose(['experiment=chang2022', 'attack=pgd', 'defence=two_stage'])).model.name)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(

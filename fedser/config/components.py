@@ -121,8 +121,8 @@ def locate(target: str, key: str) -> Callable:
         else:
             return found
     raise InputError(
-        f"{key}: there is no module {target.rpartition('.')[0] or target}. It is sought in the folders of `modules`, "
-        "in that of --config-dir, where you stand, and among installed packages."
+        f"{key}: there is no module {target.rpartition('.')[0] or target}. It is sought in the folder of --config-dir, "
+        "in those of `modules`, where you stand, and among installed packages."
     )
 
 
@@ -194,7 +194,7 @@ def check_node(node: dict, key: str) -> None:
 
 def check_value(annotation: Any, value: Any, path: str) -> None:
     """Raises InputError where a plain value does not fit an annotation; nothing without one, or with a foreign one."""
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or _of_objects(annotation):
         return
     try:
         adapter = TypeAdapter(annotation, config=None if _is_model(annotation) else STRICT)
@@ -204,6 +204,11 @@ def check_value(annotation: Any, value: Any, path: str) -> None:
         adapter.validate_json(json.dumps(value, default=str))
     except ValidationError:
         raise InputError(f"{path}={shown(value)} {must(annotation)}.") from None
+
+
+def _of_objects(annotation: Any) -> bool:
+    """Whether it asks for what YAML can't say: a component builds that from a `_target_` of its own."""
+    return (typing.get_origin(annotation) or annotation) is Callable
 
 
 def _is_model(annotation: Any) -> bool:

@@ -62,6 +62,10 @@ def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -
     for folder in named:
         if not Path(folder).expanduser().is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder.")
+        for file in Path(folder).expanduser().rglob("*.yaml"):
+            own = file.relative_to(Path(folder).expanduser())
+            if len(own.parts) > 1 and (paths.directory() / own).exists():
+                raise InputError(f"{file} has the name of one of fedser's own files, which Hydra would take: rename it.")
     return tuple(str(Path(folder).expanduser().absolute()) for folder in named)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedser import __version__
-from fedser.config import sources
+from fedser.config import paths, sources
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
@@ -81,12 +81,24 @@ def run_name(settings: Settings) -> str:
         settings.dataset.name,
         settings.model.name,
         f"{settings.attack.name}{eps if eps is not None else ''}",
-        settings.defence.name,
+        _defence(settings),
         *([strategy] if strategy != "fedavg" else []),
         f"seed{settings.seed}",
         digest(everything(settings)),
     ]
     return "-".join(words)
+
+
+def _defence(settings: Settings) -> str:
+    """The defence's name, with those of components that its own file does not choose."""
+    defence = settings.defence
+    file = paths.options("defence", settings.modules).get(defence.name)
+    chosen = {}
+    for item in paths.content(file).get("defaults", []) if file else []:
+        chosen |= item if isinstance(item, dict) else {}
+    parts = {"training": defence.training, "inference": defence.inference}
+    others = [part.name for key, part in parts.items() if part and file and part.name != chosen.get(key)]
+    return "-".join([defence.name, *others])
 
 
 def device(settings: Settings) -> str:

@@ -74,8 +74,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value as it is written in YAML: null, true, [a,b]."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | float):
+        return str(value)
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace('"', "")
 
 

@@ -13,6 +13,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fedser.errors import InputError
+
 PACKAGE = Path(__file__).parent.parent
 # What cannot change a number: it decides where clients run, and what is kept or shown of the results.
 SILENT = ("__main__.py", "display.py", "evaluate.py", "predict.py", "report", "runs", "simulation")
@@ -36,7 +38,18 @@ def foreign(targets: Iterable[str]) -> dict[str, str]:
         for name in _importable(target):
             if (file := _source(name)) is not None:
                 found[name] = _digest(sorted(_reached(name, file, set())))
+                _check_unchanged(name, found[name])
     return found
+
+
+_known: dict[str, str] = {}  # the first hash of each module in this process
+
+
+def _check_unchanged(name: str, digest: str) -> None:
+    """Raises InputError where a module's source is no longer that which this process has imported."""
+    if _known.setdefault(name, digest) != digest and name in sys.modules:
+        raise InputError(f"The source of {name} has changed since this process imported it: start a new one.")
+    _known[name] = digest
 
 
 def _importable(target: str) -> Iterator[str]:

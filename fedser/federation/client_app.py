@@ -45,6 +45,7 @@ class ClientState:
 
     def __init__(self, experiment: dict, data: Callable[[dict, Settings], Clients]):
         self.experiment = experiment
+        components.search(experiment.get("path", ()))
         self.settings = settings = Settings.of(experiment["settings"])
         self.classes: list[str] = experiment["classes"]
         self.state_folder = Path(experiment["state"])
