@@ -25,8 +25,6 @@ def main() -> None:
 
 def _run_hydra() -> int:
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from fedser.config import compose, paths
 
@@ -43,7 +41,7 @@ def _run_hydra() -> int:
         job()
     except KeyboardInterrupt:
         return 130
-    except (HydraException, OmegaConfBaseException) as error:
+    except compose.COMPLAINTS as error:
         return _complain(compose.explain(error, [word for word in words if "=" in word], folders), 2)
     except FedserError as error:
         return _complain(str(error), error.exit_code)

@@ -200,16 +200,22 @@ class _Trial:
         interfaces.conform(component, interfaces.Model, model)
         if wrong := sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"}):
             raise InputError(f"model={component.name}: its parameters must be float32, some are {', '.join(wrong)}.")
-        x, lengths = self._inputs(2), torch.full((2,), self.shape[0])
+        given = [(self._inputs(2), torch.full((2,), self.shape[0]))]
+        if self.defence is not None:
+            given.append(inference.apply(self.defence, *given[0]))
         training = model.training
-        with self._named(component), torch.no_grad():
-            scores = logits(model.eval(), x, lengths)
+        for x, lengths in given:
+            with (
+                self._named(component, what=f"its network can't take inputs of shape {list(x.shape)}: "),
+                torch.no_grad(),
+            ):
+                scores = logits(model.eval(), x, lengths)
+            if tuple(scores.shape) != (2, self.classes):
+                raise InputError(
+                    f"model={component.name}: {component.target} answers two inputs {list(x.shape)} with "
+                    f"{list(scores.shape)}; it must be logits [2, {self.classes}]."
+                )
         model.train(training)
-        if tuple(scores.shape) != (2, self.classes):
-            raise InputError(
-                f"model={component.name}: {component.target} answers two inputs {list(x.shape)} with "
-                f"{list(scores.shape)}; it must be logits [2, {self.classes}]."
-            )
 
     def _attack(self, name: str, component: Component) -> None:
         attack = component.build()

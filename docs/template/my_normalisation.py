@@ -5,5 +5,5 @@ from fedser.models.normalisation import Normaliser
 
 class Centred:
     def __call__(self, train, everyone):
-        """`train` are the client's own frames [n, T, F], `everyone` the sums over all clients' (count, total, squares)."""
+        """`train`: the client's own frames [n, T, F]; `everyone`: sums over all clients' (count, total, squares)."""
         return Normaliser.of(everyone.total / everyone.count, 1.0)

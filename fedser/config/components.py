@@ -170,6 +170,7 @@ def check_node(node: dict, key: str) -> None:
     What `**options` takes is left to the component, and so is what has no annotation. A class may have a static method
     `check_options(node, key)` for what annotations can't say.
     """
+    component(key, node)
     target = locate(node["_target_"], key)
     if not callable(target):
         raise InputError(f"{key}: {node['_target_']} is neither a class nor a function.")

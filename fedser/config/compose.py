@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fedser.config import identity, paths
 from fedser.config.settings import Settings
@@ -17,6 +19,8 @@ from fedser.config.validation import plain, tidy
 from fedser.errors import FedserError, InputError
 
 log = logging.getLogger(__name__)
+# What Hydra raises for overrides: its own errors, OmegaConf's, and bare ones where a group is given what is no name.
+COMPLAINTS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 
 OmegaConf.register_new_resolver("fedser_run_name", lambda *, _root_: name_of(_root_), use_cache=False, replace=True)
 OmegaConf.register_new_resolver("fedser_add", lambda *terms: sum(terms), replace=True)
@@ -29,7 +33,6 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException
 
     folders = folders_of(overrides, config_dir)
     words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
@@ -37,7 +40,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     with initialize_config_dir(config_dir=str(paths.directory()), version_base="1.3"):
         try:
             return hydra_compose("config", overrides=words)
-        except HydraException as error:
+        except COMPLAINTS as error:
             raise InputError(explain(error, overrides, folders)) from error
 
 
@@ -65,7 +68,9 @@ def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -
         for file in Path(folder).expanduser().rglob("*.yaml"):
             own = file.relative_to(Path(folder).expanduser())
             if len(own.parts) > 1 and (paths.directory() / own).exists():
-                raise InputError(f"{file} has the name of one of fedser's own files, which Hydra would take: rename it.")
+                raise InputError(
+                    f"{file} has the name of one of fedser's own files, which Hydra would take: rename it."
+                )
     return tuple(str(Path(folder).expanduser().absolute()) for folder in named)
 
 
@@ -94,15 +99,17 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[s
     """Hydra's own message in one line, with the nearest names for what was misspelt in the overrides."""
     if (own := _cause(error)) is not None:
         return str(own)
-    message = " ".join(str(error).split("\n")[0].split())
+    message = " ".join(
+        re.split(r"\n\s*\n|\nAvailable options|\nConfig search path|\n +full_key", str(error))[0].split()
+    )
     if message.startswith("Ambiguous value"):
         return f"{message} For a sweep over several values, begin with -m."
     known = _known_names(tuple(folders))
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         options = paths.options(key.split("@")[0], tuple(folders))
-        wrong = [option for option in value.split(",") if options and option not in options]
-        if wrong and "Could not find" in message:
+        named = re.findall(r"[^\[\],'\"\s]+", value) if options and "." not in key else []
+        if wrong := [option for option in named if option not in options and not option.startswith(("$", "null"))]:
             near = difflib.get_close_matches(wrong[0], options, n=1)
             nearest = f"; did you mean {key}={near[0]}?" if near else "."
             return f"{key} has no option '{wrong[0]}'{nearest} There are: {', '.join(sorted(options))}."

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from fedser.models.normalisation import Normaliser, Sums
-    from fedser.training.objective import Samples, Step
-
 
 class Attack(Protocol):
     """Inputs x [B, 1, T, F] with labels y [B] → adversarial examples of the same shape, detached.
@@ -45,11 +42,14 @@ class Attack(Protocol):
 
 
 class Objective(Protocol):
-    """What a client minimises: `fedser.training.objective.CrossEntropy` is the simplest, and a base to inherit from."""
+    """What a client minimises: `fedser.training.objective.CrossEntropy` is the simplest, and a base to inherit from.
 
-    def start_round(self, model: "nn.Module", samples: "Samples", *, round: int, seed: int) -> "Samples": ...
+    `samples` and `batch` are its `Samples`, `step` its `Step`; the first method returns samples, the second a loss.
+    """
 
-    def __call__(self, model: "nn.Module", batch: "Samples", step: "Step") -> "Tensor": ...
+    def start_round(self, model: "nn.Module", samples, *, round: int, seed: int): ...
+
+    def __call__(self, model: "nn.Module", batch, step) -> "Tensor": ...
 
 
 class InferenceDefence(Protocol):
@@ -72,9 +72,10 @@ class Model(Protocol):
 
 
 class Normalisation(Protocol):
-    """A client's training frames [n, T, F] and the sums over all clients' → how it standardises its inputs."""
+    """A client's training frames [n, T, F] and the `Sums` over all clients' → the `Normaliser` of its inputs (both in
+    `fedser.models.normalisation`)."""
 
-    def __call__(self, train: "np.ndarray", everyone: "Sums") -> "Normaliser": ...
+    def __call__(self, train: "np.ndarray", everyone): ...
 
 
 class Corpus(Protocol):

@@ -46,7 +46,7 @@ class Open(Group):
 
 class Dataset(Open):
     component: _node("dataset")
-    root: str | None = None
+    root: Annotated[str, Must("must be the path of a folder or file")] | None = None
     classes: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
     client: str = "speaker"

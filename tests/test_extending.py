@@ -1,0 +1,278 @@
+"""Components from outside: each kind by a class and a YAML of one's own, nothing of fedser's changed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FIXTURES, SMALL
+
+from fedser import compose, evaluate, run
+from fedser.config.compose import compose as composed
+from fedser.config.identity import run_name
+from fedser.config.validation import validate
+from fedser.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "docs" / "template"
+PLAIN = [word for word in SMALL if not word.startswith("model.")]
+KINDS = {
+    "attack": ["attack=corners", "evaluation.attacks=[fgsm,corners]"],
+    "objective": ["defence/training=smoothed"],
+    "inference defence": ["defence/inference=noisy"],
+    "model": ["model=meannet"],
+    "normalisation": ["features.normalisation=centred"],
+    "partition": ["partition=groups", "partition.speakers=1"],
+    "strategy": ["strategy=short_steps", "strategy.longest=0.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run per kind, made in this process."""
+    folder = tmp_path_factory.mktemp("extended")
+    made = {}
+    for kind, words in KINDS.items():
+        small = PLAIN if kind == "model" else SMALL
+        made[kind] = run(compose([*small, *words], config_dir=TEMPLATE), folder / kind.replace(" ", "-"))
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_trains_and_is_evaluated(runs, kind):
+    assert runs[kind].metrics["status"] == "finished"
+    own = {module: code for module, code in runs[kind].metrics["code"].items() if module != "fedser"}
+    assert len(own) == 1 and next(iter(own)).startswith("my_")
+
+
+def test_they_have_an_effect(runs):
+    assert 0 <= runs["attack"].metrics["uar/adversarial/corners"] <= 1
+    losses = {kind: run.history[0]["train/loss"] for kind, run in runs.items()}
+    assert len({losses["attack"], losses["objective"], losses["model"], losses["normalisation"]}) == 4
+    assert runs["strategy"].history[1]["train/loss"] != runs["attack"].history[1]["train/loss"]
+    assert {"14", "15"} == set(json.loads((runs["partition"].folder / "evaluation.json").read_text())["clients"])
+
+
+def test_every_file_of_the_template_is_short_and_used():
+    for file in TEMPLATE.rglob("*.py"):
+        yaml = [other for other in TEMPLATE.rglob("*.yaml") if f"{file.stem}." in other.read_text()]
+        assert len(yaml) == 1, file
+        assert len(file.read_text().splitlines()) + len(yaml[0].read_text().splitlines()) <= 36, file
+        assert len([line for line in file.read_text().splitlines() if line.strip()]) <= 30, file
+    used = " ".join(word for words in KINDS.values() for word in words) + " dataset=folders"
+    for file in TEMPLATE.rglob("*.yaml"):
+        assert file.stem in used, file
+
+
+def test_a_corpus_of_ones_own(tmp_path):
+    for place, emotion in enumerate(("anger", "fear") * 6):
+        speaker = tmp_path / "clips" / f"s{place % 2}"
+        speaker.mkdir(parents=True, exist_ok=True)
+        source = sorted((FIXTURES / "emodb").rglob("*.flac"))[place]
+        shutil.copy(source, speaker / f"{emotion}-{place:02d}.flac")
+    words = [word for word in SMALL if not word.startswith("dataset")]
+    made = run(compose([*words, "dataset=folders", f"dataset.root={tmp_path / 'clips'}"], TEMPLATE), tmp_path / "run")
+    assert made.metrics["counts"]["train"].keys() == {"anger", "fear"} and made.metrics["clients"] == 2
+
+
+def test_a_finished_run_that_knew_nothing_of_it_is_evaluated_under_it(small, tmp_path):
+    plain = small("seed=31")
+    record = evaluate.evaluate(plain.folder, ["evaluation.attacks=[corners]"], config_dir=TEMPLATE)
+    assert "adversarial/corners" in record["conditions"]
+    assert record["attacks"]["corners"]["settings"]["tries"] == 4
+
+
+@pytest.mark.ray
+def test_on_workers_in_a_sweep_and_in_the_report(tmp_path):
+    words = [word for word in PLAIN if not word.startswith("simulation")]
+    command = [
+        "-m",
+        "fedser",
+        "-m",
+        "--config-dir",
+        TEMPLATE,
+        *words,
+        "simulation=cpu",
+        "simulation.actors=1",
+        "rounds=1",
+    ]
+    command += ["attack=corners,fgsm", "model=meannet", "defence/training=smoothed", f"hydra.sweep.dir={tmp_path}/out"]
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(made) == 2 and made[0].startswith("emodb-meannet-corners0.05-randomise-smoothed-seed0-")
+    again = [sys.executable, "-m", "fedser.evaluate", *(str(tmp_path / "out" / name) for name in made)]
+    again += ["--config-dir", str(TEMPLATE), "evaluation.attacks=[corners]", "simulation=serial", "logger=none"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.count("conditions") == 2, done.stderr
+    report = [sys.executable, "-m", "fedser.report", str(tmp_path / "out"), "--output", str(tmp_path / "page")]
+    done = subprocess.run(report, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "meannet" in page and "corners" in page
+
+
+# --- what does not conform is refused before training ---------------------------------------------------------------
+
+
+def outside(folder, group, name, module, node, **files):
+    """A folder with one YAML of a group, and the module that it names."""
+    (folder / group).mkdir(parents=True, exist_ok=True)
+    (folder / group / f"{name}.yaml").write_text(f"name: {name}\n{node}\n")
+    for stem, text in {**files, **module}.items():
+        (folder / f"{stem}.py").write_text(text)
+    return folder
+
+
+NN = "import torch\nfrom torch import nn\n"
+BAD = [
+    ("defence/inference", "deaf", NN + "class D(nn.Module):\n    def forward(self, x):\n        return x\n",
+     "defence/inference=deaf", ["does not take generator", "forward(x, generator)"]),
+    ("model", "wide", NN + "class D(nn.Module):\n    def __init__(self, classes):\n        super().__init__()\n"
+     "        self.w = nn.Parameter(torch.zeros(3))\n    def forward(self, x):\n        return self.w.expand(len(x), 3)\n",
+     "model=wide", ["model=wide", "[2, 3]", "logits [2, 7]"]),
+    ("model", "nothing", NN + "class D:\n    def __init__(self, classes):\n        pass\n", "model=nothing", ["has no forward"]),
+    ("attack", "mute", "class D:\n    def __call__(self, model, x, y):\n        return x\n", "attack=mute",
+     ["attack=mute", "does not take", "seed"]),
+    ("attack", "shrinking", "class D:\n    def __call__(self, model, x, y, seed, **more):\n        return x[:, :, 1:]\n",
+     "attack=shrinking", ["must return a tensor of x's shape"]),
+    ("attack", "failing", "class D:\n    def __call__(self, model, x, y, seed, **more):\n        raise KeyError('no')\n",
+     "attack=failing", ["failing can't attack with its settings", "KeyError"]),
+    ("defence/training", "flat", "class D:\n    def start_round(self, model, samples, *, round, seed):\n"
+     "        return samples\n    def __call__(self, model, batch, step):\n        return 0.0\n",
+     "defence/training=flat", ["single number with a gradient"]),
+    ("defence/training", "hasty", "class D:\n    def __call__(self, model, batch, step):\n        return 0.0\n",
+     "defence/training=hasty", ["has no start_round"]),
+    ("partition", "double", "import numpy as np\ndef D(table, *, seed):\n    return {'a': np.arange(10), 'b': np.arange(10)}\n",
+     "partition=double", ["deals an utterance twice"]),
+    ("strategy", "no", "class D:\n    def __init__(self, **more):\n        pass\n", "strategy=no", ["has no configure_train"]),
+    ("features/normalisation", "odd", "class D:\n    def __call__(self, frames):\n        return frames\n",
+     "features.normalisation=odd", ["does not take", "everyone"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "name", "code", "word", "says"), BAD, ids=[f"{row[0]}={row[1]}" for row in BAD])
+def test_what_does_not_conform_is_named(tmp_path, group, name, code, word, says):
+    module = f"bad_{name}"
+    more = (
+        "test: 0.2\nvalidation: 0.0" if group == "partition" else "fraction_train: 1.0" if group == "strategy" else ""
+    )
+    folder = outside(tmp_path / "mine", group, name, {module: code}, f"_target_: {module}.D\n{more}")
+    with pytest.raises(InputError) as raised:
+        run(compose([*(PLAIN if group == "model" else SMALL), word], config_dir=folder), tmp_path / "run")
+    for part in says:
+        assert part in str(raised.value)
+    assert "\n" not in str(raised.value) and not (tmp_path / "run" / "history.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("node", "says"),
+    [
+        ("_target_: no_such_module.D", ["there is no module no_such_module", "--config-dir"]),
+        ("_target_: json.D", ["json has no D"]),
+        ("_target_: broken_import.D", ["importing broken_import failed", "no_such_thing"]),
+        ("_target_: collections.Counter\nsteps: 3\n_convert_: all", ["attack=mine"]),
+    ],
+)
+def test_a_target_that_is_not_there(tmp_path, node, says):
+    folder = outside(tmp_path, "attack", "mine", {"broken_import": "import no_such_thing\n"}, node)
+    with pytest.raises(InputError) as raised:
+        run(compose([*SMALL, "attack=mine"], config_dir=folder), tmp_path / "run")
+    for part in says:
+        assert part in str(raised.value)
+
+
+def test_options_are_held_against_the_signature(tmp_path):
+    code = "class D:\n    def __init__(self, strength: float, times: int = 2):\n        pass\n"
+    code += "    def __call__(self, model, x, y, seed, **more):\n        return x\n"
+    folder = outside(tmp_path, "attack", "signed", {"signed_attack": code}, "_target_: signed_attack.D\nstrength: 1.0")
+    assert validate(compose([*SMALL, "attack=signed"], config_dir=folder)).attack.name == "signed"
+    for word, says in (
+        ("attack.strength=much", "attack.strength=much must be a finite number"),
+        ("+attack.times=2.5", "attack.times=2.5 must be a whole number"),
+        ("+attack.strenght=2", "Did you mean 'strength'?"),
+    ):
+        with pytest.raises(InputError, match=says.replace("?", r"\?")):
+            validate(compose([*SMALL, "attack=signed", word], config_dir=folder))
+
+
+def test_a_file_of_ours_is_not_shadowed(tmp_path):
+    outside(tmp_path, "attack", "fgsm", {}, "eps: 1")
+    with pytest.raises(InputError, match="rename it"):
+        compose(SMALL, config_dir=tmp_path)
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+NET = NN + (
+    "from {helper} import WIDTH\n"
+    "class Net(nn.Module):\n    def __init__(self, classes):\n        super().__init__()\n"
+    "        self.layer = nn.Linear(64, classes)\n"
+    "    def forward(self, x):\n        return self.layer(x.mean((1, 2))[:, :64]) * WIDTH\n"
+)
+
+
+def command(folder, cwd, *words):
+    call = [sys.executable, "-m", "fedser", "--config-dir", folder, *PLAIN, "rounds=1", "hydra.run.dir=run", *words]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(list(map(str, call)), cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+def test_an_edited_model_is_another_run_and_is_trained_anew(tmp_path):
+    mine = outside(tmp_path / "mine", "model", "net", {"edited_net": NET.format(helper="edited_helper")},
+                   "_target_: edited_net.Net", edited_helper="WIDTH = 1.0\n")  # fmt: skip
+    first = command(mine, tmp_path, "model=net")
+    assert first.returncode == 0, first.stderr
+    assert "had finished before" in command(mine, tmp_path, "model=net").stdout
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (mine / "edited_helper.py").write_text("WIDTH = 0.5\n")  # not the class's own module, but one that it imports
+    again = command(mine, tmp_path, "model=net")
+    assert again.returncode == 2 and "of other code" in again.stderr
+    moved = command(mine, tmp_path, "model=net", "hydra.run.dir=other")
+    after = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert moved.returncode == 0 and not after["reused"]
+    assert before["code"]["fedser"] == after["code"]["fedser"] and before["code"] != after["code"]
+
+
+def test_the_name_follows_the_source_of_models_and_attacks_and_of_what_they_import(tmp_path):
+    attack = (
+        "from named_helper import x\nclass D:\n    def __call__(self, model, x, y, seed, **more):\n        return x\n"
+    )
+    folder = outside(
+        tmp_path, "attack", "named", {"named_attack": attack}, "_target_: named_attack.D", named_helper="x=1"
+    )
+    outside(tmp_path, "model", "named", {"named_net": NET.format(helper="named_helper")}, "_target_: named_net.Net")
+
+    def names():
+        code = (
+            "import sys; from fedser import compose; from fedser.config.identity import run_name;"
+            "from fedser.config.validation import plain, tidy; from fedser.config.settings import Settings\n"
+            "for words in (['attack=named'], ['model=named'], ['attack=fgsm']):\n"
+            f"    print(run_name(Settings.of(tidy(plain(compose([*{PLAIN!r}, *words], {str(folder)!r}))))))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    first = names()
+    assert names() == first
+    (folder / "named_attack.py").write_text(attack + "# changed\n")
+    second = names()
+    assert second[0] != first[0] and second[1:] == first[1:]
+    (folder / "named_helper.py").write_text("x = 2\n")
+    third = names()
+    assert third[0] != second[0] and third[1] != second[1] and third[2] == second[2]
+
+
+def test_source_that_changes_under_a_running_process_is_refused(tmp_path):
+    code = "class D:\n    def __call__(self, model, x, y, seed, **more):\n        return x\n"
+    folder = outside(tmp_path, "attack", "moving", {"moving_attack": code}, "_target_: moving_attack.D")
+    settings = validate(composed([*SMALL, "attack=moving"], folder))
+    run_name(settings)
+    (folder / "moving_attack.py").write_text(code + "# changed\n")
+    with pytest.raises(InputError, match="moving_attack has changed"):
+        run_name(settings)
