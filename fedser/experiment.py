@@ -210,7 +210,7 @@ class Attempt:
 
     def _summary(self) -> dict:
         earlier, now = self.experiment.earlier, datetime.now(UTC).isoformat(timespec="seconds")
-        components = [*identity.components_of_training(self.settings), *self.prepared.protocols.attacks.values()]
+        components = [*self.settings.components(), *self.prepared.protocols.attacks.values()]
         return {
             "status": "running",
             "name": self.experiment.name,

@@ -102,7 +102,7 @@ def test_on_workers_in_a_sweep_and_in_the_report(tmp_path):
     command += ["attack=corners,fgsm", "model=meannet", "defence/training=smoothed", f"hydra.sweep.dir={tmp_path}/out"]
     done = subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert len(made) == 2 and made[0].startswith("emodb-meannet-corners0.05-randomise-smoothed-seed0-")
     again = [sys.executable, "-m", "fedser.evaluate", *(str(tmp_path / "out" / name) for name in made)]
     again += ["--config-dir", str(TEMPLATE), "evaluation.attacks=[corners]", "simulation=serial", "logger=none"]
@@ -139,7 +139,7 @@ BAD = [
     ("attack", "mute", "class D:\n    def __call__(self, model, x, y):\n        return x\n", "attack=mute",
      ["attack=mute", "does not take", "seed"]),
     ("attack", "shrinking", "class D:\n    def __call__(self, model, x, y, seed, **more):\n        return x[:, :, 1:]\n",
-     "attack=shrinking", ["must return a tensor of x's shape"]),
+     "attack=shrinking", ["must return a tensor of the inputs' shape"]),
     ("attack", "failing", "class D:\n    def __call__(self, model, x, y, seed, **more):\n        raise KeyError('no')\n",
      "attack=failing", ["failing can't attack with its settings", "KeyError"]),
     ("defence/training", "flat", "class D:\n    def start_round(self, model, samples, *, round, seed):\n"
@@ -149,7 +149,7 @@ BAD = [
      "defence/training=hasty", ["has no start_round"]),
     ("partition", "double", "import numpy as np\ndef D(table, *, seed):\n    return {'a': np.arange(10), 'b': np.arange(10)}\n",
      "partition=double", ["deals an utterance twice"]),
-    ("strategy", "no", "class D:\n    def __init__(self, **more):\n        pass\n", "strategy=no", ["has no configure_train"]),
+    ("strategy", "absent", "class D:\n    def __init__(self, **more):\n        pass\n", "strategy=absent", ["has no configure_train"]),
     ("features/normalisation", "odd", "class D:\n    def __call__(self, frames):\n        return frames\n",
      "features.normalisation=odd", ["does not take", "everyone"]),
 ]  # fmt: skip
