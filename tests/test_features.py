@@ -19,6 +19,8 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
+from fedser.config.schema import parse
+from fedser.config.settings import Dataset, Features
 from fedser.data import audio, corpora, store
 from fedser.data.store import DamagedStore, FeatureStore, extract
 from fedser.errors import InputError
@@ -26,7 +28,16 @@ from fedser.models.front_end import LogMel, fit, front_end
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
-SETTINGS = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "features" / "logmel.yaml")) | {"frames": 373}
+OPTIONS = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "features" / "logmel.yaml")) | {"frames": 373}
+OPTIONS |= {"normalisation": {"_target_": "fedser.models.normalisation.GlobalZScore", "name": "zscore_global"}}
+del OPTIONS["defaults"]
+
+
+def features(**changes) -> Features:
+    return parse(Features, OPTIONS | changes, "features.")
+
+
+SETTINGS = features()
 REFERENCE = np.load(FIXTURES / "logmel" / "logmel_reference.npz")
 
 
@@ -330,6 +341,8 @@ def test_a_kill_halfway_leaves_no_entry(tree, cache_folder):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_features as t
+from fedser.config.schema import parse
+from fedser.config.settings import Dataset, Features
 from fedser.data import audio, store
 read = audio.read
 def slow(path, *args, **kwargs):

@@ -96,7 +96,7 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[s
     known = _known_names(tuple(folders))
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        options = paths.options(key.split("@")[0], tuple(folders))
+        options = paths.options(key.split("@")[0].replace(".", "/"), tuple(folders))
         wrong = [option for option in value.split(",") if options and option not in options]
         if wrong and "Could not find" in message:
             near = difflib.get_close_matches(wrong[0], options, n=1)
