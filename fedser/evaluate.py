@@ -1,7 +1,7 @@
 """Finished runs under other attacks, without training: the command `fedser-evaluate`.
 
     fedser-evaluate outputs/RUN evaluation=full
-    fedser-evaluate outputs evaluation=full evaluation.eps=0.1 backend.actors=4
+    fedser-evaluate outputs evaluation=full evaluation.eps=0.1 simulation.actors=4
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
 What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `logger`

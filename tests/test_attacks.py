@@ -15,7 +15,7 @@ from toy import accuracy, randomisation, right, trained
 
 from fedser.attacks import Adversary, BudgetError, Defended, fgsm, margin
 from fedser.config import compose
-from fedser.config.components import build
+from fedser.config.components import build, component
 from fedser.config.validation import plain
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError
@@ -340,21 +340,25 @@ def test_the_library_never_clamps_unbounded_features(name, eps):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["attack.labels=maybe"], "attack.labels of pgd is 'true' or 'predicted'"),
-        (["attack.eps=-1"], "attack.eps of pgd must be a number"),
+        (["attack.labels=maybe"], "attack.labels=maybe must be predicted or true"),
+        (["attack.eps=-1"], "attack.eps=-1 must be greater than 0"),
         (["attack.eps=null"], "attack.eps of pgd must be a number"),
-        (["attack.norm=L1"], "attack.norm of pgd"),
-        (["attack.box=[1,0]"], "attack.box of pgd"),
+        (["attack.norm=L1"], "attack.norm=L1 must be one of Linf, L2"),
+        (["attack.box=[1,0]"], "attack.box of pgd must be [low, high]"),
+        (["attack.steps=0"], "attack.steps=0 must be a whole number of at least 1"),
+        (["attack.steps=true"], "attack.steps=true must be a whole number of at least 1"),
         (["+attack.stesp=3"], "attack.stesp of pgd: this attack has no such setting"),
-        (["+attack.eot=0"], "attack.eot of pgd must be a whole number of at least 1"),
-        (["+attack.adaptive=maybe"], "attack.adaptive of pgd must be true or false"),
+        (["+attack.eot=0"], "attack.eot=0 must be a whole number of at least 1"),
+        (["+attack.eot=null"], "attack.eot=null must be a whole number of at least 1"),
+        (["+attack.adaptive=maybe"], "attack.adaptive=maybe must be true or false"),
     ],
 )
 def test_bad_settings_name_their_key(overrides, message):
-    with pytest.raises(hydra.errors.InstantiationException) as raised:
-        adversary("pgd", *overrides)
-    assert isinstance(raised.value.__cause__, InputError)
-    assert message in str(raised.value.__cause__)
+    attack = component("attack", OmegaConf.to_container(composed("pgd", *overrides).attack, resolve=True))
+    with pytest.raises(InputError) as raised:
+        attack.check()
+        attack.build()
+    assert message in str(raised.value)
 
 
 # --- no trace ---
@@ -578,8 +582,8 @@ def test_clients_get_it_as_plain_values(art, name, mounted):
     path = mounted.format(name)
     key = f"{path}.eps=0.1"
     overrides = [f"attack={name}" if mounted == "attack" else "attack=none", key]
-    plain = plain(compose.compose(overrides))
-    node = plain["attack"] if mounted == "attack" else plain["attacks"][name]
+    values = plain(compose.compose(overrides))
+    node = values["attack"] if mounted == "attack" else values["attacks"][name]
     assert not OmegaConf.is_config(node)
     attack = build(node)
     assert attack.eps == (None if name in ("deepfool", "cw") else 0.1)

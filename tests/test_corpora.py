@@ -12,6 +12,10 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from fedser.config.compose import compose
+from fedser.config.schema import parse
+from fedser.config.settings import Dataset
+from fedser.config.validation import validate
 from fedser.data import corpora
 from fedser.data.corpora import demos, emodb, manifest, ravdess
 from fedser.errors import InputError
@@ -28,7 +32,9 @@ def touch(root, *names):
 
 
 def config(name, **changes):
-    return OmegaConf.create({"dataset": OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), changes)})
+    """The corpus's own file with some of its keys changed, as `load` takes it."""
+    node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
+    return parse(Dataset, Dataset.split(node | changes), "dataset.")
 
 
 def demos_counts():
@@ -263,10 +269,11 @@ def test_load_labels_in_the_order_of_classes():
     assert all(Path(path).is_absolute() for path in corpus.table["path"])
 
 
-def test_load_takes_plain_values_and_functions():
-    plain = OmegaConf.to_container(config("emodb", root=str(EMODB)), resolve=True)
-    plain["dataset"]["reader"] = emodb.read
-    assert len(corpora.load(plain).table) == 42
+def test_load_hands_the_reader_its_own_settings(tmp_path):
+    root = touch(tmp_path, "03-01-06-02-01-02-12.wav", "03-02-06-02-01-02-12.wav")
+    for channel in ("speech", "song"):
+        corpus = corpora.load(config("ravdess", root=str(root), channel=channel))
+        assert list(corpus.table["channel"]) == [channel]
 
 
 def test_dropping_an_emotion_takes_its_class_too():
@@ -294,8 +301,8 @@ def test_a_misspelt_drop_is_noticed(caplog):
             {"drop": ["anger", "boredom", "disgust", "fear", "happiness", "neutral"]},
             "nothing to tell apart in .sadness.",
         ),
-        ({"reader": {"_target_": "fedser.data.corpora.emodb.reed"}}, r"dataset\.reader: .*reed"),
-        ({"reader": {"_target_": "pathlib.Path", "_partial_": False}}, "dataset.reader must be a function"),
+        ({"_target_": "fedser.data.corpora.emodb.reed"}, r"dataset: .*emodb has no reed; did you mean read\?"),
+        ({"_target_": "pathlib.Path"}, "its reader must return a pandas.DataFrame, not PosixPath"),
     ],
 )
 def test_load_says_which_key_is_wrong(changes, message):
@@ -304,8 +311,10 @@ def test_load_says_which_key_is_wrong(changes, message):
 
 
 def test_a_manifest_must_be_named():
+    with pytest.raises(InputError, match=r"dataset\.root must be set"):
+        validate(compose(["dataset=manifest"]))
     with pytest.raises(InputError, match=r"dataset\.root is not set"):
-        corpora.load(config("manifest"))
+        corpora.load(config("manifest", root=None))
 
 
 def test_load_notices_an_utterance_without_client(tmp_path):
@@ -314,14 +323,14 @@ def test_load_notices_an_utterance_without_client(tmp_path):
         corpora.load(config("manifest", root=str(path), client="site"))
 
 
-def test_a_reader_of_ones_own_must_keep_to_the_columns():
-    def reader(root):
-        return pd.DataFrame({"path": [], "speaker": []})
+def without_emotions(root):
+    """A reader that says too little."""
+    return pd.DataFrame({"path": [], "speaker": []})
 
-    settings = OmegaConf.to_container(config("emodb", root=str(EMODB))) | {}
-    settings.dataset.reader = reader
+
+def test_a_reader_of_ones_own_must_keep_to_the_columns():
     with pytest.raises(InputError, match=r"no column emotion \(it has path, speaker\)"):
-        corpora.load(settings)
+        corpora.load(config("emodb", root=str(EMODB), _target_=f"{__name__}.without_emotions"))
 
 
 def test_the_table_of_a_corpus_needs_no_torch():

@@ -10,10 +10,12 @@ from torch import nn
 
 import fedser.config.compose  # noqa: F401 - registers the resolvers that the files use
 from fedser.attacks import Adversary
+from fedser.config.components import check_node
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError
 from fedser.randomness import generator
 from fedser.training.adversarial import AdversarialTraining
+from fedser.training.objective import Samples
 
 CONF = str(Path(__file__).parents[1] / "conf")
 
@@ -24,14 +26,14 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, model, x, y, seed, *, batch_size=None):
-        self.calls.append((len(x), seed, batch_size))
+    def __call__(self, model, x, y, seed, *, lengths):
+        self.calls.append((x, seed, lengths))
         return x + 1000
 
 
 def samples(n):
-    """n samples [n, 1, 1, 1] and labels [n], sample i being i and its label 10 · i."""
-    return torch.arange(n).float().view(n, 1, 1, 1), 10 * torch.arange(n)
+    """n samples [n, 1, 1, 1], sample i being i, its label 10 · i and its length 100 · i."""
+    return Samples.of(torch.arange(n).float().view(n, 1, 1, 1), 10 * torch.arange(n), 100 * torch.arange(n))
 
 
 def split(x):
@@ -42,57 +44,57 @@ def split(x):
 
 def test_disjoint_halves_are_a_partition():
     attack = Recorder()
-    x, y, weight = AdversarialTraining(attack).batch(None, *samples(8), round=2, seed=0)
-    original, attacked = split(x)
+    made = AdversarialTraining(attack).start_round(None, samples(8), round=2, seed=0)
+    original, attacked = split(made.x)
     assert len(original) == len(attacked) == 4
     assert sorted(original + attacked) == list(range(8))
-    assert y.tolist() == [10 * v for v in original + attacked]
-    assert weight.tolist() == [1.0] * 8
+    assert made.y.tolist() == [10 * v for v in original + attacked]
+    assert made.lengths.tolist() == [100 * v for v in original + attacked]
+    assert made.weight.tolist() == [1.0] * 8
     assert len(attack.calls) == 1  # one large call
 
 
 def test_of_an_odd_number_the_original_half_has_one_more():
-    x, _, _ = AdversarialTraining(Recorder()).batch(None, *samples(7), round=2, seed=0)
-    original, attacked = split(x)
+    made = AdversarialTraining(Recorder()).start_round(None, samples(7), round=2, seed=0)
+    original, attacked = split(made.x)
     assert (len(original), len(attacked)) == (4, 3)
 
 
 def test_a_single_sample_stays_original():
-    x, y, weight = AdversarialTraining(Recorder()).batch(None, *samples(1), round=2, seed=0)
-    assert (x.tolist(), y.tolist(), weight.tolist()) == ([[[[0.0]]]], [0], [1.0])
+    made = AdversarialTraining(Recorder()).start_round(None, samples(1), round=2, seed=0)
+    assert (made.x.tolist(), made.y.tolist(), made.weight.tolist()) == ([[[[0.0]]]], [0], [1.0])
 
 
 def test_paired_halves_are_the_same_samples():
-    x, y, _ = AdversarialTraining(Recorder(), pairing="paired").batch(None, *samples(8), round=2, seed=0)
-    original, attacked = split(x)
+    made = AdversarialTraining(Recorder(), pairing="paired").start_round(None, samples(8), round=2, seed=0)
+    original, attacked = split(made.x)
     assert len(set(original)) == 4
     assert attacked == original
-    assert y.tolist() == [10 * v for v in original + attacked]
+    assert made.y.tolist() == [10 * v for v in original + attacked]
 
 
 def test_the_weighted_mean_is_equation_5():
-    x, _, weight = AdversarialTraining(Recorder(), alpha=0.3).batch(None, *samples(8), round=2, seed=0)
+    made = AdversarialTraining(Recorder(), alpha=0.3).start_round(None, samples(8), round=2, seed=0)
     loss = torch.arange(8.0).square()  # any losses
-    is_original = x.flatten() < 1000
+    is_original = made.x.flatten() < 1000
     expected = 0.3 * loss[is_original].mean() + 0.7 * loss[~is_original].mean()
-    torch.testing.assert_close((weight * loss).mean(), expected)
-    torch.testing.assert_close(weight, torch.tensor([0.6] * 4 + [1.4] * 4))
+    torch.testing.assert_close((made.weight * loss).mean(), expected)
+    torch.testing.assert_close(made.weight, torch.tensor([0.6] * 4 + [1.4] * 4))
 
 
 def test_before_the_start_round_nothing_is_attacked():
     attack = Recorder()
     given = samples(8)
-    x, y, weight = AdversarialTraining(attack, start_round=3).batch(None, *given, round=2, seed=0)
-    assert x is given[0]
-    assert y is given[1]
-    assert weight.tolist() == [1.0] * 8
+    made = AdversarialTraining(attack, start_round=3).start_round(None, given, round=2, seed=0)
+    assert made is given
+    assert made.weight.tolist() == [1.0] * 8
     assert attack.calls == []
 
 
 def test_halves_are_drawn_anew_each_round_and_again_the_same():
     training = AdversarialTraining(Recorder())
     drawn = [
-        tuple(split(training.batch(None, *samples(40), round=r, seed=s)[0])[0])
+        tuple(split(training.start_round(None, samples(40), round=r, seed=s).x)[0])
         for r, s in [(2, 0), (3, 0), (2, 1), (2, 0)]
     ]
     assert drawn[0] == drawn[3]
@@ -102,21 +104,33 @@ def test_halves_are_drawn_anew_each_round_and_again_the_same():
     assert len(set(seeds)) == 3
 
 
-def test_the_chunk_size_reaches_the_attack():
+def test_the_lengths_reach_the_attack():
     attack = Recorder()
-    AdversarialTraining(attack).batch(None, *samples(8), round=2, seed=0, batch_size=3)
-    assert [call[2] for call in attack.calls] == [3]
+    AdversarialTraining(attack).start_round(None, samples(8), round=2, seed=0)
+    ((x, _, lengths),) = attack.calls
+    assert lengths.tolist() == (100 * x.flatten()).tolist()
 
 
-@pytest.mark.parametrize("key, value", [("alpha", 1.5), ("pairing", "both")])
+FGSM = {
+    "_target_": "fedser.attacks.Adversary", "name": "fgsm", "eps": 0.05, "labels": "predicted",
+    "method": {"_target_": "fedser.attacks.fgsm.FGSM", "_partial_": True},
+}  # fmt: skip
+
+
+def training_node(**options):
+    return {"_target_": "fedser.training.adversarial.AdversarialTraining", **options}
+
+
+@pytest.mark.parametrize("key, value", [("alpha", 1.5), ("pairing", "both"), ("start_round", 0)])
 def test_bad_settings_name_their_key(key, value):
-    with pytest.raises(InputError, match=rf"defence\.training\.{key}"):
-        AdversarialTraining(Recorder(), **{key: value})
+    with pytest.raises(InputError, match=rf"defence\.training\.{key}={value} must"):
+        check_node(training_node(attack=FGSM, **{key: value}), "defence.training")
 
 
 def test_training_against_no_attack():
-    with pytest.raises(InputError, match="attack=fgsm"):
-        AdversarialTraining({"name": "none", "eps": None, "labels": None})
+    check_node(training_node(attack=FGSM), "defence.training")
+    with pytest.raises(InputError, match=r"defence\.training\.attack=none is no attack .* attack=fgsm"):
+        check_node(training_node(attack={"name": "none", "eps": None, "labels": None}), "defence.training")
 
 
 # --- randomisation ---
@@ -244,7 +258,8 @@ def test_configured_training_keeps_the_budget():
     training = hydra.utils.instantiate(config.defence.training)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     x, y = torch.randn(8, 1, 4, 3), torch.arange(8) % 3
-    out, labels, _ = training.batch(model, x, y, round=2, seed=0)
+    made = training.start_round(model, Samples.of(x, y), round=2, seed=0)
+    out, labels = made.x, made.y
     assert torch.isin(out[:4], x).all()
     partners = [int((x - sample).abs().flatten(1).amax(1).argmin()) for sample in out[4:]]
     assert labels[4:].tolist() == y[partners].tolist()

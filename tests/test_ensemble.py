@@ -70,7 +70,7 @@ def test_predicted_labels_are_asked_for_or_given(given):
 
 def test_other_members_where_a_randomisation_is_known(given):
     class Silent(nn.Module):
-        def forward(self, x):
+        def forward(self, x, generator=None):
             return x
 
     ensemble = Ensemble("two", 1.0, "true", {"down": push(-1.0)}, {"up": push(1.0, eot=3)})
@@ -85,7 +85,7 @@ def test_other_members_where_a_randomisation_is_known(given):
 class Shift(nn.Module):
     """A randomisation that adds -1, 0 or 1 in turn."""
 
-    def forward(self, x):
+    def forward(self, x, generator=None):
         return x + (torch.arange(len(x)) % 3 - 1).float().view(-1, 1, 1, 1)
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedser import evaluate
-from fedser.config import protocol
+from fedser.config.protocol import Protocols
 from fedser.errors import InputError
 
 
@@ -43,7 +43,7 @@ def test_the_same_conditions_give_the_same_numbers(finished, measured):
     assert measured["conditions"]["randomised"]["draws"] == 3
 
 
-def test_its_evidence_is_whole(finished, measured):
+def test_its_record_is_whole(finished, measured):
     (folder,) = (finished.folder / "evaluations").glob("paper-*")
     assert {file.name for file in folder.iterdir()} == {
         "evaluation.json", "utterances.csv", "example.npz", "times.json",
@@ -86,31 +86,33 @@ def test_a_subset_is_smaller_and_stratified(finished):
     overrides = ["evaluation.attacks=[]", "evaluation.fraction=0.5", "simulation=serial"]
     record = evaluate.evaluate(finished.folder, overrides)
     whole = json.loads((finished.folder / "evaluation.json").read_text())
-    tested = np.sum(record["conditions"]["original"]["matrix"], axis=1)
-    everyone = np.sum(whole["conditions"]["original"]["matrix"], axis=1)
-    assert [max(1, round(0.5 * n)) if n else 0 for n in everyone] == tested.tolist()
+    some, everyone = (found["conditions"]["original"]["by_client"] for found in (record, whole))
+    for client in ("14", "15"):
+        tested, known = np.sum(some[client], axis=1), np.sum(everyone[client], axis=1)
+        assert tested.sum() == round(0.5 * known.sum()) == record["clients"][client]["utterances"]
+        assert (tested <= known).all() and (np.abs(tested - known / 2) <= 1).all()
 
 
 def test_the_run_keeps_its_training_and_its_defence(finished):
     settings = evaluate._settings(evaluate.RunFolder(finished.folder), ["evaluation=full", "evaluation.eps=0.1"])
     own = yaml.safe_load((finished.folder / "config.yaml").read_text())
     for key in ("dataset", "features", "partition", "model", "client", "strategy", "rounds", "seed", "defence"):
-        assert settings[key] == own[key]
-    assert settings.attack == own["attack"]
-    attacks = protocol.attacks(settings)
-    assert {attacks[name]["eps"] for name in ("fgsm", "pgd_strong", "noise")} == {0.1}
+        assert settings.plain[key] == own[key]
+    assert settings.attack.node == own["attack"]
+    attacks = Protocols.of(settings).attacks
+    assert {attacks[name].get("eps") for name in ("fgsm", "pgd_strong", "noise")} == {0.1}
 
 
 def test_attacks_are_the_runs_unless_told_otherwise(small, tmp_path):
     run = small("attack.eps=0.1", "attacks.pgd.steps=7", "rounds=1", folder=tmp_path / "run").folder
     place = evaluate.RunFolder(run)
     as_it_was = evaluate._settings(place, ["evaluation.attacks=[fgsm,pgd]"])
-    assert (as_it_was["attack"]["eps"], as_it_was["attacks"]["pgd"]["steps"]) == (0.1, 7)
+    assert (as_it_was.attack.get("eps"), as_it_was.attacks["pgd"].get("steps")) == (0.1, 7)
     changed = evaluate._settings(place, ["attack.eps=0.2", "attacks.pgd.steps=9"])
-    assert (changed["attack"]["eps"], changed["attacks"]["pgd"]["steps"]) == (0.2, 9)
-    assert evaluate._settings(place, ["attack=pgd"])["attack"]["name"] == "pgd"
-    assert evaluate._settings(place, [])["logger"]["name"] == "none"
-    assert evaluate._settings(place, ["logger=wandb"])["logger"]["name"] == "wandb"
+    assert (changed.attack.get("eps"), changed.attacks["pgd"].get("steps")) == (0.2, 9)
+    assert evaluate._settings(place, ["attack=pgd"]).attack.name == "pgd"
+    assert evaluate._settings(place, []).logger.name == "none"
+    assert evaluate._settings(place, ["logger=wandb"]).logger.name == "wandb"
 
 
 @pytest.mark.parametrize(

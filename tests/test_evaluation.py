@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from fedser.config import protocol
+from fedser.config.components import Component
 from fedser.config.compose import compose
 from fedser.config.paths import directory
-from fedser.config.protocol import Protocol
+from fedser.config.protocol import Protocol, Protocols
 from fedser.config.validation import validate
 from fedser.data.partition import stratified
 from fedser.defences.randomisation import Randomise
@@ -54,7 +55,7 @@ def test_conditions_are_table_3s_and_the_adaptive_ones():
     assert names(["pgd"], ["pgd"], randomised=False) == ["original", "adversarial/pgd"]  # there is nothing to know
 
 
-def test_an_protocol_survives_the_way_to_the_clients():
+def test_a_protocol_survives_the_way_to_the_clients():
     one = Protocol(("pgd",), ("pgd",), draws=3, gradients=True, fraction=0.5)
     assert Protocol(**json.loads(json.dumps(one.plain()))).conditions == one.conditions
 
@@ -65,40 +66,40 @@ def settled(*overrides):
 
 def test_a_sweep_varies_what_has_the_key():
     settings = settled("evaluation=sweep", "evaluation.attacks=[fgsm,deepfool]", "evaluation.grid.eps=[0.05,0.1]")
-    assert protocol.final(settings).attacks == ["fgsm", "deepfool", "fgsm@eps=0.1"]  # 0.05 is fgsm itself
-    attacks = protocol.attacks(settings)
-    assert attacks["fgsm@eps=0.1"] == attacks["fgsm"] | {"eps": 0.1}
+    assert Protocols.of(settings).final.attacks == ["fgsm", "deepfool", "fgsm@eps=0.1"]  # 0.05 is fgsm itself
+    attacks = Protocols.of(settings).attacks
+    assert attacks["fgsm@eps=0.1"].node == attacks["fgsm"].node | {"eps": 0.1}
 
 
 def test_what_is_varied_already_keeps_that():
     settings = settled("evaluation.attacks=['fgsm@eps=0.1','pgd@steps=20']", "evaluation.grid.eps=[0.2]")
-    assert protocol.final(settings).attacks == ["fgsm@eps=0.1", "pgd@steps=20", "pgd@steps=20,eps=0.2"]
+    assert Protocols.of(settings).final.attacks == ["fgsm@eps=0.1", "pgd@steps=20", "pgd@steps=20,eps=0.2"]
     probed = settled("evaluation.sanity={attack:'pgd_strong@eps=0.1',steps_factor:2,eps_factors:[2]}")
-    assert protocol.final(probed).attacks[-2:] == ["pgd_strong@eps=0.1,steps=20", "pgd_strong@eps=0.1,eps=0.2"]
+    assert Protocols.of(probed).final.attacks[-2:] == ["pgd_strong@eps=0.1,steps=20", "pgd_strong@eps=0.1,eps=0.2"]
 
 
 def test_what_always_knows_the_defence_has_no_oblivious_version():
     settings = settled("attack=eot_pgd", "evaluation.attacks=[fgsm,eot_pgd]", "defence=randomise")
-    assert [condition.name for condition in protocol.final(settings).conditions] == [
+    assert [condition.name for condition in Protocols.of(settings).final.conditions] == [
         "original", "randomised", "adversarial/fgsm", "randomised_adversarial/fgsm", "adaptive/eot_pgd",
     ]  # fmt: skip
-    assert protocol.final(settled("attack=eot_pgd", "defence=none")).attacks == ["eot_pgd"]
+    assert Protocols.of(settled("attack=eot_pgd", "defence=none")).final.attacks == ["eot_pgd"]
 
 
 def test_one_eps_for_all_attacks_bounded_in_linf():
-    attacks = protocol.attacks(settled("evaluation.attacks=[fgsm,'pgd@steps=20',deepfool]", "evaluation.eps=0.2"))
-    assert {name: attack["eps"] for name, attack in attacks.items()} == {
+    attacks = Protocols.of(settled("evaluation.attacks=[fgsm,'pgd@steps=20',deepfool]", "evaluation.eps=0.2")).attacks
+    assert {name: attack.get("eps") for name, attack in attacks.items()} == {
         "fgsm": 0.2,
         "pgd@steps=20": 0.2,
         "deepfool": None,
     }
-    assert attacks["pgd@steps=20"]["steps"] == 20
+    assert attacks["pgd@steps=20"].get("steps") == 20
 
 
 def test_what_an_attack_is_composed_of_gets_its_eps():
     member = {"name": "pgd", "eps": 0.05, "norm": "Linf"}
     whole = {"name": "both", "eps": 0.05, "norm": "Linf", "members": [member, {"name": "deepfool", "eps": None}]}
-    varied = protocol._with_eps(whole, 0.1)
+    varied = protocol._with_eps(Component("attack", "both", whole), 0.1).node
     assert [part["eps"] for part in varied["members"]] == [0.1, None]
     assert whole["members"][0]["eps"] == 0.05
 
@@ -108,29 +109,29 @@ def test_the_sanity_flags_ask_for_steps_and_budgets():
         "evaluation.attacks=[fgsm]",
         "evaluation.sanity={attack:pgd_strong,steps_factor:2,eps_factors:[2,20]}",
     )
-    assert protocol.final(settings).attacks == [
+    assert Protocols.of(settings).final.attacks == [
         "fgsm", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=0.1", "pgd_strong@eps=1",
     ]  # fmt: skip
-    assert protocol.curve(settings).attacks == ["fgsm"]
-    assert protocol.final(settings).adaptive == []
+    assert Protocols.of(settings).curve.attacks == ["fgsm"]
+    assert Protocols.of(settings).final.adaptive == []
 
 
 def test_more_steps_are_asked_of_the_adaptive_attack_too():
     settings = settled("evaluation=matrix", "defence=randomise")
     names = ["fgsm", "pgd", "deepfool", "pgd_strong", "pgd_strong@steps=20", "pgd_strong@eps=1", "eot_pgd"]
-    assert protocol.final(settings).adaptive == names
+    assert Protocols.of(settings).final.adaptive == names
 
 
 def test_full_has_every_attack_of_every_knowledge():
     files = {path.stem for path in (directory() / "attack").glob("*.yaml")} - {"none", "transfer"}  # it needs a source
-    full = protocol.final(settled("evaluation=full", "defence=randomise"))
+    full = Protocols.of(settled("evaluation=full", "defence=randomise")).final
     own = {name for name in full.attacks if "@" not in name}
     assert own == files - {"eot_pgd"}  # which always knows
     assert {name for name in full.adaptive if "@" not in name} == files - {"noise"}  # which never knows
 
 
 def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
-    assert protocol.curve(settled("evaluation.fraction=0.5")).fraction == 0.5
+    assert Protocols.of(settled("evaluation.fraction=0.5")).curve.fraction == 0.5
 
 
 @pytest.mark.parametrize(
@@ -143,15 +144,15 @@ def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
         ("evaluation.sanity={attack:deepfool,steps_factor:2,eps_factors:[2]}", "has no eps"),
         ("evaluation.draws=0", "evaluation.draws=0"),
         ("evaluation.eps=0", "evaluation.eps=0"),
-        ("evaluation.grid=5", "evaluation.grid=5 must be null or have keys"),
-        ("evaluation.sanity=pgd_strong", "evaluation.sanity=pgd_strong must be null or have keys"),
-        ("evaluation.sanity=[1]", "evaluation.sanity=[1] must be null or have keys"),
-        ("evaluation.sanity={}", "evaluation.sanity.attack=None must be an attack's name"),
-        ("evaluation.sanity.attack=null", "evaluation.sanity.attack=None must be an attack's name"),
-        ("evaluation.sanity.steps_factor=null", "evaluation.sanity.steps_factor=None must be a whole number"),
+        ("evaluation.grid=5", "evaluation.grid=5 must be keys and values, or null"),
+        ("evaluation.sanity=pgd_strong", "evaluation.sanity=pgd_strong must have the keys attack, steps_factor, eps_factors, or null"),
+        ("evaluation.sanity=[1]", "evaluation.sanity=[1] must have the keys attack, steps_factor, eps_factors, or null"),
+        ("evaluation.sanity={}", "The configuration lacks evaluation.sanity.attack"),
+        ("evaluation.sanity.attack=null", "evaluation.sanity.attack=null must be a word"),
+        ("evaluation.sanity.steps_factor=null", "evaluation.sanity.steps_factor=null must be a whole number of at least 2"),
         ("evaluation.sanity.steps_factor=1", "evaluation.sanity.steps_factor=1 must be a whole number of at least 2"),
-        ("evaluation.sanity.eps_factors=null", "evaluation.sanity.eps_factors=None must be a list of factors"),
-        ("evaluation.sanity.eps_factors=[2,0]", "evaluation.sanity.eps_factors=[2, 0] must be a list of factors"),
+        ("evaluation.sanity.eps_factors=null", "evaluation.sanity.eps_factors=null must be a list"),
+        ("evaluation.sanity.eps_factors=[2,0]", "evaluation.sanity.eps_factors[1]=0 must be greater than 0 and finite"),
     ],
 )
 def test_impossible_protocols_are_refused(override, words):
@@ -161,12 +162,40 @@ def test_impossible_protocols_are_refused(override, words):
 
 
 def test_a_subset_has_its_share_of_each_class():
-    labels = np.array([0] * 20 + [1] * 10 + [2])
-    rows = np.arange(31)
+    """Of 20 and 10 lie exactly 6 and 3 on the first 0.3 of the line, wherever they start."""
+    labels = np.array([2] * 5 + [0] * 20 + [2] * 5 + [1] * 10)
+    rows = np.flatnonzero(labels < 2)  # what is of class 2 is another client's
     chosen = stratified(labels, rows, 0.3, seed=0)
-    assert np.bincount(labels[chosen]).tolist() == [6, 3, 1]
-    assert (stratified(labels, rows[::-1], 0.3, seed=0) == chosen).all()
+    for seed in range(20):
+        assert np.bincount(labels[stratified(labels, rows, 0.3, seed=seed)]).tolist() == [6, 3]
+    assert (np.diff(chosen) > 0).all()
+    assert (stratified(labels, rows, 0.3, seed=0) == chosen).all()
     assert (stratified(labels, rows, 0.3, seed=1) != chosen).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "count"), [(7, 0.01, 1), (1, 0.5, 1), (3, 0.5, 2), (5, 0.5, 2), (7, 0.8, 6), (7, 1, 7), (0, 0.5, 0)]
+)
+def test_a_subset_is_rounded_and_at_least_one(size, fraction, count):
+    labels, rows = np.arange(20) % 3, np.arange(3, 3 + size)
+    chosen = stratified(labels, rows, fraction, seed=0)
+    assert len(chosen) == count and set(chosen) <= set(rows)
+
+
+def test_classes_that_do_not_divide_are_off_by_less_than_one():
+    labels = np.repeat([0, 1, 2], [7, 4, 2])
+    for seed in range(20):
+        counts = np.bincount(labels[stratified(labels, np.arange(13), 0.5, seed=seed)], minlength=3)
+        assert counts.sum() == 6 and (np.abs(counts - [3.5, 2, 1]) <= 1).all()
+
+
+def test_a_subset_knows_nothing_of_other_clients():
+    labels = np.random.default_rng(0).integers(3, size=40)
+    rows, others = np.arange(10, 30), np.r_[:10, 30:40]
+    changed = labels.copy()
+    changed[others] = 2 - labels[others]
+    assert (stratified(labels, rows, 0.4, seed=0) == stratified(changed, rows, 0.4, seed=0)).all()
+    assert (stratified(labels[rows], np.arange(20), 0.4, seed=0) + 10 == stratified(labels, rows, 0.4, seed=0)).all()
 
 
 # --- measuring ---
@@ -272,7 +301,10 @@ def test_no_test_utterances_give_empty_matrices():
     assert np.shape(told["counts"]["randomised"]) == (2, 2, 2)
 
 
-# --- the outcome ---
+# --- the results ---
+
+
+NOTHING = {"validation": [[0, 0], [0, 0]]}  # a client without validation utterances
 
 
 @pytest.fixture
@@ -281,26 +313,26 @@ def both():
     told = Protocol(["flip"], draws=2)
     parts = {"a": (X, Y, np.array([0, 1, 2])), "b": (X[:1], 1 - Y[:1], np.array([3]))}
     answers = {
-        name: json.loads(json.dumps(results.answer(measured(told, x, y), y, rows, 2, True)))
+        name: json.loads(json.dumps(results.answer(measured(told, x, y), y, rows, 2, True) | NOTHING))
         for name, (x, y, rows) in parts.items()
     }
-    return results.Outcome(told, ["calm", "angry"], answers)
+    return results.Results(told, ["calm", "angry"], answers)
 
 
-def test_an_outcome_adds_up(both):
+def test_results_add_up(both):
     record = both.record()
     original = record["conditions"]["original"]
     assert original["matrix"].tolist() == [[1, 1], [0, 2]]
     assert original["uar"] == pytest.approx((0.5 + 1) / 2)
-    worn = record["conditions"]["randomised"]
-    assert worn["draws"] == 2 and worn["uar_sd"] == 0 and worn["attack"] is None
-    assert worn["matrix"].tolist() == [[0, 4], [0, 4]]
-    assert worn["by_client"]["b"].tolist() == [[0, 2], [0, 0]]
+    defended = record["conditions"]["randomised"]
+    assert defended["draws"] == 2 and defended["uar_sd"] == 0 and defended["attack"] is None
+    assert defended["matrix"].tolist() == [[0, 4], [0, 4]]
+    assert defended["by_client"]["b"].tolist() == [[0, 2], [0, 0]]
     assert both.metrics()["uar/adversarial/flip"] == pytest.approx(original["uar"] * 0 + (1 / 2 + 0) / 2)
     assert both.tested() == {"a": 3, "b": 1}
 
 
-def test_an_outcome_tells_what_became_of_each_utterance(both):
+def test_results_tell_what_became_of_each_utterance(both):
     table = pd.DataFrame(
         {"path": [f"/x/{'ab'[i > 2]}/clip{i % 3}.flac" for i in range(4)], "speaker": list("aaab"), "sex": ["f", "f", "f", None],
          "emotion": ["angry", "calm", "angry", "calm"]}

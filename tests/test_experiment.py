@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hydra.utils import instantiate
 from safetensors.numpy import load_file
 
 from fedser import compose, run
+from fedser.data import corpora
+from fedser.data.partition import partition
+from fedser.data.store import extract
 from fedser.errors import InputError
-from fedser.federation import client_app, transport
+from fedser.config.settings import Settings
+from fedser.federation import transport
 
 CONDITIONS = ["original", "randomised", "adversarial/fgsm", "adversarial/pgd", "randomised_adversarial/fgsm",
               "randomised_adversarial/pgd"]  # fmt: skip
@@ -75,29 +78,21 @@ def test_confusions_add_up(result):
 
 
 def test_saved_model_scores_as_the_summary_says(result):
-    settings = yaml.safe_load((result.folder / "config.yaml").read_text())
-    model = instantiate(settings.model.module, classes=7)
+    settings = Settings.of(yaml.safe_load((result.folder / "config.yaml").read_text()))
+    model = settings.model.component.build(classes=7)
     transport.unpack(load_file(result.folder / "model.safetensors"), model)
-    bench = next(iter_workbenches(settings))
+    corpus = corpora.load(settings.dataset)
+    store = extract(corpus, settings.features)
+    splits = partition(store.table, settings.partition, settings.seed)
     right = 0
-    for share in bench.shares:
-        frames = np.concatenate([bench.store.frames[s.train] for s in bench.shares]).astype(np.float64)
-        x = (bench.store.frames[share.test] - frames.mean(axis=(0, 1))) / frames.std(axis=(0, 1))
+    for split in splits:
+        frames = np.concatenate([store.frames[s.train] for s in splits]).astype(np.float64)
+        x = (store.frames[split.test] - frames.mean(axis=(0, 1))) / frames.std(axis=(0, 1))
         with torch.no_grad():
             predicted = model.eval()(torch.from_numpy(x.astype(np.float32)).unsqueeze(1)).argmax(1).numpy()
-        right += (predicted == bench.store.table["label"].to_numpy()[share.test]).sum()
-    tested = sum(len(share.test) for share in bench.shares)
+        right += (predicted == store.table["label"].to_numpy()[split.test]).sum()
+    tested = sum(len(split.test) for split in splits)
     assert right / tested == pytest.approx(result.metrics["accuracy/original"], abs=1.01 / tested)
-
-
-def iter_workbenches(settings):
-    from fedser.data import corpora, store
-
-    corpus = corpora.load(settings)
-    store = store.extract(corpus, settings.features)
-    yield client_app.Workbench(
-        {"settings": settings, "classes": corpus.classes, "attacks": {}, "store": str(store.folder), "state": "unused"}
-    )
 
 
 def trainings(monkeypatch):
@@ -227,11 +222,11 @@ def test_default_folder_is_the_command_lines(tmp_path, monkeypatch):
     from conftest import SMALL
 
     from fedser.config.identity import run_name
-    from fedser.config.validation import plain
+    from fedser.config.validation import validate
 
     monkeypatch.chdir(tmp_path)
     config = compose([*SMALL, "seed=12", "defence=none", "attack=none"])
-    assert run(config).folder.resolve() == tmp_path / "outputs" / run_name(plain(config))
+    assert run(config).folder.resolve() == tmp_path / "outputs" / run_name(validate(config))
 
 
 def test_failed_training_leaves_no_model_to_reuse(small, tmp_path, monkeypatch):

@@ -19,14 +19,31 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 
+from fedser.config.compose import compose
+from fedser.config.schema import parse
+from fedser.config.settings import Dataset, Features
+from fedser.config.validation import validate
 from fedser.data import audio, corpora, store
 from fedser.data.store import DamagedStore, FeatureStore, extract
 from fedser.errors import InputError
-from fedser.models.front_end import LogMel, fit, front_end
+from fedser.models.front_end import LogMel, fit
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
-SETTINGS = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "features" / "logmel.yaml")) | {"frames": 373}
+OPTIONS = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "features" / "logmel.yaml")) | {"frames": 373}
+OPTIONS |= {"normalisation": {"_target_": "fedser.models.normalisation.GlobalZScore", "name": "zscore_global"}}
+del OPTIONS["defaults"]
+
+
+def features(**changes) -> Features:
+    return parse(Features, OPTIONS | changes, "features.")
+
+
+def front_end(**changes) -> LogMel:
+    return LogMel(**{key: value for key, value in (SETTINGS.front_end | changes).items() if key != "frames"})
+
+
+SETTINGS = features()
 REFERENCE = np.load(FIXTURES / "logmel" / "logmel_reference.npz")
 
 
@@ -37,7 +54,7 @@ REFERENCE = np.load(FIXTURES / "logmel" / "logmel_reference.npz")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 2e-5)])
 def test_logmel_equals_scipy_and_librosa(clip, dtype, tolerance):
     waveform = torch.from_numpy(audio.read(FIXTURES / "logmel" / f"{clip}.flac", 16000)).to(dtype)
-    logmel = front_end(SETTINGS).to(dtype)(waveform)
+    logmel = front_end().to(dtype)(waveform)
     assert logmel.shape == REFERENCE[clip].shape
     assert (logmel - torch.from_numpy(REFERENCE[clip])).abs().max() < tolerance
 
@@ -85,7 +102,7 @@ def test_the_front_end_adds_nothing_to_a_checkpoint():
 )
 def test_settings_that_contradict_each_other(changes, message):
     with pytest.raises(InputError, match=message):
-        front_end(SETTINGS | changes)
+        front_end(**changes)
 
 
 def test_short_clips_are_repeated_in_frames_and_long_ones_cropped():
@@ -116,8 +133,8 @@ def tree(tmp_path):
 
 
 def load(root, name="emodb", **changes):
-    dataset = OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")
-    return corpora.load({"dataset": OmegaConf.merge(dataset, {"root": str(root)}, changes)})
+    node = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml"))
+    return corpora.load(parse(Dataset, Dataset.split(node | {"root": str(root)} | changes), "dataset."))
 
 
 def entries(folder):
@@ -147,7 +164,9 @@ def test_the_store_holds_what_the_front_end_makes(tree):
         waveform = audio.read(path, 16000)
         assert torch.equal(store.take([row])[0], fit(LogMel()(torch.from_numpy(waveform)), 373))
         assert store.table["seconds"][row] == len(waveform) / 16000
-    pd.testing.assert_frame_equal(store.table.drop(columns="seconds"), corpus.table, check_dtype=False)
+    pd.testing.assert_frame_equal(store.table.drop(columns=["seconds", "frames"]), corpus.table, check_dtype=False)
+    assert store.lengths.tolist() == [min(len(LogMel()(torch.from_numpy(audio.read(path, 16000)))), 373) for path in corpus.table["path"]]
+    assert 1 < len(set(store.lengths)) and store.labels.tolist() == corpus.table["label"].tolist()
 
 
 def test_a_longer_clip_is_cropped(tree):
@@ -155,14 +174,14 @@ def test_a_longer_clip_is_cropped(tree):
     soundfile.write(tree / "14a01Wz.wav", noise, 16000, subtype="FLOAT")
     store = extract(load(tree), SETTINGS)
     row = store.table.index[store.table["path"].str.endswith("Wz.wav")].item()
-    assert store.table["seconds"][row] == 8
+    assert store.table["seconds"][row] == 8 and store.lengths[row] == 373
     whole = LogMel()(torch.from_numpy(noise.astype("float32")))
     assert torch.allclose(store.take([row])[0], whole[:373], atol=1e-5)
 
 
-def test_settings_may_come_from_hydra(tree):
-    settings = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / "features" / "logmel.yaml"), {"frames": 373})
-    assert extract(load(tree), settings).folder == extract(load(tree), SETTINGS).folder
+def test_composed_settings_are_the_files(tree):
+    settings = validate(compose(["dataset=emodb"]))
+    assert extract(load(tree), settings.features).folder == extract(load(tree), SETTINGS).folder
 
 
 def test_the_number_of_workers_changes_nothing(tree, cache_folder):
@@ -201,11 +220,12 @@ def test_the_corpus_may_move(tree, tmp_path, no_decoding):
 
 def test_the_key_knows_what_matters(tree, cache_folder):
     first = extract(load(tree), SETTINGS)
-    for normalisation in ("zscore_client", "minmax_client", "none"):
-        assert extract(load(tree), SETTINGS | {"normalisation": normalisation}).folder == first.folder
+    for kind in ("ClientZScore", "ClientMinMax", "Unchanged"):
+        changed = features(normalisation={"_target_": f"fedser.models.normalisation.{kind}"})
+        assert changed != SETTINGS and extract(load(tree), changed).folder == first.folder
     others = [
-        extract(load(tree), SETTINGS | {"frames": 100}),
-        extract(load(tree), SETTINGS | {"floor": 1e-6}),
+        extract(load(tree), features(frames=100)),
+        extract(load(tree), features(floor=1e-6)),
         extract(load(tree), SETTINGS, on_bad_audio="skip"),
         extract(load(tree, client="text"), SETTINGS),
         extract(load(tree, drop=["fear"]), SETTINGS),
@@ -301,8 +321,8 @@ def test_nothing_but_bad_audio(tmp_path, cache_folder):
 
 
 def test_on_bad_audio_is_checked(tree):
-    with pytest.raises(InputError, match="on_bad_audio=ignore must be error or skip"):
-        extract(load(tree), SETTINGS, on_bad_audio="ignore")
+    with pytest.raises(InputError, match="on_bad_audio=ignore must be one of error, skip"):
+        load(tree, on_bad_audio="ignore")
 
 
 # --- whole or not at all --------------------------------------------------------------------------------------------
@@ -330,6 +350,10 @@ def test_a_kill_halfway_leaves_no_entry(tree, cache_folder):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_features as t
+from fedser.config.compose import compose
+from fedser.config.schema import parse
+from fedser.config.settings import Dataset, Features
+from fedser.config.validation import validate
 from fedser.data import audio, store
 read = audio.read
 def slow(path, *args, **kwargs):

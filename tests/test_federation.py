@@ -1,18 +1,21 @@
 """The federation in process: every strategy, sampling, failing clients; what the server learns is what it may."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
 from safetensors.numpy import load_file
 
 from fedser.config.protocol import Protocol
+from fedser.data import corpora
+from fedser.data.partition import partition
 from fedser.data.store import extract
 from fedser.errors import RunError
 from fedser.evaluation import measure, metrics
 from fedser.federation import client_app, server_app, strategies, transport
+from fedser.randomness import derive
 from fedser.simulation import backend
 
 STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum",
@@ -76,8 +79,8 @@ def test_mu_zero_is_fedavg_and_mu_pulls_towards_the_start(small, tmp_path, setti
     strong = weights_of(small(*common, "strategy=fedprox", "strategy.proximal_mu=10.0", folder=tmp_path / "ten"))
     np.testing.assert_array_equal(zero["parameters"], avg["parameters"])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(server_app.derive(0, "initial weights"))
-        start = transport.pack(instantiate(settings()["model"]["module"], classes=7))["parameters"]
+        torch.manual_seed(derive(0, "initial weights"))
+        start = transport.pack(settings().model.component.build(classes=7))["parameters"]
     assert np.linalg.norm(strong["parameters"] - start) < 0.9 * np.linalg.norm(avg["parameters"] - start)
 
 
@@ -103,51 +106,47 @@ def test_fedavg_weights_by_utterances(settings, tmp_path, monkeypatch):
 
 
 def federate(settings, tmp_path):
-    """A federation in process, opened by serve(function of the introduced federation)."""
-    import threading
-
-    from fedser.data.corpora import load
-    from fedser.data.partition import partition
-
-    corpus = load(settings)
+    """A federation in process, opened by serve(function of the federation after its handshake)."""
+    corpus = corpora.load(settings.dataset)
     store = extract(corpus, settings.features)
     clients = len(partition(store.table, settings.partition, settings.seed))
-    told = {"settings": settings, "classes": corpus.classes, "attacks": {"fgsm": settings.attacks["fgsm"]},
-            "store": str(store.folder), "state": str(tmp_path / "state")}  # fmt: skip
+    experiment = {"settings": settings.plain, "classes": corpus.classes, "store": str(store.folder),
+                  "attacks": {"fgsm": settings.attacks["fgsm"].node}, "state": str(tmp_path / "state")}  # fmt: skip
     plan = backend.plan(settings, clients)
-    strategy = strategies.build_strategy(settings, clients)
+    strategy = strategies.build_strategy(settings.strategy, clients)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = transport.pack(instantiate(settings.model.module, classes=len(corpus.classes)))
+        weights = transport.pack(settings.model.component.build(classes=len(corpus.classes)))
     results = []
 
     def serve(work):
         def behind(grid):
-            federation = server_app.Federation(grid, clients, told, threading.Event())
-            federation.introduce()
+            federation = server_app.Federation(grid, clients, experiment, threading.Event())
+            federation.handshake()
             results.append(work(federation))
 
         backend.simulate(behind, client_app.app, clients, plan, threading.Event())
         return results[-1]
 
-    return told, strategy, weights, serve
+    return experiment, strategy, weights, serve
 
 
 def test_evaluation_on_clients_equals_evaluating_centrally(settings, tmp_path):
-    settled = settings("defence=none")
-    told, _, weights, serve = federate(settled, tmp_path)
+    experiment, _, weights, serve = federate(settings("defence=none"), tmp_path)
     protocol = Protocol(["fgsm"], randomised=False)
     pooled = serve(lambda federation: federation.evaluate(1, weights, protocol)).pooled()
 
-    bench = client_app.Workbench(json.loads(json.dumps(told)))
-    frames = bench.store.frames[np.concatenate([share.train for share in bench.shares])].astype(np.float64)
+    state = client_app.ClientState(json.loads(json.dumps(experiment)), client_app.simulated)
+    store = state.clients.store
+    splits = partition(store.table, state.settings.partition, state.settings.seed)
+    frames = store.frames[np.concatenate([split.train for split in splits])].astype(np.float64)
     mean, deviation = frames.mean(axis=(0, 1)), frames.std(axis=(0, 1))
-    rows = np.concatenate([share.test for share in bench.shares])
-    x = torch.from_numpy(((bench.store.frames[rows] - mean) / deviation).astype(np.float32)).unsqueeze(1)
-    y = torch.from_numpy(bench.store.table["label"].to_numpy()[rows])
-    transport.unpack(weights, bench.model)
+    rows = np.concatenate([split.test for split in splits])
+    x = torch.from_numpy(((store.frames[rows] - mean) / deviation).astype(np.float32)).unsqueeze(1)
+    y = torch.from_numpy(store.table["label"].to_numpy()[rows])
+    transport.unpack(weights, state.model)
     central = measure.evaluate(
-        bench.model, x, y, protocol, attacks=bench.attacks, randomise=None, batch_size=16, seed=0
+        state.model, x, y, protocol, attacks=state.attacks, randomise=None, batch_size=16, seed=0
     )
     for condition, predicted in central.predictions.items():
         matrix = metrics.confusion(y, predicted[0], 7)
@@ -171,7 +170,7 @@ def sizes(name, value):
 
 def test_the_server_is_told_numbers_only(settings, tmp_path):
     """No reply holds anything of the size of the data: weights, one loss, counts and 64-bin sums."""
-    told, strategy, weights, serve = federate(settings("defence=none"), tmp_path)
+    _, strategy, weights, serve = federate(settings("defence=none"), tmp_path)
     kinds = {}
 
     def listen(federation):
@@ -187,7 +186,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
             return replies
 
         federation.grid.push_messages, federation.grid.pull_messages = push, pulled
-        federation.introduce()
+        federation.handshake()
         federation.train(strategy, 1, weights, [0, 1])
         federation.evaluate(1, weights, Protocol(["fgsm"], randomised=False))
 
@@ -199,7 +198,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         "metrics.num-examples": 1, "metrics.loss": 1, "metrics.count": 1,
         "metrics.total": 64, "metrics.squares": 64, "config.name": 1,
         "config.answer.counts.original": 49, "config.answer.counts.adversarial/fgsm": 49,
-        "config.answer.utterances": 1,
+        "config.answer.utterances": 1, "config.answer.validation": 49,
         # How far each of the client's test utterances was moved: no features, no labels, no names.
         **{f"config.answer.examples.fgsm.{measure}": most for measure in ("linf", "l2", "rms", "snr")},
         "config.answer.examples.fgsm.seconds": 1,
@@ -219,15 +218,15 @@ def test_a_global_model_that_is_no_number_ends_the_run(settings, broken):
         list(server_app.train_rounds(Clients(), None, weights, settings()))
 
 
-def test_sampling_is_seeded_and_sized():
+def test_sampling_is_seeded_and_sized(settings):
     chosen = [server_app.sample_clients(68, 17, seed=3, round=r) for r in range(1, 6)]
     assert all(len(set(clients)) == 17 and clients == sorted(clients) for clients in chosen)
     assert chosen == [server_app.sample_clients(68, 17, seed=3, round=r) for r in range(1, 6)]
     assert chosen[0] != chosen[1]
     assert server_app.sample_clients(68, 17, seed=4, round=1) != chosen[0]
     assert server_app.sample_clients(5, 5, seed=0, round=1) == [0, 1, 2, 3, 4]
-    assert strategies.clients_per_round({"strategy": {"fraction_train": 0.01}}, 5) == 1
-    assert strategies.clients_per_round({"strategy": {"fraction_train": 0.5}}, 5) == 3
+    assert strategies.clients_per_round(settings("strategy.fraction_train=0.01").strategy, 5) == 1
+    assert strategies.clients_per_round(settings("strategy.fraction_train=0.5").strategy, 5) == 3
 
 
 def test_fraction_train_trains_only_the_sampled(small):
@@ -241,18 +240,17 @@ def failing_client(monkeypatch):
     real = client_app.train_locally
 
     def arm(name):
-        def train(model, optimizer, batch, **options):
-            frame_share = names.pop(0)
-            if frame_share == name:
+        def train(model, optimizer, samples, objective, **options):
+            if names.pop(0) == name:
                 raise RunError("the training loss became nan; a smaller client.lr may help")
-            return real(model, optimizer, batch, **options)
+            return real(model, optimizer, samples, objective, **options)
 
         names = []
         handler = client_app.train
 
-        def spy(bench, share, message):
-            names.append(share.name if int(message.content["config"]["server-round"]) == 2 else "")
-            return handler(bench, share, message)
+        def spy(state, data, message):
+            names.append(data.name if int(message.content["config"]["server-round"]) == 2 else "")
+            return handler(state, data, message)
 
         monkeypatch.setattr(client_app, "train_locally", train)
         monkeypatch.setattr(client_app, "train", spy)
@@ -320,17 +318,19 @@ def test_vgg15_really_trains(small):
     assert result.metrics["clients"] == 2 and np.isfinite(result.history[0]["train/loss"])
 
 
-def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path):
+def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path, monkeypatch):
     from fedser.models.normalisation import Sums, zscore
 
-    told, _, _, _ = federate(settings(), tmp_path)
-    bench = client_app.Workbench(json.loads(json.dumps(told)))
-    rows = bench.shares[0].train
-    normalise = zscore(Sums.of(bench.store.frames[rows]))
-    x, y = bench.tensors(rows, normalise)
-    bench.resident = torch.from_numpy(np.array(bench.store.frames, np.float32))
-    again, labels = bench.tensors(rows, normalise)
-    assert torch.equal(x, again) and torch.equal(y, labels)
+    experiment, *_ = federate(settings(), tmp_path)
+    state = client_app.ClientState(json.loads(json.dumps(experiment)), client_app.simulated)
+    data = state.clients.client(0)
+    rows = data.rows("train")
+    normalise = zscore(Sums.of(data.frames(rows)))
+    before = state.samples(data, rows, normalise)
+    monkeypatch.setattr(state, "_resident", lambda data: torch.from_numpy(np.array(data.store.frames, np.float32)))
+    again = state.samples(data, rows, normalise)
+    for part in ("x", "y", "weight", "lengths"):
+        assert torch.equal(getattr(before, part), getattr(again, part)), part
 
 
 def test_precision_of_attacks_and_evaluation_can_be_halved(small, tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from fedser.config import compose
+from fedser.config.components import build
 from fedser.models.cnn4 import CNN4
 from fedser.models.layers import ConvNorm, halve
 from fedser.models.vgg15 import VGG15
@@ -20,6 +22,10 @@ BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4))
 def composed(*overrides):
     with hydra.initialize_config_dir(CONF, version_base="1.3"):
         return hydra.compose(overrides=list(overrides))
+
+
+def configured(classes, *overrides):
+    return build(OmegaConf.to_container(composed(*overrides).model, resolve=True), classes=classes)
 
 
 def count(model):
@@ -99,18 +105,18 @@ def test_the_last_layer_reads_the_embedding(build, width):
 
 
 def test_configured_vgg15():
-    model = hydra.utils.instantiate(composed("+model=vgg15", "model.bn_momentum=0.2").model.module, classes=5)
+    model = configured(5, "+model=vgg15", "model.bn_momentum=0.2")
     assert model.fc.out_features == 5
     assert {(bn.momentum, bn.eps) for bn in batch_norms(model)} == {(0.2, 1e-3)}
-    default = hydra.utils.instantiate(composed("+model=vgg15").model.module, classes=7)
+    default = configured(7, "+model=vgg15")
     assert {bn.momentum for bn in batch_norms(default)} == {0.1}
     paper = compose.compose(["experiment=chang2022"])
     assert (paper.model.name, paper.model.bn_momentum, paper.model.bn_eps) == ("vgg15", 0.01, 1e-3)
 
 
 def test_configured_cnn4():
-    default = hydra.utils.instantiate(composed("+model=cnn4").model.module, classes=7)
+    default = configured(7, "+model=cnn4")
     assert [bn.num_features for bn in batch_norms(default)] == [8, 16, 32, 64]
     assert {(bn.momentum, bn.eps) for bn in batch_norms(default)} == {(0.1, 1e-5)}
-    wide = hydra.utils.instantiate(composed("+model=cnn4", "model.width=64").model.module, classes=7)
+    wide = configured(7, "+model=cnn4", "model.width=64")
     assert count(wide) == count(CNN4(7, width=64))

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from fedser.models.normalisation import Sums, normaliser, zscore
+from fedser.config.compose import compose
+from fedser.config.validation import validate
+from fedser.errors import InputError
+from fedser.models.normalisation import ClientMinMax, ClientZScore, GlobalZScore, Sums, Unchanged, zscore
 
 RANDOM = np.random.default_rng(0)
 A = RANDOM.normal(-7, 3, (5, 11, 4)).astype(np.float32)
@@ -23,16 +26,28 @@ def test_sums_of_clients_give_the_pooled_statistics():
 
 def test_kinds():
     everyone = Sums.of(A) + Sums.of(B)
-    assert (normaliser("zscore_global", A, everyone)(B) == zscore(everyone)(B)).all()
-    assert (normaliser("zscore_client", A, everyone)(A) == zscore(Sums.of(A))(A)).all()
-    scaled = normaliser("minmax_client", A, None)(A)
+    assert (GlobalZScore()(A, everyone)(B) == zscore(everyone)(B)).all()
+    assert (ClientZScore()(A, everyone)(A) == zscore(Sums.of(A))(A)).all()
+    scaled = ClientMinMax()(A, None)(A)
     assert scaled.min() == 0 and scaled.max() == 1
-    assert (normaliser("none", A, None)(A) == A).all()
-    with pytest.raises(ValueError, match="unknown"):
-        normaliser("whitening", A, None)
+    assert (Unchanged()(A, None)(A) == A).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("zscore_global", GlobalZScore), ("zscore_client", ClientZScore), ("minmax_client", ClientMinMax), ("none", Unchanged)],
+)  # fmt: skip
+def test_a_kind_is_chosen_by_its_name(name, kind):
+    chosen = validate(compose([f"features.normalisation={name}"])).features.normalisation
+    assert chosen.name == name and type(chosen.build()) is kind
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(InputError, match=r"features\.normalisation has no option 'whitening'. There are: minmax_client, none,"):
+        compose(["features.normalisation=whitening"])
 
 
 def test_constant_bin_is_shifted_not_divided():
     flat = np.full((2, 5, 3), -18.4, np.float32)
-    assert np.abs(normaliser("zscore_client", flat, None)(flat)).max() < 1e-5
-    assert (normaliser("minmax_client", flat, None)(flat) == 0).all()
+    assert np.abs(ClientZScore()(flat, None)(flat)).max() < 1e-5
+    assert (ClientMinMax()(flat, None)(flat) == 0).all()

@@ -14,16 +14,21 @@ import pytest
 from fedser.errors import InputError
 from fedser.runs import cache
 from fedser.simulation import backend, probe, resources
-from fedser.simulation.plan import DRIVER_BYTES, LEAST_STORE, SECONDS_PER_CLIENT, Room, survey
+from fedser.simulation.plan import DRIVER_BYTES, LEAST_STORE, SECONDS_PER_CLIENT, Capacity, survey
 from fedser.simulation.resources import Machine
 
 GIB = 2**30
-PROBED = probe.Probe("cpu", peak_bytes=GIB, seconds_per_training_sample=0.01, seconds_per_attacked_sample=0.1)
+PROBED = probe.Probe("cpu", peak_bytes=GIB, seconds_per_training_sample=0.01, seconds_to_start_per_sample=0)
 ON_A_CARD = replace(PROBED, device="cuda", gpu_peak_bytes=3 * GIB, gpu_bytes=24 * GIB)
 
 
-def shares(*sizes):
+def splits(*sizes):
     return [SimpleNamespace(train=np.arange(size), test=np.arange(max(size // 4, 1))) for size in sizes]
+
+
+def fails_elsewhere(classes):
+    """A model that passes every check of its settings."""
+    raise RuntimeError("no weights to be had")
 
 
 @pytest.fixture
@@ -31,8 +36,8 @@ def plan(settings, monkeypatch):
     """plan(machines, *overrides, clients=…, …) → the plan for such machines; a list of them is a joined cluster."""
 
     def make(machines, *overrides, clients=68, reply_bytes=0, probed=None, free=None):
-        room = Room(machines, free or Machine(1e3, 1e3)) if isinstance(machines, list) else Room([machines])
-        monkeypatch.setattr("fedser.simulation.plan.survey", lambda wanted, reply_bytes: room)
+        capacity = Capacity(machines, free or Machine(1e3, 1e3)) if isinstance(machines, list) else Capacity([machines])
+        monkeypatch.setattr("fedser.simulation.plan.survey", lambda wanted, reply_bytes: capacity)
         return backend.plan(settings(*overrides), clients, reply_bytes, probed)
 
     return make
@@ -92,7 +97,7 @@ class TestPlan:
         whole, tenth = plan(here, "simulation=cpu"), plan(here, "simulation=cpu", "strategy.fraction_train=0.1")
         assert str(whole) == "68 clients · 2 at a time on Ray, each with 1 CPU · 34 waves"
         assert str(tenth) == "68 clients, 7 a round · 2 at a time on Ray, each with 1 CPU · 4 waves"
-        timed = plan(here, "simulation=cpu", clients=shares(*[20] * 68), probed=PROBED)
+        timed = plan(here, "simulation=cpu", clients=splits(*[20] * 68), probed=PROBED)
         assert str(timed).endswith("34 waves · about 14 s a round")
         for seconds, words in ((0.0444, "0.044 s"), (89, "89 s"), (150, "2.5 min"), (7200, "2 h")):
             assert f"about {words} a round" in str(replace(timed, seconds_per_round=seconds))
@@ -122,7 +127,7 @@ class TestCluster:
         machines = [Machine(2.0, 1.0), Machine(4.0, 0.0)]
         with pytest.raises(InputError, match=r"num_cpus=5 .* no machine of the Ray cluster .* 4 CPU cores"):
             plan(machines, "simulation=cpu", "simulation.num_cpus=5")
-        with pytest.raises(InputError, match="places for 6: lower backend.actors"):
+        with pytest.raises(InputError, match="places for 6: lower simulation.actors"):
             plan(machines, "simulation=cpu", "simulation.actors=7")
         with pytest.raises(InputError, match="places for 0"):  # cores here, the card there
             plan(machines, "simulation=gpu", "simulation.num_cpus=4", "simulation.num_gpus=1")
@@ -170,21 +175,22 @@ class TestProbed:
         assert "simulation.num_gpus" in caplog.text
 
     def test_what_was_measured_elsewhere_is_not_used(self, plan):
-        found = plan(Machine(4.0, 1.0, 4 * GIB), "simulation=gpu", clients=shares(5, 5), probed=PROBED)
+        found = plan(Machine(4.0, 1.0, 4 * GIB), "simulation=gpu", clients=splits(5, 5), probed=PROBED)
         assert found.seconds_per_round is None and found.peak_bytes is None
 
     def test_seconds_per_round(self, plan):
-        def seconds(cpus, *overrides, sizes=(20, 40, 60), **more):
+        def seconds(cpus, *overrides, sizes=(20, 40, 60), probed=PROBED):
             overrides = ["simulation=cpu", "client.epochs=2", *overrides]
             here = Machine(cpus, 0.0)
-            return plan(here, *overrides, clients=shares(*sizes), probed=PROBED, **more).seconds_per_round
+            return plan(here, *overrides, clients=splits(*sizes), probed=probed).seconds_per_round
 
         assert seconds(1.0, "defence=none") == pytest.approx(120 * 2 * 0.01 + 3 * SECONDS_PER_CLIENT)
         assert seconds(2.0, "defence=none") == pytest.approx(seconds(1.0, "defence=none") / 2)
         assert seconds(2.0, "defence=none", "simulation.actors=3") == seconds(2.0, "defence=none")  # they take turns
         assert seconds(3.0, "defence=none") == pytest.approx(60 * 2 * 0.01 + SECONDS_PER_CLIENT)  # the longest client
-        adversarial = 120 * (2 * 0.01 + 0.1 / 2) + 3 * SECONDS_PER_CLIENT  # half of the samples are attacked
-        assert seconds(1.0, "defence=two_stage", "attack=fgsm") == pytest.approx(adversarial)
+        adversarial = 120 * (2 * 0.01 + 0.05) + 3 * SECONDS_PER_CLIENT  # once a round, whatever the epochs
+        started = replace(PROBED, seconds_to_start_per_sample=0.05)
+        assert seconds(1.0, "defence=two_stage", "attack=fgsm", probed=started) == pytest.approx(adversarial)
         sampled = seconds(1.0, "defence=none", "strategy.fraction_train=0.5", sizes=(20, 20, 20, 20))
         assert sampled == pytest.approx(40 * 2 * 0.01 + 2 * SECONDS_PER_CLIENT)
 
@@ -254,7 +260,7 @@ class TestMachine:
         assert resources.processor(root(**{"proc/cpuinfo": "x: 1\nmodel name\t: AMD EPYC\n"})) == "AMD EPYC"
 
     def test_the_driver_and_the_store_are_left_out(self, settings):
-        wanted = settings("simulation=cpu")["simulation"]
+        wanted = settings("simulation=cpu").simulation
         (here,) = survey(wanted, reply_bytes=GIB).machines
         assert 0 <= here.memory <= max(resources.free_memory() - DRIVER_BYTES - LEAST_STORE - 3 * GIB, 0)
 
@@ -263,21 +269,21 @@ class TestProbe:
     @pytest.fixture
     def probed(self, settings, tmp_path, monkeypatch):
         """probed(*overrides) → the probe of the small experiment with the defaults of simulation=auto, its own cache."""
-        from fedser.config import protocol
+        from fedser.config.protocol import Protocols
 
         monkeypatch.setenv("FEDSER_CACHE", str(tmp_path))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
         def run(*overrides):
             chosen = settings("simulation=auto", "features.frames=100", *overrides)
-            return probe.probe(chosen, 7, shares(30, 12), protocol.attacks(chosen))
+            return probe.probe(chosen, 7, splits(30, 12), Protocols.of(chosen).attacks)
 
         return run
 
     def test_measures_once(self, probed, monkeypatch):
         found = probed("defence=two_stage")
         assert found.device == "cpu" and 100 * 2**20 < found.peak_bytes < 4 * GIB
-        assert found.seconds_per_training_sample > 0 and found.seconds_per_attacked_sample > 0
+        assert found.seconds_per_training_sample > 0 and found.seconds_to_start_per_sample > 0
         (kept,) = cache.folder("probes").iterdir()
         assert json.loads((kept / "probe.json").read_text())["peak_bytes"] == found.peak_bytes
         monkeypatch.setattr(sys, "executable", "/nowhere")  # no second process
@@ -285,8 +291,8 @@ class TestProbe:
         assert probed("defence=two_stage", "seed=5", "strategy=krum", "rounds=9") == found
 
     def test_a_failing_probe_is_a_warning_with_the_reason(self, probed, caplog):
-        assert probed("model.module._target_=torch.nn.NoSuchModule") is None
-        assert "cores alone" in caplog.text and "NoSuchModule" in caplog.text
+        assert probed(f"model._target_={__name__}.fails_elsewhere", "~model.width", "~model.bn_momentum", "~model.bn_eps") is None
+        assert "cores alone" in caplog.text and "no weights to be had" in caplog.text
         assert not list(cache.folder("probes").glob("*"))
 
     def test_only_where_it_is_wanted(self, probed, monkeypatch):
@@ -300,13 +306,14 @@ class TestProbe:
             import resource, sys
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             from conftest import SMALL
-            from test_simulation import shares
-            from fedser.config import compose, settle
+            from test_simulation import splits
+            from fedser.config.compose import compose
+            from fedser.config.validation import validate
             from fedser.simulation.probe import probe
             settings = validate(compose([*SMALL, "simulation=auto", "features.frames=20000",
                                        "client.batch_size=30", "model.width=64"]))
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-            print("found", probe(settings, 7, shares(30), {{}}))
+            print("found", probe(settings, 7, splits(30), {{}}))
         """
         environment = os.environ | {"FEDSER_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(

@@ -9,6 +9,9 @@ import pytest
 import soundfile
 from omegaconf import OmegaConf
 
+from fedser.config.schema import parse
+from fedser.config.settings import Dataset
+from fedser.data import corpora
 from fedser.data.corpora import synthetic
 from fedser.errors import InputError, RunError
 
@@ -78,14 +81,11 @@ def test_the_table_says_what_was_made(corpus):
 
 
 def test_the_configuration_reads_it(few, monkeypatch, tmp_path):
-    from hydra.utils import instantiate
-
     monkeypatch.setenv("FEDSER_CACHE", str(tmp_path))
-    dataset = OmegaConf.create({"dataset": OmegaConf.load(CONF)}).dataset
-    dataset.scale = SMALL
-    table = instantiate(dataset.reader)(dataset.root)
-    assert len(table) == 28
-    assert set(table["emotion"]) == set(dataset.classes)
+    node = OmegaConf.to_container(OmegaConf.load(CONF)) | {"scale": SMALL}
+    corpus = corpora.load(parse(Dataset, Dataset.split(node)))
+    assert len(corpus.table) == 28
+    assert set(corpus.table["emotion"]) == set(corpus.classes) == set(node["classes"])
     (entry,) = (tmp_path / "corpora").iterdir()
     assert entry.name.startswith("synthetic-")
 

@@ -7,6 +7,7 @@ from torch import nn
 from fedser.errors import RunError
 from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter
 from fedser.training.local import proximal, train
+from fedser.training.objective import CrossEntropy, Samples
 
 
 def linear(weight=0.0) -> nn.Module:
@@ -15,11 +16,16 @@ def linear(weight=0.0) -> nn.Module:
     return model
 
 
+def samples(x, y, weight) -> Samples:
+    return Samples(x, y, weight, torch.full_like(y, x.shape[2]))
+
+
 def one_step(weight, mu=0.0, start=0.0, precision="fp32"):
     model = linear(start)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    batch = torch.ones(2, 1, 1, 1), torch.tensor([0, 1]), torch.tensor(weight)
-    loss = train(model, sgd, batch, epochs=1, batch_size=2, precision=precision, mu=mu, seed=0)
+    given = samples(torch.ones(2, 1, 1, 1), torch.tensor([0, 1]), torch.tensor(weight))
+    options = {"epochs": 1, "batch_size": 2, "precision": precision, "mu": mu, "seed": 0}
+    loss = train(model, sgd, given, CrossEntropy(), round=1, **options)
     return model[1].weight.detach().flatten().tolist(), loss
 
 
@@ -52,15 +58,30 @@ def test_every_sample_is_used_once_an_epoch_in_seeded_order():
     def go(seed):
         seen.clear()
         model = Spy()
-        batch = torch.arange(7.0).view(7, 1, 1, 1), torch.zeros(7, dtype=torch.long), torch.ones(7)
-        train(model, torch.optim.SGD(model.parameters(), 0.1), batch, epochs=2, batch_size=3, precision="fp32", mu=0,
-              seed=seed)  # fmt: skip
+        given = samples(torch.arange(7.0).view(7, 1, 1, 1), torch.zeros(7, dtype=torch.long), torch.ones(7))
+        options = {"epochs": 2, "batch_size": 3, "precision": "fp32", "mu": 0, "seed": seed}
+        train(model, torch.optim.SGD(model.parameters(), 0.1), given, CrossEntropy(), round=1, **options)
         return [list(part) for part in seen]
 
     first = go(0)
     assert [len(part) for part in first] == [3, 3, 1, 3, 3, 1]
     assert sorted(sum(first[:3], [])) == sorted(sum(first[3:], [])) == list(range(7))
     assert first[:3] != first[3:] and first == go(0) != go(1)
+
+
+def test_an_objective_is_told_where_in_the_training_it_is():
+    steps = []
+
+    class Spy(CrossEntropy):
+        def __call__(self, model, batch, step):
+            steps.append(step)
+            return super().__call__(model, batch, step)
+
+    model, given = linear(), samples(torch.ones(5, 1, 1, 1), torch.zeros(5, dtype=torch.long), torch.ones(5))
+    options = {"epochs": 2, "batch_size": 3, "precision": "fp32", "mu": 0, "seed": 0}
+    train(model, torch.optim.SGD(model.parameters(), 0.1), given, Spy(), round=4, **options)
+    assert [(step.round, step.epoch, step.number) for step in steps] == [(4, 0, 0), (4, 0, 1), (4, 1, 0), (4, 1, 1)]
+    assert len({step.seed for step in steps}) == 4
 
 
 def test_nan_loss_raises():

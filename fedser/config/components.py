@@ -175,22 +175,30 @@ def check_node(node: dict, key: str) -> None:
     if not callable(target):
         raise InputError(f"{key}: {node['_target_']} is neither a class nor a function.")
     taken = parameters(target)
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    for option, value in node.items():
-        path = f"{key}.{option}"
-        if option in OF_HYDRA or (option == "name" and "name" not in taken):
-            continue
-        if option not in taken and not anything:
+    options = {option: value for option, value in node.items() if option not in OF_HYDRA}
+    if "name" not in taken:
+        options.pop("name", None)
+    _check_known(options, taken, target, key)
+    if (check_options := getattr(target, "check_options", None)) is not None:
+        check_options(node, key)  # before the annotations: it knows more to say
+    for option, value in options.items():
+        if isinstance(value, dict) and "_target_" in value:
+            check_node(value, f"{key}.{option}")
+        elif option in taken:
+            check_value(taken[option].annotation, value, f"{key}.{option}")
+
+
+def _check_known(options: dict, taken: dict[str, inspect.Parameter], target: Callable, key: str) -> None:
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    for option in options:
+        if option not in taken:
             known = [name for name in taken if name != "model"]
             near = difflib.get_close_matches(option, known, n=1)
             nearest = f" Did you mean '{near[0]}'?" if near else ""
-            raise InputError(f"{path}: {target.__qualname__} has no such setting.{nearest} It has {', '.join(known)}.")
-        if isinstance(value, dict) and "_target_" in value:
-            check_node(value, path)
-        elif option in taken:
-            check_value(taken[option].annotation, value, path)
-    if (check_options := getattr(target, "check_options", None)) is not None:
-        check_options(node, key)
+            raise InputError(
+                f"{key}.{option}: {target.__qualname__} has no such setting.{nearest} It has {', '.join(known)}."
+            )
 
 
 def check_value(annotation: Any, value: Any, path: str) -> None:

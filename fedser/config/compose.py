@@ -107,8 +107,8 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[s
     known = _known_names(tuple(folders))
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        options = paths.options(key.split("@")[0], tuple(folders))
-        named = re.findall(r"[^\[\],'\"\s]+", value) if options and "." not in key else []
+        options = paths.options(key.split("@")[0].replace(".", "/"), tuple(folders))
+        named = re.findall(r"[^\[\],'\"\s]+", value) if options else []
         if wrong := [option for option in named if option not in options and not option.startswith(("$", "null"))]:
             near = difflib.get_close_matches(wrong[0], options, n=1)
             nearest = f"; did you mean {key}={near[0]}?" if near else "."

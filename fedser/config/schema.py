@@ -89,14 +89,27 @@ def _field(model: Any, loc: tuple) -> tuple[Any, list]:
             annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         elif group is not None and position == len(loc) - 1:  # an unknown key
             annotation = group
-        elif group is not None or isinstance(key, int):
+        elif group is not None:
             break
+        elif isinstance(key, int):  # a place in a list
+            if (item := _item(annotation)) is None:
+                break
+            annotation = item
+            keys[-1] = f"{keys[-1]}[{key}]"
+            continue
         elif typing.get_origin(_bare(annotation)) is dict:
             annotation = typing.get_args(_bare(annotation))[1]
         else:
             break
         keys.append(key)
     return annotation, keys
+
+
+def _item(annotation: Any) -> Any:
+    """The annotation of a list's items; None where there is none, or the list itself says what it must be."""
+    metadata = getattr(annotation, "__metadata__", ())
+    arguments = [part for option in _options(annotation) for part in typing.get_args(_bare(option)) if part is not ...]
+    return arguments[0] if len(arguments) == 1 and not any(isinstance(part, Must) for part in metadata) else None
 
 
 def _bare(annotation: Any) -> Any:

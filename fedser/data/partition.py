@@ -134,7 +134,7 @@ def split_rows(number: int, name: str, rows: np.ndarray, settings: Partition, se
     test, validation, train = np.split(shuffled, [tested, tested + held_out])
     if len(test) < 1 or len(train) < 2:
         raise InputError(
-            f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings['test']}: it would "
+            f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings.test}: it would "
             f"keep {len(train)} to train on and {len(test)} to test on. Remove it or choose another partition=…"
         )
     return ClientSplit(number, name, np.sort(train), np.sort(validation), np.sort(test))

@@ -240,7 +240,7 @@ def _check(asked: int, capacity: Capacity, request: Request) -> None:
 def _check_serial(wanted: Simulation) -> None:
     if wanted.address is not None:
         raise InputError(
-            f"simulation.address={wanted['address']} joins a Ray cluster, but simulation.backend=serial runs without "
+            f"simulation.address={wanted.address} joins a Ray cluster, but simulation.backend=serial runs without "
             "Ray: choose another simulation=…, or leave simulation.address null."
         )
 
