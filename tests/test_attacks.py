@@ -499,7 +499,7 @@ def test_knowing_the_randomisation_makes_the_attack_stronger():
     assert under_fresh_draws(net, x, y) > 0.95
     # On the undefended model it is the other way round: each is best at what it was made for.
     assert accuracy(net, oblivious, y) < accuracy(net, adaptive, y)
-    assert under_fresh_draws(net, adaptive, y) < under_fresh_draws(net, oblivious, y) - 0.1
+    assert under_fresh_draws(net, adaptive, y) < under_fresh_draws(net, oblivious, y) - 0.05  # by 0.14
 
 
 def test_an_adaptive_attack_without_a_randomisation_is_its_method(art):
