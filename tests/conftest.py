@@ -25,12 +25,10 @@ SMALL = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """A file's tests share its fixtures, so they stay in one process; files that start Ray stay in the same one."""
+    """Files that start Ray take longest. They come first, so that in the end no worker waits for another's."""
     starting_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in starting_ray else item.path.name))
+    items.sort(key=lambda item: item.path not in starting_ray)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,8 @@ from fedser.attacks.apgd import APGD, _Steps, dlr, targeted_dlr
 from fedser.errors import InputError
 from fedser.randomness import generator
 
+pytestmark = pytest.mark.rounding
+
 
 def inside(n, seed):
     """Inputs mid-range, so that no clamp acts, and a net that wants them scaled back."""

@@ -191,6 +191,7 @@ def test_fab_finds_the_boundary_of_a_linear_model():
     assert torch.equal(Adversary("fab", 0.6, "true", fab)(net, x, torch.tensor([0]), 0), x)  # the boundary is too far
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     "key, name, settings, flipped",
     [
@@ -491,6 +492,7 @@ def under_fresh_draws(net, x, y):
     return sum(accuracy(net, wear(x, draws), y) for _ in range(20)) / 20
 
 
+@pytest.mark.rounding
 def test_knowing_the_randomisation_makes_the_attack_stronger():
     net, (x, y) = trained(), right(60, seed=1)
     settings = ["attack.eps=0.3", "attack.steps=10"]

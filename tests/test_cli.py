@@ -98,7 +98,7 @@ def test_full_disk_fails_the_run_and_says_so(small, tmp_path):
 
 
 def test_sweep_runs_every_job_and_a_bad_one_does_not_stop_it(command, tmp_path):
-    done = command("-m", *SMALL, "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
+    done = command("-m", *SMALL, "rounds=1", "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "outputs").glob("*/summary.json")]
     # fgsm × 2 ε × 2 defences work; attack=none can be tested without a defence but not trained against.
     assert statuses == ["finished"] * 5  # `none` has no ε: both its ε are the same run
@@ -130,20 +130,28 @@ def test_ctrl_c_finishes_cleanly(tmp_path, simulation):
 
 @pytest.mark.ray
 def test_second_ctrl_c_ends_clients_that_hang(tmp_path):
-    arguments = [*QUICK, "client.epochs=1000000", "simulation=cpu", "hydra.run.dir=run"]
-    command = [sys.executable, "-m", "fedser", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    marks = tmp_path / "marks"
+    hang = ["client.optimizer._target_=faults.adam", f"+client.optimizer.marks={marks}", "+client.optimizer.at=0",
+            "+client.optimizer.fault=hang"]  # fmt: skip
+    command = [sys.executable, "-m", "fedser", *QUICK, *hang, "simulation=cpu", "hydra.run.dir=run"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (marks.exists() and marks.stat().st_size == 3):  # the check before the run, and two clients
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
     errors = ""
-    while "at a time on Ray" not in errors:
-        errors += process.stderr.readline()
-    time.sleep(12)  # by now the clients are in their first round
-    for _ in range(2):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(1)
+    while "Ctrl-C again ends them" not in errors:
+        assert (line := process.stderr.readline()), errors
+        errors += line
+    os.killpg(process.pid, signal.SIGINT)
     errors += process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "interrupted"
-    assert "Ctrl-C again ends them" in errors and "Traceback" not in errors
+    assert "Traceback" not in errors
 
 
 def test_bad_audio_is_named_or_skipped(command, tmp_path):

@@ -9,6 +9,8 @@ from fedser.attacks import Adversary
 from fedser.attacks.cw import CW
 from fedser.attacks.deepfool import DeepFool
 
+pytestmark = pytest.mark.rounding
+
 
 def linear(weight, bias):
     layer = nn.Linear(len(weight[0]), len(weight))

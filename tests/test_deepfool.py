@@ -13,6 +13,8 @@ from fedser.attacks import Adversary
 from fedser.attacks.deepfool import DeepFool
 from fedser.errors import InputError
 
+pytestmark = pytest.mark.rounding
+
 FIXTURE = Path(__file__).parent / "fixtures" / "art_attacks.npz"
 
 

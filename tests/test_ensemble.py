@@ -12,6 +12,8 @@ from fedser.attacks.ensemble import Ensemble
 from fedser.errors import InputError
 from fedser.randomness import derive
 
+pytestmark = pytest.mark.rounding
+
 GIVEN = []  # (whether it pushed up, how many samples) of each attack
 
 

@@ -53,5 +53,5 @@ def test_failing_client_fails_the_run_with_its_name_and_traceback(callers_ray, s
     with pytest.raises(RunError) as raised:
         small("client.lr=1e30", "client.epochs=3", "simulation=cpu")
     assert "client '1" in str(raised.value) and "the training loss became" in str(raised.value)
-    assert "training.py" in str(raised.value)
+    assert "local.py" in str(raised.value)
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"

@@ -10,6 +10,8 @@ from fedser.attacks import Adversary, Defended, margin
 from fedser.attacks.square import Square, patch
 from fedser.randomness import generator
 
+pytestmark = pytest.mark.rounding
+
 
 class BlackBox(nn.Module):
     """Answers with logits, counts its queries, and breaks when asked for a gradient."""
