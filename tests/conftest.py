@@ -1,9 +1,11 @@
 """Fixtures: real speech that is always there, whole corpora where they are, and a cache of its own."""
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,12 +25,10 @@ SMALL = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """A file's tests share its fixtures, so they stay in one process; files that start Ray stay in the same one."""
+    """Files that start Ray take longest. They come first, so that in the end no worker waits for another's."""
     starting_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in starting_ray else item.path.name))
+    items.sort(key=lambda item: item.path not in starting_ray)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -74,6 +74,22 @@ def small(tmp_path):
     return go
 
 
+@pytest.fixture(scope="module")
+def callers_ray():
+    """A Ray of the caller's, as a notebook has: runs join it instead of starting one each, which takes seconds."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # workers import from tests/, too
+        ray.init(
+            address="local", num_cpus=3, num_gpus=0, include_dashboard=False, log_to_driver=False,
+            logging_level=logging.ERROR, object_store_memory=80_000_000,
+        )  # fmt: skip
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
 def cli(tmp_path):
     """cli(*arguments) → a finished `python -m fedser …` process, run from an empty folder."""
@@ -84,4 +100,23 @@ def cli(tmp_path):
             command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=300
         )
 
+    return go
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """command(*arguments) → what `fedser …` came to, like `cli` but in this process, which has imported torch already."""
+    from fedser.__main__ import main
+
+    def go(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedser", *arguments])
+        monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own would be taken for the user's
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=left.value.code, stdout=said.out, stderr=said.err)
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as `main` does, and taken back
     return go

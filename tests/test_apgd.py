@@ -11,6 +11,8 @@ from fedser.attacks.apgd import APGD, _Steps, dlr, targeted_dlr
 from fedser.errors import InputError
 from fedser.randomness import generator
 
+pytestmark = pytest.mark.rounding
+
 
 def inside(n, seed):
     """Inputs mid-range, so that no clamp acts, and a net that wants them scaled back."""
@@ -54,11 +56,11 @@ def test_the_iterates_are_torchattacks(steps):
 
 def test_the_best_iterate_is_returned_also_where_the_model_holds():
     net, (x, y) = Scaled().eval(), inside(40, seed=3)
-    seen, x_adv = iterates(net, APGD(net, eps=0.006, steps=20), x, y, seed=1)
+    seen, x_adv = iterates(net, APGD(net, eps=0.01, steps=20), x, y, seed=1)
     margins = torch.stack([margin(net(point), y) for point in seen[1:]])  # the first is x itself
     torch.testing.assert_close(margin(net(x_adv), y), margins.amin(0))
     held = net(x_adv).argmax(1) == y
-    assert 5 < held.sum() < 40
+    assert 10 < held.sum() < 35  # 24
     assert ((x_adv - x)[held].abs().amax((1, 2, 3)) > 0).all()
 
 

@@ -191,6 +191,7 @@ def test_fab_finds_the_boundary_of_a_linear_model():
     assert torch.equal(Adversary("fab", 0.6, "true", fab)(net, x, torch.tensor([0]), 0), x)  # the boundary is too far
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     "key, name, settings, flipped",
     [
@@ -495,6 +496,7 @@ def under_fresh_draws(net, x, y):
     return sum(accuracy(net, wear(x, draws), y) for _ in range(20)) / 20
 
 
+@pytest.mark.rounding
 def test_knowing_the_randomisation_makes_the_attack_stronger():
     net, (x, y) = trained(), right(60, seed=1)
     settings = ["attack.eps=0.3", "attack.steps=10"]
@@ -503,7 +505,7 @@ def test_knowing_the_randomisation_makes_the_attack_stronger():
     assert under_fresh_draws(net, x, y) > 0.95
     # On the undefended model it is the other way round: each is best at what it was made for.
     assert accuracy(net, oblivious, y) < accuracy(net, adaptive, y)
-    assert under_fresh_draws(net, adaptive, y) < under_fresh_draws(net, oblivious, y) - 0.1
+    assert under_fresh_draws(net, adaptive, y) < under_fresh_draws(net, oblivious, y) - 0.05  # by 0.14
 
 
 def test_an_adaptive_attack_without_a_randomisation_is_its_method(art):

@@ -1,4 +1,4 @@
-"""The command line as users meet it: exit codes, messages, sweeps, Ctrl-C. Real processes."""
+"""The command line as users meet it: exit codes, messages, sweeps, Ctrl-C; as processes where that is the point."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def test_help_lists_groups_and_loads_nothing_heavy(tmp_path):
         assert word in done.stdout
 
 
-def test_run_from_an_empty_folder(cli, tmp_path):
+def test_run_from_an_empty_folder(cli, command, tmp_path):
     done = cli(*QUICK)
     assert done.returncode == 0, done.stderr
     folder = only_folder(tmp_path)
     assert "UAR [%]" in done.stdout and "original" in done.stdout and "2 rounds, 2 clients" in done.stdout
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     assert not list(tmp_path.glob("**/.hydra")) and not list(tmp_path.glob("**/*.log"))
-    again = cli(*QUICK)
+    again = command(*QUICK)
     assert again.returncode == 0 and "had finished before" in again.stdout
 
 
@@ -58,8 +58,8 @@ def test_run_from_an_empty_folder(cli, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_exits_2_in_one_line_and_leaves_nothing(cli, tmp_path, arguments, message):
-    done = cli(*arguments)
+def test_bad_input_exits_2_in_one_line_and_leaves_nothing(command, tmp_path, arguments, message):
+    done = command(*arguments)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("fedser:")]
     assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
@@ -67,23 +67,28 @@ def test_bad_input_exits_2_in_one_line_and_leaves_nothing(cli, tmp_path, argumen
     assert not list((tmp_path / "outputs").glob("*")) if (tmp_path / "outputs").exists() else True
 
 
-def test_another_runs_folder_exits_2(cli, tmp_path):
-    assert cli(*QUICK, "hydra.run.dir=here").returncode == 0
+def test_a_process_exits_with_that_code(cli):
+    done = cli("attck=fgsm")
+    assert done.returncode == 2 and done.stderr.startswith("fedser: ") and not done.stdout
+
+
+def test_another_runs_folder_exits_2(command, tmp_path):
+    assert command(*QUICK, "hydra.run.dir=here").returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
-    done = cli(*QUICK, "seed=1", "hydra.run.dir=here")
+    done = command(*QUICK, "seed=1", "hydra.run.dir=here")
     assert done.returncode == 2 and "another configuration" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
 
 
-def test_unwritable_folder_exits_2(cli, tmp_path):
+def test_unwritable_folder_exits_2(command, tmp_path):
     (tmp_path / "file").write_text("")
-    done = cli(*QUICK, "hydra.run.dir=file/run")
+    done = command(*QUICK, "hydra.run.dir=file/run")
     assert done.returncode == 2 and "file/run" in done.stderr and "hydra.run.dir" in done.stderr
 
 
-def test_full_disk_fails_the_run_and_says_so(cli, tmp_path):
+def test_full_disk_fails_the_run_and_says_so(small, tmp_path):
     """A limit on file size stands in for a full disk: the kernel refuses the write the same way."""
-    assert cli(*QUICK).returncode == 0  # features are in the cache now
+    small("defence=none", "attack=none")  # features are in the cache now
     limited = f"ulimit -f 16; exec {sys.executable} -m fedser {' '.join(QUICK)} seed=5 model.width=4 hydra.run.dir=full"
     done = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
@@ -92,8 +97,8 @@ def test_full_disk_fails_the_run_and_says_so(cli, tmp_path):
     assert summary["status"] == "failed"
 
 
-def test_sweep_runs_every_job_and_a_bad_one_does_not_stop_it(cli, tmp_path):
-    done = cli("-m", *SMALL, "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
+def test_sweep_runs_every_job_and_a_bad_one_does_not_stop_it(command, tmp_path):
+    done = command("-m", *SMALL, "rounds=1", "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "outputs").glob("*/summary.json")]
     # fgsm × 2 ε × 2 defences work; attack=none can be tested without a defence but not trained against.
     assert statuses == ["finished"] * 5  # `none` has no ε: both its ε are the same run
@@ -125,23 +130,31 @@ def test_ctrl_c_finishes_cleanly(tmp_path, simulation):
 
 @pytest.mark.ray
 def test_second_ctrl_c_ends_clients_that_hang(tmp_path):
-    arguments = [*QUICK, "client.epochs=1000000", "simulation=cpu", "hydra.run.dir=run"]
-    command = [sys.executable, "-m", "fedser", *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    marks = tmp_path / "marks"
+    hang = ["client.optimizer._target_=faults.adam", f"+client.optimizer.marks={marks}", "+client.optimizer.at=0",
+            "+client.optimizer.fault=hang"]  # fmt: skip
+    command = [sys.executable, "-m", "fedser", *QUICK, *hang, "simulation=cpu", "hydra.run.dir=run"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (marks.exists() and marks.stat().st_size == 3):  # the check before the run, and two clients
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
     errors = ""
-    while "at a time on Ray" not in errors:
-        errors += process.stderr.readline()
-    time.sleep(12)  # by now the clients are in their first round
-    for _ in range(2):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(1)
+    while "Ctrl-C again ends them" not in errors:
+        assert (line := process.stderr.readline()), errors
+        errors += line
+    os.killpg(process.pid, signal.SIGINT)
     errors += process.communicate(timeout=60)[1]
     assert process.returncode == 130, errors
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "interrupted"
-    assert "Ctrl-C again ends them" in errors and "Traceback" not in errors
+    assert "Traceback" not in errors
 
 
-def test_bad_audio_is_named_or_skipped(cli, tmp_path):
+def test_bad_audio_is_named_or_skipped(command, tmp_path):
     import shutil
 
     import numpy as np
@@ -152,20 +165,22 @@ def test_bad_audio_is_named_or_skipped(cli, tmp_path):
     clips[0].write_bytes(b"not audio")
     soundfile.write(clips[1], np.zeros(16000, np.float32), 16000)
     arguments = [item for item in QUICK if not item.startswith("dataset.root")] + ["dataset.root=emodb"]
-    refused = cli(*arguments)
+    refused = command(*arguments)
     assert refused.returncode == 2
     assert clips[0].name in refused.stderr and clips[1].name in refused.stderr and "on_bad_audio=skip" in refused.stderr
-    skipped = cli(*arguments, "dataset.on_bad_audio=skip")
+    skipped = command(*arguments, "dataset.on_bad_audio=skip")
     assert skipped.returncode == 0, skipped.stderr
     assert "2 clips left out" in skipped.stderr
     assert json.loads((only_folder(tmp_path) / "summary.json").read_text())["utterances"] == len(clips) - 2
 
 
-def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(cli, tmp_path):
+def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(command, tmp_path):
+    import wandb
     from test_tracking import records
 
     arguments = [item for item in SMALL if item != "logger=none"]
-    done = cli("-m", *arguments, "attack=fgsm,pgd", "defence=none", "rounds=1")
+    done = command("-m", *arguments, "attack=fgsm,pgd", "defence=none", "rounds=1")
+    wandb.teardown()
     assert done.returncode == 0, done.stderr
     folders = sorted(item for item in (tmp_path / "outputs").iterdir() if item.is_dir())
     runs = [

@@ -9,6 +9,8 @@ from fedser.attacks import Adversary
 from fedser.attacks.cw import CW
 from fedser.attacks.deepfool import DeepFool
 
+pytestmark = pytest.mark.rounding
+
 
 def linear(weight, bias):
     layer = nn.Linear(len(weight[0]), len(weight))
@@ -90,14 +92,14 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 def test_behind_a_randomisation_luck_is_no_success():
     net, wear, (x, y) = trained(), randomisation(), right(12, seed=1)
-    attack = Adversary("cw", None, "true", CW, "L2", steps=60, searches=4, lr=0.02)
+    attack = Adversary("cw", None, "true", CW, "L2", steps=30, searches=3, lr=0.04)
     x_adv = attack(net, x, y, seed=0, randomise=wear)
     torch.manual_seed(1)
     with torch.no_grad():
         fooled = torch.stack([net(wear(x_adv)).argmax(1) != y for _ in range(40)]).float().mean(0)
     moved = (x_adv != x).flatten(1).any(1)
     assert moved.float().mean() > 0.7
-    assert fooled[moved].mean() > 0.75  # 0.49 where the nearest point whose draws' mean is fooled once is taken
+    assert fooled[moved].mean() > 0.7  # 0.88; 0.45 where the nearest point whose draws' mean is fooled once is taken
 
 
 def test_parameters_keep_their_gradients():

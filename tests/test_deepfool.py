@@ -13,6 +13,8 @@ from fedser.attacks import Adversary
 from fedser.attacks.deepfool import DeepFool
 from fedser.errors import InputError
 
+pytestmark = pytest.mark.rounding
+
 FIXTURE = Path(__file__).parent / "fixtures" / "art_attacks.npz"
 
 
@@ -141,7 +143,7 @@ def test_behind_a_randomisation_it_goes_on_until_fresh_draws_are_fooled():
     torch.manual_seed(1)
     with torch.no_grad():
         fooled = torch.stack([net(wear(x_adv)).argmax(1) != y for _ in range(40)]).float().mean(0)
-    assert fooled.mean() > 0.85  # 0.66 at the boundary of the mean logits
+    assert fooled.mean() > 0.8  # 0.9; 0.66 at the boundary of the mean logits
     assert (fooled > 0.7).float().mean() > 0.9
 
 

@@ -77,6 +77,7 @@ def test_confusions_add_up(result):
         assert result.metrics[f"uar/{name}"] == pytest.approx(uar)
 
 
+@pytest.mark.rounding
 def test_saved_model_scores_as_the_summary_says(result):
     settings = Settings.of(yaml.safe_load((result.folder / "config.yaml").read_text()))
     model = settings.model.component.build(classes=7)
@@ -273,6 +274,7 @@ def test_other_normalisations_run(small, kind):
     assert small(f"features.normalisation={kind}", "rounds=1").metrics["status"] == "finished"
 
 
+@pytest.mark.rounding
 def test_bf16_runs_and_differs(small, tmp_path):
     half = small("client.precision=bf16", "rounds=1", "attack=none", folder=tmp_path / "half")
     full = small("rounds=1", "attack=none", folder=tmp_path / "full")

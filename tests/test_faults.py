@@ -1,7 +1,6 @@
 """What goes wrong on the clients, for real: workers killed, hanging, out of time, raising."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -9,11 +8,6 @@ from fedser.errors import RunError
 
 COMMON = ["partition=iid", "partition.clients=2", "attack=fgsm", "defence=two_stage", "client.epochs=1", "reuse=false",
           "client.optimizer_state=persist"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def workers_find_the_faults(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 @pytest.fixture
@@ -45,7 +39,9 @@ def same(one, other):
 
 @pytest.mark.ray
 @pytest.mark.parametrize("fault", ["die", "deaf"])
-def test_a_worker_that_dies_or_is_ended_is_replaced_and_its_client_done_again(faulty, undisturbed, tmp_path, fault):
+def test_a_worker_that_dies_or_is_ended_is_replaced_and_its_client_done_again(
+    callers_ray, faulty, undisturbed, tmp_path, fault
+):
     # The one that is deaf is waited for that long; the healthy ones must be done by then, also beside other load.
     timeout = 120 if fault == "die" else 15
     result = faulty(fault, "simulation=cpu", "simulation.actors=2", f"client.timeout={timeout}")
@@ -54,14 +50,14 @@ def test_a_worker_that_dies_or_is_ended_is_replaced_and_its_client_done_again(fa
 
 
 @pytest.mark.ray
-def test_a_client_that_always_kills_its_worker_ends_in_an_error(faulty, tmp_path):
+def test_a_client_that_always_kills_its_worker_ends_in_an_error(callers_ray, faulty, tmp_path):
     with pytest.raises(RunError, match=r"client 'client-[01]': its worker failed or died"):
         faulty("die", "simulation=cpu", at=0)
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.ray
-def test_a_failing_client_does_not_wait_for_a_hanging_one(small, tmp_path):
+def test_a_failing_client_does_not_wait_for_a_hanging_one(callers_ray, small, tmp_path):
     """The other client would hang for an hour."""
     target = [
         "client.optimizer._target_=faults.first_fails_second_hangs",
@@ -72,7 +68,9 @@ def test_a_failing_client_does_not_wait_for_a_hanging_one(small, tmp_path):
 
 
 @pytest.mark.parametrize("simulation", ["serial", pytest.param("cpu", marks=pytest.mark.ray)])
-def test_a_hanging_client_runs_out_of_time(faulty, simulation):
+def test_a_hanging_client_runs_out_of_time(request, faulty, simulation):
+    if simulation == "cpu":
+        request.getfixturevalue("callers_ray")
     with pytest.raises(RunError, match=r"client 'client-[01]': TimeoutError: no answer within client\.timeout=3 s"):
         faulty("hang", f"simulation={simulation}", "client.timeout=3")
 

@@ -13,6 +13,8 @@ from fedser.attacks import Adversary
 from fedser.attacks.mifgsm import MIFGSM
 from fedser.models.vgg15 import VGG15
 
+pytestmark = pytest.mark.rounding
+
 SETTINGS = [
     {"eps": 0.05},
     {"eps": 0.5, "decay": 0.7, "steps": 4},

@@ -1,8 +1,10 @@
 """Interrupted runs go on where they stopped, with the numbers of an undisturbed one to the bit."""
 
+import functools
 import json
-import os
+import logging
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import wandb
 from conftest import SMALL
 from safetensors.numpy import load_file
 
+from fedser import compose, run
 from fedser.display import Display
 from fedser.errors import InputError, Interrupted, RunError
 
@@ -25,23 +28,47 @@ def same(one, other):
         assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
 
 
+def stop(round, folder, *overrides, error=None):
+    """Makes the small run in `folder` and stops it when `round` is in the history but not in a checkpoint."""
+    error = error or Interrupted("stopped")
+
+    def show(display, row):
+        if row["round"] == round:
+            raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Display, "round", show)
+        with pytest.raises(type(error)):
+            run(compose([*SMALL, *FOUR, *overrides]), folder)
+
+
 @pytest.fixture
-def interrupted(small, monkeypatch):
-    """interrupted(round, *overrides): the small run, stopped when `round` is in the history but not in a checkpoint."""
+def interrupted(tmp_path):
+    """interrupted(round, *overrides): the small run, stopped in that round."""
 
-    def go(round, *overrides, error=None, **options):
-        error = error or Interrupted("stopped")
-
-        def show(display, row):
-            if row["round"] == round:
-                raise error
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Display, "round", show)
-            with pytest.raises(type(error)):
-                small(*FOUR, *overrides, **options)
+    def go(round, *overrides, folder=None, error=None):
+        stop(round, folder or tmp_path / "run", *overrides, error=error)
 
     return go
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """whole(*overrides) → the run that nothing disturbs; several tests read the same one."""
+
+    @functools.cache
+    def go(*overrides):
+        return run(compose([*SMALL, *FOUR, *overrides]), tmp_path_factory.mktemp("whole") / "run")
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was stopped in round 4."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    stop(4, folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -57,13 +84,12 @@ def interrupted(small, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_resumed_equals_undisturbed(small, interrupted, tmp_path, overrides):
-    whole = small(*FOUR, *overrides, folder=tmp_path / "whole")
+def test_resumed_equals_undisturbed(small, interrupted, whole, tmp_path, overrides):
     interrupted(4, *overrides)
     before = json.loads((tmp_path / "run/summary.json").read_text())
     assert before["status"] == "interrupted" and before["rounds"] == 4
     again = small(*FOUR, *overrides)
-    same(whole, again)
+    same(whole(*overrides), again)
     assert again.metrics["resumed_after"] == [2 if "checkpoint.every=2" in overrides else 3]
     assert again.metrics["started"] == before["started"] and len(again.metrics["train_seconds"]) == 4
     left = {path.name for path in (tmp_path / "run").iterdir()}
@@ -71,20 +97,18 @@ def test_resumed_equals_undisturbed(small, interrupted, tmp_path, overrides):
     assert not list(tmp_path.glob("run.old-*"))
 
 
-def test_interrupted_twice(small, interrupted, tmp_path):
-    whole = small(*FOUR, folder=tmp_path / "whole")
+def test_interrupted_twice(small, interrupted, whole):
     interrupted(2)
     interrupted(4)
     again = small(*FOUR)
-    same(whole, again)
+    same(whole(), again)
     assert again.metrics["resumed_after"] == [1, 3]
 
 
-def test_failed_runs_go_on_too(small, interrupted, tmp_path):
-    whole = small(*FOUR, folder=tmp_path / "whole")
+def test_failed_runs_go_on_too(small, interrupted, whole, tmp_path):
     interrupted(3, error=RunError("as a client's"))
     assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
-    same(whole, small(*FOUR))
+    same(whole(), small(*FOUR))
 
 
 def newest(folder):
@@ -92,49 +116,45 @@ def newest(folder):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_damaged_checkpoint_is_refused_and_the_one_before_used(small, interrupted, tmp_path, damage, caplog):
-    whole = small(*FOUR, folder=tmp_path / "whole")
-    interrupted(4)
+def test_damaged_checkpoint_is_refused_and_the_one_before_used(small, stopped, whole, tmp_path, damage, caplog):
+    shutil.copytree(stopped, tmp_path / "run")
     file = newest(tmp_path / "run")
     content = bytearray(file.read_bytes())
     if damage == "flipped":
         content[-5] ^= 1
     file.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
     again = small(*FOUR)
-    same(whole, again)
+    same(whole(), again)
     assert again.metrics["resumed_after"] == [2]
     assert f"{file} can't be used: it is damaged" in caplog.text
 
 
-def test_another_configurations_checkpoint_is_refused(small, interrupted, tmp_path, caplog):
-    whole = small(*FOUR, folder=tmp_path / "whole")
+def test_another_configurations_checkpoint_is_refused(small, interrupted, whole, tmp_path, caplog):
     interrupted(4, "seed=5", folder=tmp_path / "other")
     interrupted(3)
     newest(tmp_path / "other").rename(tmp_path / "run/checkpoint/round-00003.safetensors")
     again = small(*FOUR)
-    same(whole, again)
+    same(whole(), again)
     assert again.metrics["resumed_after"] == [2] and "it is of another configuration" in caplog.text
 
 
-def test_lost_moments_are_noticed(small, interrupted, tmp_path, caplog):
+def test_lost_moments_are_noticed(small, interrupted, whole, tmp_path, caplog):
     persist = "client.optimizer_state=persist"
-    whole = small(*FOUR, persist, folder=tmp_path / "whole")
     interrupted(4, persist)
     (tmp_path / "run/state/client-00001/round-00003.safetensors").unlink()
     again = small(*FOUR, persist)
-    same(whole, again)
+    same(whole(persist), again)
     assert "the optimizer's moments of client 'client-1' after round 3 are gone" in caplog.text
 
 
-def test_moments_can_be_kept_elsewhere_and_two_generations_are(small, interrupted, tmp_path):
+def test_moments_can_be_kept_elsewhere_and_two_generations_are(small, interrupted, whole, tmp_path):
     overrides = ["client.optimizer_state=persist", f"client.state_folder={tmp_path / 'scratch'}"]
-    whole = small(*FOUR, "client.optimizer_state=persist", folder=tmp_path / "whole")
     interrupted(4, *overrides)
     (folder,) = (tmp_path / "scratch").iterdir()
     assert not (tmp_path / "run/state").exists()
     kept = [path.name for path in sorted((folder / "client-00000").iterdir())]
     assert kept == ["round-00003.safetensors", "round-00004.safetensors"]
-    same(whole, small(*FOUR, *overrides))
+    same(whole("client.optimizer_state=persist"), small(*FOUR, *overrides))
     assert not folder.exists()
 
 
@@ -148,11 +168,10 @@ def test_too_little_room_for_moments_is_said_before(small, tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-def test_resume_false_starts_over_and_moves_the_old_folder_aside(small, interrupted, tmp_path):
-    whole = small(*FOUR, folder=tmp_path / "whole")
+def test_resume_false_starts_over_and_moves_the_old_folder_aside(small, interrupted, whole, tmp_path):
     interrupted(3)
     again = small(*FOUR, "resume=false")
-    same(whole, again)
+    same(whole(), again)
     assert "resumed_after" not in again.metrics
     assert json.loads((tmp_path / "run.old-1/summary.json").read_text())["status"] == "interrupted"
     assert newest(tmp_path / "run.old-1").name == "round-00002.safetensors"
@@ -167,14 +186,13 @@ def test_without_checkpoints_it_starts_over(small, interrupted, tmp_path):
     assert (tmp_path / "run.old-1").is_dir()
 
 
-def test_keep_says_which_weights_stay(small, tmp_path):
-    every = small(*FOUR, folder=tmp_path / "every")
-    last = small(*FOUR, "checkpoint.keep=last", folder=tmp_path / "last")
-    weights = sorted(path.name for path in (every.folder / "weights").iterdir())
+def test_keep_says_which_weights_stay(small, whole):
+    last = small(*FOUR, "checkpoint.keep=last")
+    weights = sorted(path.name for path in (whole().folder / "weights").iterdir())
     assert weights == ["round-00002.safetensors", "round-00004.safetensors"]
     assert [path.name for path in (last.folder / "weights").iterdir()] == ["round-00004.safetensors"]
-    early = load_file(every.folder / "weights/round-00002.safetensors")
-    final = load_file(every.folder / "model.safetensors")
+    early = load_file(whole().folder / "weights/round-00002.safetensors")
+    final = load_file(whole().folder / "model.safetensors")
     assert early["parameters"].shape == final["parameters"].shape and (early["parameters"] != final["parameters"]).any()
 
 
@@ -196,9 +214,8 @@ def test_replayed_run_that_may_no_longer_reuse_starts_over(small, interrupted, t
     assert "resumed_after" not in again.metrics and "not to be reused" in caplog.text
 
 
-def test_full_disk_leaves_the_last_checkpoint_whole(small, tmp_path, monkeypatch):
+def test_full_disk_leaves_the_last_checkpoint_whole(small, whole, tmp_path, monkeypatch):
     """A limit on file size stands in for a full disk: the kernel refuses the write the same way."""
-    whole = small(*FOUR, folder=tmp_path / "whole")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(display, row):
@@ -215,7 +232,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole(small, tmp_path, monkeypatch
     left = sorted(path.name for path in (tmp_path / "run/checkpoint").iterdir())
     assert left == ["round-00001.safetensors", "round-00002.safetensors"]
     again = small(*FOUR)
-    same(whole, again)
+    same(whole(), again)
     assert again.metrics["resumed_after"] == [2]
 
 
@@ -265,27 +282,34 @@ def test_killed_driver_loses_nothing_but_the_current_round(small, tmp_path):
     assert again.metrics["resumed_after"][0] >= done - 1 >= 2
 
 
-def test_two_processes_train_a_model_once(tmp_path):
-    """The second one waits for the first one's model, killed or not."""
-    common = ["reuse=true", "seed=31", "rounds=30", "defence=none", "evaluation.every=30"]
-    first = start(tmp_path, *common, "attack=fgsm", "hydra.run.dir=first")
+WAITING = ["reuse=true", "rounds=30", "defence=none", "attack=none", "evaluation.every=30"]
+
+
+def test_two_processes_train_a_model_once(small, tmp_path, caplog):
+    """The second one, this process, waits for the first one's model."""
+    first = start(tmp_path, *WAITING, "seed=31", "hydra.run.dir=first")
     wait_for_rounds(first, tmp_path / "first", 1)
-    second = start(tmp_path, *common, "attack=none", "hydra.run.dir=second")
-    assert "waiting for it" in second.stderr.read()
-    for process in (first, second):
-        assert process.wait(timeout=120) == 0, process.stderr.read()
+    second = small(*FOUR, *WAITING, "seed=31", "evaluation.batch_size=8")
+    assert "waiting for it" in caplog.text
+    assert first.wait(timeout=120) == 0, first.stderr.read()
     assert not json.loads((tmp_path / "first/summary.json").read_text())["reused"]
-    assert json.loads((tmp_path / "second/summary.json").read_text())["reused"]
+    assert second.metrics["reused"]
 
 
-def test_waiting_for_a_killed_process_ends(tmp_path):
-    common = ["reuse=true", "seed=32", "rounds=40", "defence=none", "attack=none", "evaluation.every=40"]
-    first = start(tmp_path, *common, "hydra.run.dir=first")
+def test_waiting_for_a_killed_process_ends(small, tmp_path):
+    first = start(tmp_path, *WAITING, "seed=32", "hydra.run.dir=first")
     wait_for_rounds(first, tmp_path / "first", 1)
-    second = start(tmp_path, *common, "evaluation.batch_size=8", "hydra.run.dir=second")
-    while "waiting for it" not in (line := second.stderr.readline()):
-        assert line, "it did not wait"
-    os.kill(first.pid, signal.SIGKILL)
+
+    class Kill(logging.Handler):
+        def emit(self, record):
+            if "waiting for it" in record.getMessage():
+                first.send_signal(signal.SIGKILL)
+
+    logging.root.addHandler(kill := Kill())
+    try:
+        second = small(*FOUR, *WAITING, "seed=32", "evaluation.batch_size=8")
+    finally:
+        logging.root.removeHandler(kill)
     first.communicate(timeout=60)
-    assert second.wait(timeout=120) == 0
-    assert not json.loads((tmp_path / "second/summary.json").read_text())["reused"]
+    assert first.returncode == -signal.SIGKILL
+    assert not second.metrics["reused"]

@@ -10,6 +10,8 @@ from fedser.attacks import Adversary, Defended, margin
 from fedser.attacks.square import Square, patch
 from fedser.randomness import generator
 
+pytestmark = pytest.mark.rounding
+
 
 class BlackBox(nn.Module):
     """Answers with logits, counts its queries, and breaks when asked for a gradient."""
@@ -97,11 +99,11 @@ def test_each_step_lowers_the_margin_or_is_dropped():
 def test_it_lowers_the_accuracy_of_a_trained_net():
     net, (x, y) = trained(), right(60, seed=1)
     torch.manual_seed(0)
-    x_adv = Square(net, eps=0.3, queries=200)(x, y)
-    noise = torch.where(torch.rand(x.shape) < 0.5, -0.3, 0.3)
+    x_adv = Square(net, eps=0.5, queries=200)(x, y)
+    noise = torch.where(torch.rand(x.shape) < 0.5, -0.5, 0.5)
     assert accuracy(net, x, y) == 1
-    assert accuracy(net, x + noise, y) > 0.9
-    assert accuracy(net, x_adv, y) < 0.7
+    # 0.98, and 0.23 for the attack; 0.9 and more where it keeps every patch, keeps none, or never narrows them.
+    assert accuracy(net, x_adv, y) < 0.6 * accuracy(net, x + noise, y)
 
 
 def test_wrong_predictions_are_left_alone_and_fooled_samples_are_not_asked_again():
@@ -129,14 +131,14 @@ def test_a_randomised_model_is_asked_to_the_end():
 
 def test_knowing_a_randomisation_does_not_make_it_weaker():
     net, wear, (x, y) = trained(), randomisation(), right(24, seed=1)
-    attack = Adversary("square", 0.3, "true", Square, eot=1, queries=600)
+    attack = Adversary("square", 0.5, "true", Square, eot=1, queries=400)
 
     def right_of(x_adv):
         torch.manual_seed(1)
         return sum(accuracy(net, wear(x_adv), y) for _ in range(20)) / 20
 
     oblivious, adaptive = (right_of(attack(net, x, y, seed=0, randomise=known)) for known in (None, wear))
-    assert adaptive < oblivious  # with the lowest margin of any single draw as the mark to beat: higher by 0.1
+    assert adaptive < oblivious - 0.05  # by 0.2; with the lowest margin of any single draw as the mark: higher by 0.1
 
 
 def test_a_clip_holds():

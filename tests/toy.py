@@ -1,12 +1,18 @@
-"""A small net trained on a task of its own in a second, for tests of attacks that need a model worth attacking."""
+"""A small net trained on a task of its own, for tests of attacks that need a model worth attacking.
 
-import functools
+Its weights are committed, since a net trained anew is another one wherever the processor rounds differently:
+`python tests/toy.py` trains it again (a second) and writes them.
+"""
+
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedser.defences.randomisation import Randomise
 
+WEIGHTS = Path(__file__).parent / "fixtures" / "toy.safetensors"
 WAVES = torch.tensor([[0.0, 1.6], [1.6, 0.0], [1.1, 1.1], [1.1, -1.1]])  # of the four classes, rad per cell
 
 
@@ -38,24 +44,23 @@ def randomisation():
     return Randomise(frames=(20, 24), mels=(8, 11), size=(23, 10), value=0.5)
 
 
-@functools.cache
-def _weights():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net, wear = Toy(), randomisation()
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-        for step in range(60):
-            x, y = waves(128, 1000 + step)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(wear(x) if step % 2 else x), y).backward()
-            optimizer.step()
-    return net.state_dict()
+def train():
+    """The net after a second of training, half of its batches under the randomisation."""
+    torch.manual_seed(0)
+    net, wear = Toy(), randomisation()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for step in range(60):
+        x, y = waves(128, 1000 + step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(wear(x) if step % 2 else x), y).backward()
+        optimizer.step()
+    return net
 
 
 def trained():
-    """The net in eval mode, a new object each time."""
+    """The trained net in eval mode, a new object each time."""
     net = Toy()
-    net.load_state_dict(_weights())
+    net.load_state_dict(load_file(WEIGHTS))
     return net.eval()
 
 
@@ -71,3 +76,8 @@ def right(n, seed):
 def accuracy(model, x, y):
     """The share of x that `model` classifies as y."""
     return (model(x).argmax(1) == y).float().mean().item()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    save_file(train().state_dict(), WEIGHTS)
