@@ -25,6 +25,7 @@ from fedser.config.validation import validate
 from fedser.display import Display, size
 from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.evaluation import record
+from fedser.evaluation.metrics import METRICS
 from fedser.federation import optimizer_state, server_app, strategies, transport
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import Preparation, prepare
@@ -358,9 +359,9 @@ def _disk_errors_logged() -> Iterator[None]:
 
 
 def _last_metrics(history: list[dict]) -> dict[str, float]:
-    """UAR and accuracy per condition of the last round that was evaluated."""
+    """The metrics per condition of the last round that was evaluated."""
     rows = [row for row in history if "uar/original" in row]
-    return {key: rows[-1][key] for key in rows[-1] if key.startswith(("uar/", "accuracy/"))} if rows else {}
+    return {key: rows[-1][key] for key in rows[-1] if key.partition("/")[0] in METRICS} if rows else {}
 
 
 def round_to(value: float, digits: int) -> float:

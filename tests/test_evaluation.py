@@ -145,11 +145,20 @@ def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():
         ("evaluation.draws=0", "evaluation.draws=0"),
         ("evaluation.eps=0", "evaluation.eps=0"),
         ("evaluation.grid=5", "evaluation.grid=5 must be keys and values, or null"),
-        ("evaluation.sanity=pgd_strong", "evaluation.sanity=pgd_strong must have the keys attack, steps_factor, eps_factors, or null"),
-        ("evaluation.sanity=[1]", "evaluation.sanity=[1] must have the keys attack, steps_factor, eps_factors, or null"),
+        (
+            "evaluation.sanity=pgd_strong",
+            "evaluation.sanity=pgd_strong must have the keys attack, steps_factor, eps_factors, or null",
+        ),
+        (
+            "evaluation.sanity=[1]",
+            "evaluation.sanity=[1] must have the keys attack, steps_factor, eps_factors, or null",
+        ),
         ("evaluation.sanity={}", "The configuration lacks evaluation.sanity.attack"),
         ("evaluation.sanity.attack=null", "evaluation.sanity.attack=null must be a word"),
-        ("evaluation.sanity.steps_factor=null", "evaluation.sanity.steps_factor=null must be a whole number of at least 2"),
+        (
+            "evaluation.sanity.steps_factor=null",
+            "evaluation.sanity.steps_factor=null must be a whole number of at least 2",
+        ),
         ("evaluation.sanity.steps_factor=1", "evaluation.sanity.steps_factor=1 must be a whole number of at least 2"),
         ("evaluation.sanity.eps_factors=null", "evaluation.sanity.eps_factors=null must be a list"),
         ("evaluation.sanity.eps_factors=[2,0]", "evaluation.sanity.eps_factors[1]=0 must be greater than 0 and finite"),
@@ -174,7 +183,8 @@ def test_a_subset_has_its_share_of_each_class():
 
 
 @pytest.mark.parametrize(
-    ("size", "fraction", "count"), [(7, 0.01, 1), (1, 0.5, 1), (3, 0.5, 2), (5, 0.5, 2), (7, 0.8, 6), (7, 1, 7), (0, 0.5, 0)]
+    ("size", "fraction", "count"),
+    [(7, 0.01, 1), (1, 0.5, 1), (3, 0.5, 2), (5, 0.5, 2), (7, 0.8, 6), (7, 1, 7), (0, 0.5, 0)],
 )
 def test_a_subset_is_rounded_and_at_least_one(size, fraction, count):
     labels, rows = np.arange(20) % 3, np.arange(3, 3 + size)

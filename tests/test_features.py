@@ -166,7 +166,9 @@ def test_the_store_holds_what_the_front_end_makes(tree):
         assert torch.equal(store.take([row])[0], fit(LogMel()(torch.from_numpy(waveform)), 373))
         assert store.table["seconds"][row] == len(waveform) / 16000
     pd.testing.assert_frame_equal(store.table.drop(columns=["seconds", "frames"]), corpus.table, check_dtype=False)
-    assert store.lengths.tolist() == [min(len(LogMel()(torch.from_numpy(audio.read(path, 16000)))), 373) for path in corpus.table["path"]]
+    assert store.lengths.tolist() == [
+        min(len(LogMel()(torch.from_numpy(audio.read(path, 16000)))), 373) for path in corpus.table["path"]
+    ]
     assert 1 < len(set(store.lengths)) and store.labels.tolist() == corpus.table["label"].tolist()
 
 

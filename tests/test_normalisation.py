@@ -43,7 +43,9 @@ def test_a_kind_is_chosen_by_its_name(name, kind):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(InputError, match=r"features\.normalisation has no option 'whitening'. There are: minmax_client, none,"):
+    with pytest.raises(
+        InputError, match=r"features\.normalisation has no option 'whitening'. There are: minmax_client, none,"
+    ):
         compose(["features.normalisation=whitening"])
 
 

@@ -95,7 +95,9 @@ def test_iid_deals_evenly_to_as_many_clients_as_asked():
 
 
 def test_too_small_a_speaker_is_named():
-    with pytest.raises(InputError, match=r"'b' has 2 utterances, too few for a test share of 0\.2: it would keep 2 to train on and 0"):
+    with pytest.raises(
+        InputError, match=r"'b' has 2 utterances, too few for a test share of 0\.2: it would keep 2 to train on and 0"
+    ):
         splits_of(table({"a": 40, "b": 2}))
 
 

@@ -291,7 +291,10 @@ class TestProbe:
         assert probed("defence=two_stage", "seed=5", "strategy=krum", "rounds=9") == found
 
     def test_a_failing_probe_is_a_warning_with_the_reason(self, probed, caplog):
-        assert probed(f"model._target_={__name__}.fails_elsewhere", "~model.width", "~model.bn_momentum", "~model.bn_eps") is None
+        assert (
+            probed(f"model._target_={__name__}.fails_elsewhere", "~model.width", "~model.bn_momentum", "~model.bn_eps")
+            is None
+        )
         assert "cores alone" in caplog.text and "no weights to be had" in caplog.text
         assert not list(cache.folder("probes").glob("*"))
 

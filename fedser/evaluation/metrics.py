@@ -24,3 +24,7 @@ def uar(matrix: np.ndarray) -> float:
 def accuracy(matrix: np.ndarray) -> float:
     """Fraction of correct predictions in [0, 1] (weighted average recall)."""
     return float(np.trace(matrix) / matrix.sum())
+
+
+# Every metric of a confusion matrix [true, predicted] that histories, summaries and records have, under its name.
+METRICS = {"uar": uar, "accuracy": accuracy}

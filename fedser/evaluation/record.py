@@ -14,6 +14,7 @@ from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 from fedser.data.store import FeatureStore
 from fedser.evaluation import sanity
+from fedser.evaluation.metrics import METRICS
 from fedser.evaluation.results import Results
 from fedser.runs.files import dumps, write_whole
 
@@ -64,10 +65,10 @@ def read(folder: Path) -> dict | None:
 
 
 def metrics(record: dict) -> dict[str, float]:
-    """What a summary has of it: `uar/`, `accuracy/`, `uar_sd/` where there were draws, and `recall/…/<class>`."""
+    """What a summary has of it: every metric, `uar_sd/` where there were draws, and `recall/…/<class>`."""
     found = {}
     for name, condition in record["conditions"].items():
-        found |= {f"uar/{name}": condition["uar"], f"accuracy/{name}": condition["accuracy"]}
+        found |= {f"{metric}/{name}": condition[metric] for metric in METRICS}
         if condition["draws"] > 1:
             found[f"uar_sd/{name}"] = condition["uar_sd"]
         for index, emotion in enumerate(record["classes"]):

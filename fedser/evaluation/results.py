@@ -17,7 +17,7 @@ import pandas as pd
 from fedser import __version__
 from fedser.config.protocol import Condition, Protocol
 from fedser.evaluation.measure import Measured
-from fedser.evaluation.metrics import accuracy, confusion, uar
+from fedser.evaluation.metrics import METRICS, confusion, uar
 
 FORMAT = 1  # of evaluation.json
 SEXES = {"f": "female", "m": "male"}  # a corpus's table has letters
@@ -106,9 +106,8 @@ class Results:
         return {
             "attack": condition.attack,
             "draws": len(by_draw),
-            "uar": uar(total),
+            **_figures(total),
             "uar_sd": _sd(by_draw),
-            "accuracy": accuracy(total),
             "matrix": total,
             "by_draw": by_draw,
             "by_client": {name: counts.sum(axis=0) for name, counts in by_client.items()},
@@ -177,7 +176,7 @@ def example(measured: Measured, client: str, classes: list[str]) -> bytes:
 
 
 def _figures(matrix: np.ndarray) -> dict[str, float]:
-    return {"uar": uar(matrix), "accuracy": accuracy(matrix)}
+    return {name: metric(matrix) for name, metric in METRICS.items()}
 
 
 def _sd(by_draw: np.ndarray) -> float:
