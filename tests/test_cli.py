@@ -145,7 +145,8 @@ def test_second_ctrl_c_ends_clients_that_hang(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     errors = ""
     while "Ctrl-C again ends them" not in errors:
-        assert (line := process.stderr.readline()), errors
+        line = process.stderr.readline()
+        assert line, errors
         errors += line
     os.killpg(process.pid, signal.SIGINT)
     errors += process.communicate(timeout=60)[1]

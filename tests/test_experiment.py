@@ -9,11 +9,11 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedser import compose, run
+from fedser.config.settings import Settings
 from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract
 from fedser.errors import InputError
-from fedser.config.settings import Settings
 from fedser.federation import transport
 
 CONDITIONS = ["original", "randomised", "adversarial/fgsm", "adversarial/pgd", "randomised_adversarial/fgsm",

@@ -34,7 +34,7 @@ def imports_of(module: str, lazy: bool) -> set[str]:
 
 def place(module: str) -> str:
     """A folder of the package, or a file at its root."""
-    return (module.split(".") + ["__init__"])[1]
+    return ([*module.split("."), "__init__"])[1]
 
 
 def layers() -> dict[str, int]:
