@@ -252,7 +252,7 @@ def test_randomisation_that_does_not_fit_is_refused_before_training(small, tmp_p
 class Fails(Attack):
     """A method that finds out about its settings only when it is called."""
 
-    def __init__(self, model, eps=0.05, loss=None):
+    def __init__(self, model, eps=0.05, steps=1, loss=None):
         super().__init__("Fails", model)
 
     def forward(self, images, labels):
