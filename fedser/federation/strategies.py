@@ -32,8 +32,8 @@ class FedTrimmedAvg(flwr.FedTrimmedAvg):
 
 
 def build_strategy(settings: Strategy, clients: int) -> flwr.Strategy:
-    """Flower's strategy of the settings, made to take every one of the `clients` that it is shown in a round."""
-    return _build(settings.component, clients)
+    """Flower's strategy of the settings, made to take every one that it is shown of the `clients`: those of a round."""
+    return _build(settings.component, clients_per_round(settings, clients))
 
 
 def _build(component: Component, clients: int) -> flwr.Strategy:
