@@ -28,7 +28,6 @@ import torchattacks
 
 from fedser.attacks import CPU_CHUNK, Adversary
 from fedser.attacks.deepfool import DeepFool
-from fedser.config.components import build
 from fedser.config.compose import compose
 from fedser.config.validation import validate
 from fedser.models.cnn4 import CNN4
@@ -183,7 +182,7 @@ def measure(model, x, y, repeats):
 
 
 def measure_floors(model, x, repeats):
-    adversaries = {name: build(validate(compose([f"attack={name}"]))["attack"]) for name in ("fgsm", "pgd", "deepfool")}
+    adversaries = {name: validate(compose([f"attack={name}"])).attack.build() for name in ("fgsm", "pgd", "deepfool")}
     return {f"{name}, floor": over_floor(attack, model, x, repeats) for name, attack in adversaries.items()}
 
 

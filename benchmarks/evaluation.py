@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fedser.config import protocol
-from fedser.config.components import build
 from fedser.config.compose import compose
+from fedser.config.protocol import Protocols
 from fedser.config.validation import validate
 from fedser.evaluation import measure
 from fedser.models.cnn4 import CNN4
@@ -69,16 +68,17 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = validate(compose(["evaluation.attacks=[fgsm,pgd,deepfool]", f"features.frames={FRAMES}"]))
-    told = protocol.final(settings)
-    adversaries = {name: build(attack) for name, attack in protocol.attacks(settings).items()}
-    randomise = build(settings.defence.inference)
+    protocols = Protocols.of(settings)
+    protocol, randomise = protocols.final, settings.defence.inference.build()
+    adversaries = {name: attack.build() for name, attack in protocols.attacks.items()}
     model = CNN4(CLASSES, width=arguments.width).eval()
     x = torch.randn(CLIENTS, CLIPS, 1, FRAMES, MELS)
     y = torch.arange(CLIPS) % CLASSES
 
     def evaluate(network):
         for client in x:
-            measure.evaluate(network, client, y, told, attacks=adversaries, randomise=randomise, batch_size=64, seed=0)
+            options = {"attacks": adversaries, "randomise": randomise, "batch_size": 64, "seed": 0}
+            measure.evaluate(network, client, y, protocol, **options)
 
     recorder = Recorder(model)
     evaluate(recorder)
@@ -94,7 +94,7 @@ def main():
         "forward_per_clip": sum(shape[0] for shape, _ in recorder.passes) / (CLIENTS * CLIPS),
         "backward_per_clip": sum(shape[0] * count for shape, count in recorder.passes) / (CLIENTS * CLIPS),
     }
-    print(f"CNN-4 of width {arguments.width}, {CLIENTS} clients of {CLIPS} clips, {told.draws} draws\n")
+    print(f"CNN-4 of width {arguments.width}, {CLIENTS} clients of {CLIPS} clips, {protocol.draws} draws\n")
     print(
         f"evaluation {report['fedser_seconds']:.2f} s, its passes alone {report['floor_seconds']:.2f} s: "
         f"{report['ratio']:.2f} times (goal: 1.15)"

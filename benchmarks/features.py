@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from fedser.config.compose import compose
+from fedser.config.validation import validate
 from fedser.data import audio, corpora
 from fedser.data.store import FeatureStore, extract
-from fedser.models.front_end import fit, front_end
+from fedser.models.front_end import LogMel, fit
 
 
 def measure_speed(corpus, settings, workers):
@@ -42,14 +42,14 @@ def measure_stages(corpus, settings):
 
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    waves = [torch.from_numpy(audio.read(path, settings["sample_rate"])) for path in corpus.table["path"]]
+    waves = [torch.from_numpy(audio.read(path, settings.sample_rate)) for path in corpus.table["path"]]
     decoded = time.perf_counter()
-    logmel = front_end(settings)
+    logmel = LogMel(**{key: value for key, value in settings.front_end.items() if key != "frames"})
     with torch.inference_mode():
         for wave in waves:
-            fit(logmel(wave), settings["frames"])
+            fit(logmel(wave), settings.frames)
     done = time.perf_counter()
-    seconds = sum(map(len, waves)) / settings["sample_rate"]
+    seconds = sum(map(len, waves)) / settings.sample_rate
     return seconds / (decoded - begin), seconds / (done - decoded)
 
 
@@ -92,9 +92,8 @@ def measure_sharing(folder, processes):
 
 def measure(name, root, processes, repeats):
     overrides = [f"dataset={name}", *([f"dataset.root={root}"] if root else [])]
-    config = compose(overrides)
-    settings = OmegaConf.to_container(config.features, resolve=True)
-    corpus = corpora.load(config)
+    chosen = validate(compose(overrides))
+    settings, corpus = chosen.features, corpora.load(chosen.dataset)
     cores = len(os.sched_getaffinity(0))
     runs = {1: [], cores: []}
     with contextlib.ExitStack() as stack:

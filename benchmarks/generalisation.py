@@ -15,29 +15,33 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedser.config.protocol import Protocol
+from fedser.config.settings import Settings
 from fedser.data import corpora
+from fedser.data.partition import partition
 from fedser.data.store import extract
 from fedser.evaluation import measure, metrics
-from fedser.federation import client_app, transport
+from fedser.federation import transport
 from fedser.models.normalisation import Sums, zscore
 
 
 def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
     """{train or test: {condition: UAR}} of a run that normalised with `zscore_global`."""
-    settings = yaml.safe_load((run / "config.yaml").read_text())
-    corpus = corpora.load(settings)
+    settings = Settings.of(yaml.safe_load((run / "config.yaml").read_text()))
+    corpus = corpora.load(settings.dataset)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
-    adversaries = {name: settings.attacks[name] for name in attacks}
-    told = {"settings": settings, "classes": corpus.classes, "attacks": adversaries, "store": store.folder, "state": ""}
-    bench = client_app.Workbench(told)
-    transport.unpack(load_file(run / "model.safetensors"), bench.model)
-    sums = [Sums.of(store.frames[share.train]) for share in bench.shares]
+    splits = partition(store.table, settings.partition, settings.seed)
+    model = settings.model.component.build(classes=len(corpus.classes))
+    transport.unpack(load_file(run / "model.safetensors"), model)
+    adversaries = {name: settings.attacks[name].build() for name in attacks}
+    sums = [Sums.of(store.frames[split.train]) for split in splits]
     normalise = zscore(sum(sums[1:], sums[0]))
     uars = {}
     for part in ("train", "test"):
-        x, y = bench.tensors(np.concatenate([getattr(share, part) for share in bench.shares]), normalise)
-        options = {"attacks": bench.attacks, "randomise": None, "batch_size": 64, "seed": 0}
-        measured = measure.evaluate(bench.model, x, y, Protocol(attacks, randomised=False), **options)
+        rows = np.concatenate([getattr(split, part) for split in splits])
+        x, y = torch.from_numpy(normalise(store.frames[rows])).unsqueeze(1), torch.from_numpy(store.labels[rows])
+        options = {"attacks": adversaries, "randomise": None, "batch_size": 64, "seed": 0}
+        options["lengths"] = torch.from_numpy(store.lengths[rows])
+        measured = measure.evaluate(model, x, y, Protocol(attacks, randomised=False), **options)
         uars[part] = {
             condition: metrics.uar(metrics.confusion(y, predicted[0], len(corpus.classes)))
             for condition, predicted in measured.predictions.items()

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 import fedser
-from fedser.config.components import build
 from fedser.config.validation import validate
 
 DEMOS_CLIPS, PAPER_ROUNDS, PAPER_PFLOP = 7491, 300, 97
@@ -49,17 +48,17 @@ def bare(arguments, batches=60):
     settings = validate(fedser.compose(overrides(arguments)))
     device = torch.device("cpu" if arguments.cpu else "cuda")
     client = settings.client
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = client["tf32"]
-    model = build(settings.model.module, classes=7).to(device).train()
-    optimizer = build(client["optimizer"])(model.parameters())
-    x = torch.randn(client["batch_size"], 1, 373, 64, device=device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = client.tf32
+    model = settings.model.component.build(classes=7).to(device).train()
+    optimizer = client.optimizer.build(model.parameters())
+    x = torch.randn(client.batch_size, 1, 373, 64, device=device)
     y = torch.arange(len(x), device=device) % 7
     for number in range(batches + 10):
         if number == 10:  # warm
             torch.cuda.synchronize() if device.type == "cuda" else None
             start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=client["precision"] == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=client.precision == "bf16"):
             loss = F.cross_entropy(model(x).float(), y)
         loss.backward()
         optimizer.step()

@@ -67,23 +67,23 @@ def run_fedser(folder, overrides):
 
 def clients(settings):
     """[(name, x [n, 1, frames, mels] normalised, y [n])] of every client's training set, as fedser has it."""
-    corpus = corpora.load(settings)
+    corpus = corpora.load(settings.dataset)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
-    shares = partition(store.table, settings.partition, settings.seed)
-    sums = [Sums.of(store.frames[share.train]) for share in shares]
+    splits = partition(store.table, settings.partition, settings.seed)
+    sums = [Sums.of(store.frames[split.train]) for split in splits]
     normalise = zscore(sum(sums[1:], sums[0]))
     labels = store.table["label"].to_numpy().astype(np.int64)
     data = []
-    for share in shares:
-        x = torch.from_numpy(normalise(store.frames[share.train])).unsqueeze(1)
-        data.append((share.name, x, torch.from_numpy(labels[share.train])))
+    for split in splits:
+        x = torch.from_numpy(normalise(store.frames[split.train])).unsqueeze(1)
+        data.append((split.name, x, torch.from_numpy(labels[split.train])))
     return data
 
 
 def network(settings):
     """CNN-4 with the weights that fedser's run starts from."""
     torch.manual_seed(derive(settings.seed, "initial weights"))
-    options = {key: value for key, value in settings.model.module.items() if key != "_target_"}
+    options = {key: value for key, value in settings.model.component.options.items() if key != "name"}
     return CNN4(len(settings.dataset.classes), **options)
 
 
@@ -95,12 +95,12 @@ def state(model):
 def check(settings):
     """The bare loop knows no other settings than these."""
     client, defence, attack = settings.client, settings.defence.training, settings.attack
-    assert client["optimizer"]["_target_"] == "torch.optim.Adam" and client["optimizer_state"] == "reset"
-    assert client["precision"] == "fp32" and client["attack_precision"] == "fp32" and client["threads"] == 1
-    assert defence["attack"] == attack and defence["pairing"] == "disjoint"
-    assert defence["alpha"] == 0.5 and defence["start_round"] == 2
-    assert attack["name"] == "fgsm" and attack["labels"] == "predicted" and attack["box"] is None
-    assert settings.features.normalisation == "zscore_global" and settings.strategy.name == "fedavg"
+    assert client.optimizer.target == "torch.optim.Adam" and client.optimizer_state == "reset"
+    assert client.precision == "fp32" and client.attack_precision == "fp32" and client.threads == 1
+    assert defence.get("attack") == attack.node and defence.get("pairing") == "disjoint"
+    assert defence.get("alpha") == 0.5 and defence.get("start_round") == 2
+    assert attack.name == "fgsm" and attack.get("labels") == "predicted" and attack.get("box") is None
+    assert settings.features.normalisation.name == "zscore_global" and settings.strategy.name == "fedavg"
 
 
 def fgsm(model, x, eps):
@@ -121,22 +121,22 @@ def train_client(model, weights, name, x, y, round, settings):
     if round >= 2:
         order = torch.randperm(len(x), generator=generator(derive(seed, "defence", round, name), "halves", round))
         half = (len(x) + 1) // 2
-        x = torch.cat([x[order[:half]], fgsm(model, x[order[half:]], settings.attack.eps)])
+        x = torch.cat([x[order[:half]], fgsm(model, x[order[half:]], settings.attack.get("eps"))])
         y = y[order]
-    options = {key: value for key, value in client["optimizer"].items() if not key.startswith("_")}
+    options = {key: value for key, value in client.optimizer.options.items() if key != "name"}
     optimizer = torch.optim.Adam(model.parameters(), **options)
     shuffle = derive(seed, "train", round, name)
     model.train()
     total = 0.0
-    for epoch in range(client["epochs"]):
+    for epoch in range(client.epochs):
         order = torch.randperm(len(x), generator=generator(shuffle, "shuffle", epoch))
-        for rows in order.split(client["batch_size"]):
+        for rows in order.split(client.batch_size):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x[rows]), y[rows])
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
-    return total / (client["epochs"] * len(x))
+    return total / (client.epochs * len(x))
 
 
 def process(pipe, threads, path):

@@ -90,7 +90,7 @@ def fedser(clients, rounds, actors):
 
     def serve(grid):
         federation = Federation(grid, clients, {}, stop, window=plan.window)
-        federation.introduce()
+        federation.handshake()
         strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients, arrayrecord_key=transport.PARAMETERS)
         weights = transport.pack(VGG15(CLASSES))
         for round in range(1, rounds + 1):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file
+from torchattacks.attack import Attack
 
 from fedser import compose, run
 from fedser.config.settings import Settings
@@ -248,13 +249,33 @@ def test_randomisation_that_does_not_fit_is_refused_before_training(small, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+class Fails(Attack):
+    """A method that finds out about its settings only when it is called."""
+
+    def __init__(self, model, eps=0.05, steps=1, loss=None):
+        super().__init__("Fails", model)
+
+    def forward(self, images, labels):
+        raise RuntimeError("as asked")
+
+
+FAILING = f"attack.method._target_={__name__}.Fails"
+
+
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["evaluation.attacks=[deepfool]", "attacks.deepfool.method.overshoot_at=middle"], "deepfool: .* overshoot_at"),
+        (["evaluation.attacks=[deepfool]", "attacks.deepfool.method.overshoot_at=middle"],
+         r"attacks\.deepfool\.method\.overshoot_at=middle must be one of end, step"),
         (["evaluation.attacks=[autoattack]", "attacks.autoattack.rand.apgd_ce.method.loss=cw", "evaluation.adaptive=[autoattack]"],
-         "autoattack: apgd_ce can't attack .* loss"),
-        (["defence=two_stage", "attack=apgd", "attack.method.loss=cw", "evaluation.attacks=[fgsm]"], "defence.training.attack: "),
+         r"attacks\.autoattack\.rand\.apgd_ce\.method\.loss=cw must be one of ce, dlr, targeted"),
+        (["defence=two_stage", "attack=apgd", "attack.method.loss=cw", "evaluation.attacks=[fgsm]"],
+         r"attack\.method\.loss=cw must be one of"),
+        (["evaluation.attacks=[fgsm]", FAILING], "fgsm: fgsm can't attack with its settings: RuntimeError: as asked"),
+        (["evaluation.attacks=[autoattack]", FAILING.replace("attack.", "attacks.autoattack.members.apgd_ce.")],
+         "autoattack: apgd_ce can't attack with its settings: RuntimeError: as asked"),
+        (["defence=two_stage", "evaluation.attacks=[pgd]", "evaluation.curve=[]", FAILING],
+         r"defence\.training: RuntimeError: as asked"),
     ],
 )  # fmt: skip
 def test_an_attack_that_would_fail_when_it_is_called_is_refused_before_training(small, tmp_path, overrides, words):
