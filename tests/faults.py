@@ -15,7 +15,8 @@ import torch
 def adam(params, lr, marks, at=4, eps=1e-7, fused=True, fault=None):
     """Adam, but the `at`-th one built has the fault at its first step (at=0: each one has)."""
     optimizer = torch.optim.Adam(params, lr=lr, eps=eps, fused=fused)
-    if at and count(Path(marks)) != at:
+    number = count(Path(marks))
+    if at and number != at:
         return optimizer
     step = optimizer.step
 

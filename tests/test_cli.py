@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from processes import rounds, start, until
 
 QUICK = [*SMALL, "defence=none", "attack=none"]
 
@@ -109,20 +109,13 @@ def test_sweep_runs_every_job_and_a_bad_one_does_not_stop_it(command, tmp_path):
 
 @pytest.mark.parametrize("simulation", ["serial", pytest.param("cpu", marks=pytest.mark.ray)])
 def test_ctrl_c_finishes_cleanly(tmp_path, simulation):
-    command = [sys.executable, "-m", "fedser", *QUICK, "rounds=500", f"simulation={simulation}", "hydra.run.dir=run"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    history = tmp_path / "run" / "history.jsonl"
-    deadline = time.monotonic() + 120
-    while not (history.exists() and history.read_text().count("\n") >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.05)
+    process = start(tmp_path, *QUICK, "rounds=500", f"simulation={simulation}", "hydra.run.dir=run")
+    until(lambda: rounds(tmp_path / "run") >= 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    rows = history.read_text().splitlines()
+    rows = (tmp_path / "run/history.jsonl").read_text().splitlines()
     assert summary["status"] == "interrupted" and summary["rounds"] == len(rows)
     assert all(json.loads(row)["round"] == number for number, row in enumerate(rows, 1))
     assert "The same command" in errors and "Traceback" not in errors
@@ -133,15 +126,8 @@ def test_second_ctrl_c_ends_clients_that_hang(tmp_path):
     marks = tmp_path / "marks"
     hang = ["client.optimizer._target_=faults.adam", f"+client.optimizer.marks={marks}", "+client.optimizer.at=0",
             "+client.optimizer.fault=hang"]  # fmt: skip
-    command = [sys.executable, "-m", "fedser", *QUICK, *hang, "simulation=cpu", "hydra.run.dir=run"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not (marks.exists() and marks.stat().st_size == 3):  # the check before the run, and two clients
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.05)
+    process = start(tmp_path, *QUICK, *hang, "simulation=cpu", "hydra.run.dir=run")
+    until(lambda: marks.exists() and marks.stat().st_size == 3, process)  # the check before the run, and two clients
     os.killpg(process.pid, signal.SIGINT)
     errors = ""
     while "Ctrl-C again ends them" not in errors:

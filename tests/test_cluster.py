@@ -10,27 +10,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import SMALL
+from processes import rounds, start, until
 from test_ray import TRAINED, same
 
 from fedser.errors import InputError, RunError
 from fedser.simulation import backend, ray_cluster
 
 QUICK = [*SMALL, "defence=none", "attack=none", "reuse=false"]
-
-
-def until(condition, seconds=30):
-    """Waits for what shall come true."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.1)
-    return found
 
 
 def free_port() -> int:
@@ -187,20 +178,10 @@ def test_ray_client_gives_the_serial_numbers_too(two_machines, cli, serial, tmp_
     until(lambda: clean(address))
 
 
-def launch(arguments, folder, **environment) -> subprocess.Popen:
+def launch(arguments, folder, **environment):
     """A run in a session of its own, in its second round."""
-    command = [sys.executable, "-m", "fedser", *arguments]
-    process = subprocess.Popen(
-        command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    history = folder / "run" / "history.jsonl"
-
-    def under_way():
-        assert process.poll() is None, process.communicate()[1]
-        return history.exists() and history.read_text()
-
-    until(under_way, 120)
+    process = start(folder, *arguments, **environment)
+    until(lambda: rounds(folder / "run"), process)
     return process
 
 

@@ -131,16 +131,18 @@ def test_bad_settings_name_their_key(key, value):
         Ensemble("e", members={"a": push(1.0)}, **settings)
 
 
-def test_it_is_at_least_as_strong_as_each_member():
+@pytest.mark.parametrize("first", ["fgsm", "pgd_strong"])
+def test_it_is_at_least_as_strong_as_each_member(first):
     net, (x, y) = trained(), right(80, seed=1)
     ensemble = adversary("ensemble", "attack.eps=0.25")
-    # First, since random starts depend on which samples are left.
-    ensemble.members = {"pgd_strong": ensemble.members["pgd_strong"]} | ensemble.members
+    members = ensemble.members
+    ensemble.members = {first: members[first]} | members
     fooled = net(ensemble(net, x, y, 0)).argmax(1) != y
     assert 10 < fooled.sum() < 70
-    for name, member in ensemble.members.items():
+    for name, member in members.items():
         alone = net(member(net, x, y, derive(0, name))).argmax(1) != y
-        assert (fooled | ~alone).all(), name
+        # Random starts depend on which samples are left: on all where it comes first.
+        assert (fooled | ~alone).all() or name == "pgd_strong" != first, name
 
 
 def test_it_knows_a_randomisation():

@@ -6,13 +6,11 @@ import logging
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import wandb
 from conftest import SMALL
+from processes import rounds, start, until
 from safetensors.numpy import load_file
 
 from fedser import compose, run
@@ -254,25 +252,13 @@ def test_wandb_gets_one_unbroken_curve(small, interrupted, tmp_path):
     assert len(list((tmp_path / "run/wandb/replaced-1").iterdir())) == 1  # the record of the first attempt
 
 
-def start(tmp_path, *arguments):
-    command = [sys.executable, "-m", "fedser", *SMALL, *FOUR, *arguments]
-    return subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for_rounds(process, folder, rounds):
-    deadline = time.monotonic() + 120
-    while not ((folder / "history.jsonl").exists() and (folder / "history.jsonl").read_text().count("\n") >= rounds):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-        time.sleep(0.02)
-
-
 @pytest.mark.ray
 def test_killed_driver_loses_nothing_but_the_current_round(small, tmp_path):
     """kill -9 of the driver on Ray, in the middle of a round; the same command line goes on."""
     more = ["rounds=8", "client.optimizer_state=persist", "evaluation.every=4"]
     whole = small(*FOUR, *more, folder=tmp_path / "whole")
-    process = start(tmp_path, *more, "simulation=cpu", "hydra.run.dir=run")
-    wait_for_rounds(process, tmp_path / "run", 3)
+    process = start(tmp_path, *SMALL, *FOUR, *more, "simulation=cpu", "hydra.run.dir=run")
+    until(lambda: rounds(tmp_path / "run") >= 3, process)
     process.kill()
     process.communicate(timeout=60)
     done = (tmp_path / "run/history.jsonl").read_text().count("\n")
@@ -287,18 +273,19 @@ WAITING = ["reuse=true", "rounds=30", "defence=none", "attack=none", "evaluation
 
 def test_two_processes_train_a_model_once(small, tmp_path, caplog):
     """The second one, this process, waits for the first one's model."""
-    first = start(tmp_path, *WAITING, "seed=31", "hydra.run.dir=first")
-    wait_for_rounds(first, tmp_path / "first", 1)
+    first = start(tmp_path, *SMALL, *FOUR, *WAITING, "seed=31", "hydra.run.dir=first")
+    until(lambda: rounds(tmp_path / "first") >= 1, first)
     second = small(*FOUR, *WAITING, "seed=31", "evaluation.batch_size=8")
     assert "waiting for it" in caplog.text
-    assert first.wait(timeout=120) == 0, first.stderr.read()
+    errors = first.communicate(timeout=120)[1]
+    assert first.returncode == 0, errors
     assert not json.loads((tmp_path / "first/summary.json").read_text())["reused"]
     assert second.metrics["reused"]
 
 
 def test_waiting_for_a_killed_process_ends(small, tmp_path):
-    first = start(tmp_path, *WAITING, "seed=32", "hydra.run.dir=first")
-    wait_for_rounds(first, tmp_path / "first", 1)
+    first = start(tmp_path, *SMALL, *FOUR, *WAITING, "seed=32", "hydra.run.dir=first")
+    until(lambda: rounds(tmp_path / "first") >= 1, first)
 
     class Kill(logging.Handler):
         def emit(self, record):
