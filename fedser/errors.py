@@ -1,4 +1,4 @@
-"""The three ways a run can end badly, and what the shell is told."""
+"""The three ways a run can end badly, each with its exit code."""
 
 
 class FedserError(Exception):

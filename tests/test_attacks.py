@@ -601,8 +601,8 @@ def test_none_composes():
 def test_the_threat_model_in_a_line():
     assert str(adversary("pgd", "attack.box=[0,1]")) == (
         "pgd: white-box, Linf, at most 0.05 per cell, inside [0, 1], predicted labels, "
-        "random_start=False, alpha=0.1, steps=5, where told of a worn randomisation: mean of 10 draws"
+        "random_start=False, alpha=0.1, steps=5, where it knows the randomisation: mean of 10 draws"
     )
-    assert str(adversary("eot_pgd")).endswith("steps=10, knows a worn randomisation: mean of 20 draws")
-    assert str(adversary("square")).endswith("where told of a worn randomisation: mean of 1 draw")
+    assert str(adversary("eot_pgd")).endswith("steps=10, knows the randomisation: mean of 20 draws")
+    assert str(adversary("square")).endswith("where it knows the randomisation: mean of 1 draw")
     assert "randomisation" not in str(adversary("noise"))

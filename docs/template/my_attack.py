@@ -5,8 +5,8 @@ from torch.nn import functional
 
 
 class RandomCorners:
-    """Made with the model under attack and its own settings; `fedser.attacks.Adversary` does the rest: it hands over
-    inputs mapped onto [0, 1], with `eps` scaled likewise, checks the budget, and puts the model back as it was."""
+    """Made with the model under attack and its own settings; `fedser.attacks.Adversary` does the rest: it maps
+    inputs onto [0, 1], with `eps` scaled likewise, checks the budget, and puts the model back as it was."""
 
     def __init__(self, model, eps: float, tries: int = 4):
         self.model, self.eps, self.tries = model, eps, tries

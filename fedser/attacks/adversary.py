@@ -5,7 +5,7 @@
 
 torchattacks' methods assume images in [0, 1] and clamp to it; standardised log-Mels have no such bounds.
 
-An attacker who knows that a randomised defence is worn attacks the mean of many draws of it (`Defended`):
+An attacker who knows of a randomisation at inference attacks the mean of many draws of it (`Defended`):
 
 >>> x_adv = fgsm(model, x, y, seed=0, randomise=Randomise())
 """
@@ -53,10 +53,10 @@ class Adversary:
     labels: what the attack leads away from: "true" labels, or "predicted" ones as in Chang et al. 2022's code.
     method: a torchattacks class or partial, called as `method(model, **settings)`.
     box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
-    eot: draws that each pass averages over where a randomisation is known to be worn (expectation over transformation).
-    adaptive: this attack always knows of a worn randomisation, and whoever evaluates is to tell it.
+    eot: draws that each pass averages over where a randomisation is known (expectation over transformation).
+    adaptive: this attack always knows the randomisation; whoever evaluates gives it the defence.
     settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4. A method that
-        knows `n_classes` or `seed` is told them where they are not set.
+        knows `n_classes` or `seed` is given them where they are not set.
 
     Raises InputError for settings that the method does not know.
     """
@@ -91,7 +91,7 @@ class Adversary:
         if self.box is not None and "clip" in known:
             settings["clip"] = (0.0, 1.0)
         self.settings = settings
-        self._told = [key for key in ("n_classes", "seed") if key in known and key not in settings]
+        self._given = [key for key in ("n_classes", "seed") if key in known and key not in settings]
 
     @property
     def least_classes(self) -> int:
@@ -147,7 +147,7 @@ class Adversary:
         """Attacks `model` in eval mode at x [B, 1, T, F] with labels y [B]; returns x_adv, of x's shape, detached.
 
         y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
-        pass to a caller who has them. `randomise` is a worn randomisation that the attacker knows of: examples are then
+        pass to a caller who has them. `randomise` is the defence at inference, known to the attacker: examples are then
         made on `Defended`, and the undefended model's `predictions` mean nothing.
         `lengths` [B] are the real frames of each x, for a network that goes by them: samples of one length are then
         attacked together, since methods take samples out of their batch.
@@ -177,9 +177,9 @@ class Adversary:
         return {k: v / width ** SCALES[k] if k in SCALES else v for k, v in self.settings.items()}
 
     def _facts(self, model: nn.Module, x: Tensor, seed: int) -> dict:
-        """What a library's method wants to be told: how many classes there are, and the seed that it sets itself."""
-        facts = {"seed": seed % 2**32, "n_classes": classes_of(model, x) if "n_classes" in self._told else None}
-        return {key: facts[key] for key in self._told}
+        """What a library's method asks for: how many classes there are, and the seed that it sets itself."""
+        facts = {"seed": seed % 2**32, "n_classes": classes_of(model, x) if "n_classes" in self._given else None}
+        return {key: facts[key] for key in self._given}
 
     def _attack(self, attack, inner, rows, x, y, predictions):
         x = x[rows]
@@ -235,7 +235,7 @@ class Adversary:
         """The threat model in one line."""
         options = {**getattr(self.method, "keywords", {}), **self.settings}
         options = [f"{name}={value}" for name, value in options.items() if name != "eps"]
-        knows = "knows a worn randomisation" if self.adaptive else "where told of a worn randomisation"
+        knows = "knows the randomisation" if self.adaptive else "where it knows the randomisation"
         if self.knowledge != "no knowledge":
             options.append(f"{knows}: mean of {self.eot} draw{'s' * (self.eot > 1)}")
         return threat(self, *options)
@@ -298,7 +298,7 @@ class Defended(nn.Module):
 
 
 def defended(model: nn.Module, randomise: nn.Module | None, draws: int) -> nn.Module:
-    """`model` behind what is known to be worn: `Defended`, or itself where that is nothing."""
+    """`model` behind the randomisation that is known: `Defended`, or itself where that is None."""
     return model if randomise is None else Defended(model, randomise, draws)
 
 

@@ -60,7 +60,7 @@ class Component:
         return replace(self, node=self.node | options)
 
     def build(self, *arguments: Any, **more: Any) -> Any:
-        """The object, made from the options and what else its interface hands it; None for what does nothing.
+        """The object, made from the options and these arguments; None for the component that does nothing.
 
         Raises the FedserError that the component itself raises, InputError for anything else that goes wrong.
         """

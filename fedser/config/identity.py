@@ -1,6 +1,6 @@
 """What a run is: the hash of everything in its configuration and code that can change a number in its results.
 
-Training and evaluation are told apart, so that runs which differ only in what they measure share one trained model.
+Training and evaluation have hashes of their own: runs that differ only in what they measure share one trained model.
 Everything counts, but what is listed here: a setting that nobody thought of makes another run, never a wrong one.
 """
 

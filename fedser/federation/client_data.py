@@ -1,6 +1,6 @@
 """What a client has: its own utterances and nobody else's, behind one interface with two makers.
 
-`Simulated` hands out the parts of one store that all simulated clients map; `Own` reads one client's own corpus.
+`Simulated` are the parts of one store that all simulated clients map; `Own` reads one client's own corpus.
 """
 
 from dataclasses import dataclass, replace

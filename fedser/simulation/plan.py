@@ -268,17 +268,17 @@ def _warn_of_memory(settings: Settings, capacity: Capacity, request: Request, wi
     fit = sum(request.in_memory(machine) for machine in capacity.machines)
     if fit < wish:
         free = sum(machine.memory for machine in capacity.machines)
-        outcome = f"{int(fit)} fit at a time, not {wish}" if fit else "it may run out"
+        fits = f"{int(fit)} fit at a time, not {wish}" if fit else "it may run out"
         log.warning(
             "one client takes about %s of memory and %s are free: %s (%s)",
-            _gib(request.memory), _gib(free), outcome, smaller,
+            _gib(request.memory), _gib(free), fits, smaller,
         )  # fmt: skip
     at_once = int(1 / request.gpus + 1e-9) if 0 < request.gpus < 1 else 1
     if request.gpus and (fit := _on_a_card(probed)) < at_once:
-        outcome = f"{fit} fit at a time, not {at_once}" if fit else "it may run out"
+        fits = f"{fit} fit at a time, not {at_once}" if fit else "it may run out"
         log.warning(
             "one client takes about %s of GPU memory and a card has %s: %s (raise simulation.num_gpus, or %s)",
-            _gib(probed.gpu_peak_bytes), _gib(probed.gpu_bytes), outcome, smaller,
+            _gib(probed.gpu_peak_bytes), _gib(probed.gpu_bytes), fits, smaller,
         )  # fmt: skip
 
 
