@@ -1,4 +1,4 @@
-"""What the terminal shows: a progress bar over rounds, and at the end a box with the table, the times and the place."""
+"""The terminal: a progress bar over rounds, and at the end a box with the table, the times and the place."""
 
 import math
 import time
@@ -58,7 +58,7 @@ class Display:
         self._progress.update(self._task, completed=row["round"], status=status, left=self._left(row["round"]))
 
     def _left(self, done: int) -> str:
-        """What the plan's estimate, corrected by the rounds so far, gives for the rest."""
+        """The time left, by the plan's estimate corrected by the rounds so far."""
         if self._each is None or done >= self._total:
             return ""
         return f"about {duration(self._each * (self._total - done))} left"

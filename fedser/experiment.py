@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to: `metrics` as in `summary.json`, `history` as in `history.jsonl` (UARs are fractions)."""
+    """The result of a run: `metrics` as in `summary.json`, `history` as in `history.jsonl` (UARs are fractions)."""
 
     folder: Path
     metrics: dict
@@ -69,7 +69,7 @@ def run(config, folder=None) -> Result:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is to be done, where, and what an earlier attempt left there (its summary, None without one)."""
+    """An experiment to be run in a folder; `earlier` is the summary of an attempt that was made there before, or None."""
 
     settings: Settings
     place: RunFolder

@@ -1,4 +1,4 @@
-"""What there is before the first message: data, client splits, the initial model, what the clients are sent.
+"""Preparation of a run: data, client splits, the initial model, every component built and tried.
 
 Whatever a client would stumble over in the first round, or only after the training, fails here, by name.
 """
@@ -64,7 +64,7 @@ class Preparation:
 
     @property
     def reply_bytes(self) -> int:
-        """What a model's weights take."""
+        """The size of a reply: the model's weights."""
         return sum(array.nbytes for array in transport.pack(self.model).values())
 
     @property

@@ -177,7 +177,7 @@ class Adversary:
         return {k: v / width ** SCALES[k] if k in SCALES else v for k, v in self.settings.items()}
 
     def _facts(self, model: nn.Module, x: Tensor, seed: int) -> dict:
-        """What a library's method asks for: how many classes there are, and the seed that it sets itself."""
+        """The facts that a library's method asks for: how many classes there are, and the seed that it sets itself."""
         facts = {"seed": seed % 2**32, "n_classes": classes_of(model, x) if "n_classes" in self._given else None}
         return {key: facts[key] for key in self._given}
 

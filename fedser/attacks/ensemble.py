@@ -80,7 +80,7 @@ class Ensemble:
 
     @property
     def knowledge(self) -> str:
-        """What its members know at most."""
+        """The most that any of its members knows."""
         kinds = {attack.knowledge for attack in self.members.values()}
         return next(kind for kind in KINDS if kind in kinds)
 

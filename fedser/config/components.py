@@ -137,7 +137,7 @@ def search(folders: Iterable[str]) -> None:
 
 
 def parameters(target: Callable) -> dict[str, inspect.Parameter]:
-    """What may be handed to a class or function by name; those of a base class too, where `**options` goes on to it."""
+    """The parameters of a class or function by name; those of a base class too, where `**options` goes on to it."""
     found: dict[str, inspect.Parameter] = {}
     for maker in _makers(target):
         named = signature(maker).parameters

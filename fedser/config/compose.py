@@ -1,4 +1,4 @@
-"""What Hydra composes, from our YAML files and the user's; and its complaints in words that say what to change.
+"""Composition by Hydra, from our YAML files and the user's; its complaints in words that say what to change.
 
 Nothing heavy is imported here: `fedser --help` and a misspelt key answer at once.
 """

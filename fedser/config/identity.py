@@ -1,4 +1,4 @@
-"""What a run is: the hash of everything in its configuration and code that can change a number in its results.
+"""A run's identity: the hash of all that can change a number in its results, in its configuration and its code.
 
 Training and evaluation have hashes of their own: runs that differ only in what they measure share one trained model.
 Everything counts, but what is listed here: a setting that nobody thought of makes another run, never a wrong one.
@@ -25,7 +25,7 @@ MEASURED = ("evaluation", "attack", "attacks", "defence")
 
 
 def training(settings: Settings) -> dict:
-    """What decides the trained weights."""
+    """All that decides the trained weights."""
     plain = {key: value for key, value in settings.plain.items() if key not in (*IDLE, *MEASURED)}
     plain["client"] = {key: value for key, value in plain["client"].items() if key not in IDLE_OF_CLIENT}
     if settings.dataset.root:
@@ -41,7 +41,7 @@ def training(settings: Settings) -> dict:
 
 
 def measured(settings: Settings, attacks: dict[str, Component]) -> dict:
-    """What decides the figures of a trained model; `attacks` are those of the protocol."""
+    """All that decides the figures of a trained model; `attacks` are those of the protocol."""
     inference = settings.defence.inference
     return {
         "evaluation": settings.plain["evaluation"],

@@ -1,4 +1,4 @@
-"""What a component must offer to be used: one interface per kind, each checked before anything is trained.
+"""Interfaces: the methods that a component of each kind must have, checked before anything is trained.
 
 A class of your own needs no base class: it conforms when its methods can be called as these are. `conform` compares
 signatures; every component is then also tried on a little input (`fedser.preparation`).
@@ -42,7 +42,7 @@ class Attack(Protocol):
 
 
 class Objective(Protocol):
-    """What a client minimises: `fedser.training.objective.CrossEntropy` is the simplest, and a base to inherit from.
+    """The loss of local training. `fedser.training.objective.CrossEntropy` is the simplest, and a base to inherit from.
 
     `samples` and `batch` are its `Samples`, `step` its `Step`; the first method returns samples, the second a loss.
     """

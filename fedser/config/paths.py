@@ -21,6 +21,6 @@ def options(group: str, folders: tuple[str, ...] = ()) -> dict[str, Path]:
 
 @functools.cache
 def content(file: Path) -> dict:
-    """What a YAML file says, interpolations left as they are; nothing for what holds no keys."""
+    """The keys of a YAML file, interpolations left as they are; none where it is no mapping."""
     found = OmegaConf.load(file)
     return OmegaConf.to_container(found, resolve=False) if isinstance(found, DictConfig) else {}

@@ -20,7 +20,7 @@ KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "ada
 
 @dataclass(frozen=True)
 class Condition:
-    """What a model is tested on: a set of adversarial examples (None: original data), with randomisation or without.
+    """One kind of test data: a set of adversarial examples (None: original data), with or without randomisation.
 
     A set is named by its attack, with `adaptive/` before it where the attacker knows the randomisation.
     """
@@ -37,7 +37,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What one evaluation measures.
+    """One evaluation: its attacks, and how they are measured.
 
     attacks, adaptive: names of attacks, oblivious of the randomisation and knowing it.
     randomised: whether the model has a randomisation at inference.
@@ -80,7 +80,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Protocols:
-    """What a run measures: `final` after the last round, `curve` on the way there; `attacks` of both, by name."""
+    """A run's evaluations: `final` after the last round, `curve` on the way there; `attacks` of both, by name."""
 
     final: Protocol
     curve: Protocol
@@ -148,7 +148,7 @@ class _Names:
         return list(dict.fromkeys([*names, *([*more_steps, *budgets[-1:]] if set(probed) <= set(names) else [])]))
 
     def _probes(self) -> tuple[list[str], list[str], list[str]]:
-        """What the sanity flags need: an attack, itself with more steps, itself with other budgets."""
+        """For the sanity flags: an attack, itself with more steps, itself with other budgets."""
         sanity = self.chosen.sanity
         if not sanity:
             return [], [], []

@@ -23,7 +23,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Must(str):
-    """What a value must be, in words, where its type says too little."""
+    """The words of a complaint, `must be …`, where a field's type says too little."""
 
 
 Names = Annotated[
@@ -133,7 +133,7 @@ def _options(annotation: Any) -> tuple:
 
 
 def must(annotation: Any) -> str:
-    """What a value of this annotation must be: 'must be a whole number of at least 1'."""
+    """The words of a complaint about a value of this annotation: 'must be a whole number of at least 1'."""
     metadata = annotation.__metadata__ if typing.get_origin(annotation) is Annotated else ()
     if words := next((item for item in metadata if isinstance(item, Must)), None):
         return words

@@ -68,7 +68,7 @@ class Features(Group):
 
     @property
     def front_end(self) -> dict[str, Any]:
-        """What decides the log-Mels before normalisation."""
+        """The settings that decide the log-Mels before normalisation."""
         return self.model_dump(exclude={"name", "normalisation"})
 
 

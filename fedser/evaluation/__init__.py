@@ -1,1 +1,1 @@
-"""What a trained model is tested on, and what that comes to."""
+"""Evaluation: protocols carried out on a trained model, their results and records."""

@@ -41,7 +41,7 @@ CLIENT_FAILED = 1  # Flower's error code for an exception raised in a ClientApp
 
 
 class ClientState:
-    """What a process needs to be a client: settings, the data of whom it may be, one model, attacks and defences."""
+    """A process's state as a client: settings, the data of the clients it may be, one model, attacks and defences."""
 
     def __init__(self, experiment: dict, data: Callable[[dict, Settings], Clients]):
         self.experiment = experiment
@@ -132,7 +132,7 @@ def time_limit(seconds: float | None, expendable: bool) -> Iterator[None]:
 
 
 def advice(error: Exception, state: ClientState) -> str:
-    """What to set when a client ran out of memory; nothing for other errors."""
+    """Advice for a client that ran out of memory; empty for other errors."""
     if isinstance(error, torch.OutOfMemoryError):
         shared = state.experiment.get("clients_per_gpu", 1)
         return (

@@ -1,4 +1,4 @@
-"""What a client has: its own utterances and nobody else's, behind one interface with two makers.
+"""A client's data: its own utterances and nobody else's, behind one interface with two makers.
 
 `Simulated` are the parts of one store that all simulated clients map; `Own` reads one client's own corpus.
 """
@@ -25,7 +25,7 @@ class ClientData:
 
     @property
     def name(self) -> str:
-        """What the client calls itself: its speaker."""
+        """The client's name, by default its speaker."""
         return self.split.name
 
     @property

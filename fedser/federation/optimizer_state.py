@@ -68,7 +68,7 @@ def folder_of(state: Path, number: int) -> Path:
 
 
 def bytes_per_parameter(optimizer: torch.optim.Optimizer) -> int:
-    """What this kind of optimizer remembers per parameter (Adam: two float32, 8 bytes)."""
+    """The size of an optimizer's memory per parameter (Adam: two float32, 8 bytes)."""
     probe = torch.nn.Parameter(torch.zeros(8))
     probe.grad = torch.ones(8)
     group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}

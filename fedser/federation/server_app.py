@@ -196,7 +196,7 @@ class Exchange:
         return None
 
     def _reason(self, node: int, reply: Message) -> str:
-        """What went wrong, by name: a client that could answer names itself, one whose worker died cannot."""
+        """The reason of a failure, with the client's name: one that could answer names itself, one whose worker died cannot."""
         reason = reply.error.reason or f"error {reply.error.code}"
         if reason.startswith("client "):
             return reason

@@ -64,7 +64,7 @@ def adds_up(strategy: flwr.Strategy) -> bool:
 
 
 def state(strategy: flwr.Strategy) -> tuple[dict, dict[str, np.ndarray]]:
-    """What a strategy remembers between rounds: plain values, and its arrays by name ("strategy/m_t/parameters").
+    """A strategy's memory between rounds: plain values, and its arrays by name ("strategy/m_t/parameters").
 
     Raises RunError naming an attribute that a file can't hold.
     """

@@ -1,1 +1,1 @@
-"""What runs leave behind, and what is kept in the cache."""
+"""Folders of runs, and the cache."""

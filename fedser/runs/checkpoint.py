@@ -22,7 +22,7 @@ KEPT = 2  # checkpoints on disk: the newest, and the one before should the newes
 
 @dataclass
 class State:
-    """What a run has after `round` rounds.
+    """The state of a run after `round` rounds.
 
     arrays: the global weights ("parameters", "buffers") and the strategy's arrays ("strategy/…"); empty in a run that
         replays a trained model.

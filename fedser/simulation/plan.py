@@ -116,7 +116,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Request:
-    """What one client takes of a machine, and how many clients a machine has room for; `memory` in bytes."""
+    """One client's share of a machine, and how many clients a machine has room for; `memory` in bytes."""
 
     cpus: float
     gpus: float
@@ -283,7 +283,7 @@ def _warn_of_memory(settings: Settings, capacity: Capacity, request: Request, wi
 
 
 def _seconds_per_round(settings: Settings, splits: Sequence[ClientSplit], probed: Probe, at_once: float) -> float:
-    """What a round's local training takes with so many clients at work at once: at least the longest of them."""
+    """The time of a round's local training with so many clients at work at once: at least that of the longest."""
     per_sample = settings.client.epochs * probed.seconds_per_training_sample + probed.seconds_to_start_per_sample
     seconds = [SECONDS_PER_CLIENT + len(split.train) * per_sample for split in splits]
     return max(sum(seconds) * settings.strategy.fraction_train / at_once, max(seconds))

@@ -1,4 +1,4 @@
-"""What one client takes: peak memory and seconds per sample, measured in a fresh process before a run starts.
+"""A probe of one client: peak memory and seconds per sample, measured in a fresh process before a run starts.
 
 `probe` starts that process (`python -m fedser.simulation.probe`, JSON in and out) and keeps its answer in the cache, so
 that only the first run of a configuration waits for it. The driver itself never starts CUDA.
@@ -49,7 +49,7 @@ CONTEXT_BYTES = 2**30  # at most, of a CUDA context
 
 @dataclass(frozen=True)
 class Probe:
-    """What one client takes.
+    """The resources that one client takes.
 
     `peak_bytes` is a worker's own memory at its peak, without the libraries and features that all of them share.
     `gpu_peak_bytes` are of a card of `gpu_bytes`, the CUDA context included; 0 on a CPU. The seconds are those of one
@@ -67,7 +67,7 @@ class Probe:
 def probe(
     settings: Settings, classes: int, splits: Sequence["ClientSplit"], attacks: dict[str, Component]
 ) -> Probe | None:
-    """What the largest of the clients takes, measured now or by an earlier run.
+    """The resources that the largest of the clients takes, measured now or by an earlier run.
 
     `classes` is how many there are, `attacks` those of the evaluation. None where the settings want no probe, and, with
     a warning that says why, where it failed.
@@ -197,7 +197,7 @@ class _Client:
             torch.autograd.grad(logits(self.model, x, samples.lengths).sum(), x)
 
     def _seconds(self, work: Callable[[], object]) -> float:
-        """What the work takes, warm unless that would be long."""
+        """The seconds that the work takes, warm unless that would be long."""
         for _ in range(2):
             began = time.perf_counter()
             work()

@@ -206,7 +206,7 @@ def _remove(folder: Path) -> None:
 
 @contextlib.contextmanager
 def adapted_flower(actors: int) -> Iterator[None]:
-    """What Flower's simulation fixes and a run must choose.
+    """A block in which Flower's simulation leaves to a run what it fixes itself.
 
     It makes as many actors as fit on the cluster, waits for them in min(32, cores + 4) threads whatever their number,
     looks for messages node by node every 0.1 s, asks actors to end themselves, which Ray takes for a failure and

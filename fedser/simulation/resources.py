@@ -1,4 +1,4 @@
-"""What a machine has for clients: cores, GPUs, memory. Nothing here starts CUDA or Ray."""
+"""A machine's resources for clients: cores, GPUs, memory. Nothing here starts CUDA or Ray."""
 
 import math
 import os

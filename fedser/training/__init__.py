@@ -1,1 +1,1 @@
-"""What a client does in a round: objectives and the local epochs."""
+"""Training on a client: objectives and the local epochs."""

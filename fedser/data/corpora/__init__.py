@@ -34,7 +34,7 @@ REQUIRED = ("path", "speaker", "emotion")
 
 @dataclass(frozen=True)
 class Corpus:
-    """What `load` returns: `table` has a reader's columns plus `label` (index into `classes`) and `client`."""
+    """A corpus's utterances: `table` has a reader's columns plus `label` (index into `classes`) and `client`."""
 
     name: str
     table: pd.DataFrame
@@ -63,7 +63,7 @@ def load(dataset: Dataset) -> Corpus:
 
 
 def _read(dataset: Dataset) -> pd.DataFrame:
-    """What the reader finds at `dataset.root`; a corpus that knows its own place, as the synthetic one, needs none."""
+    """The reader's table of `dataset.root`; a corpus that knows its own place, as the synthetic one, needs none."""
     if dataset.root:
         return dataset.component.build(Path(dataset.root).expanduser().absolute())
     root = components.parameters(components.locate(dataset.component.target, "dataset")).get("root")

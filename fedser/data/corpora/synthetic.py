@@ -103,7 +103,7 @@ HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.fl
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """What a speaker brings to every clip: offsets to the prosody, the vocal tract, and how much emotion shows."""
+    """A speaker's constants in every clip: offsets to the prosody, the vocal tract, and how much emotion shows."""
 
     f0: float  # Hz
     tract: float  # formant frequencies against an average male's, ratio
@@ -254,7 +254,7 @@ def synthesise(rng: np.random.Generator, speaker: Voice, style: Prosody, seconds
 
 
 def record(rng: np.random.Generator, wave: np.ndarray) -> np.ndarray:
-    """What a microphone makes of a waveform [n]: colour, background noise, gain. Peaks stay below full scale."""
+    """A waveform [n] as a microphone records it: colour, background noise, gain. Peaks stay below full scale."""
     colour = 10 ** (rng.normal(0, 0.4) * OCTAVES / 20)
     hum = 10 ** (rng.uniform(-5, -3) * OCTAVES / 20)
     background = overlap_add(spectra(rng.standard_normal(len(wave), dtype=np.float32)) * hum)
