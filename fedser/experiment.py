@@ -69,7 +69,7 @@ def run(config, folder=None) -> Result:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment to be run in a folder; `earlier` is the summary of an attempt that was made there before, or None."""
+    """An experiment and its folder; `earlier` is the summary of an attempt that was made there before, or None."""
 
     settings: Settings
     place: RunFolder

@@ -196,7 +196,7 @@ class Exchange:
         return None
 
     def _reason(self, node: int, reply: Message) -> str:
-        """The reason of a failure, with the client's name: one that could answer names itself, one whose worker died cannot."""
+        """The reason of a failure, with the client's name: one whose worker died could not name itself."""
         reason = reply.error.reason or f"error {reply.error.code}"
         if reason.startswith("client "):
             return reason
