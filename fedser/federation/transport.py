@@ -100,7 +100,7 @@ class Flat(Array):
 
 @functools.lru_cache(maxsize=2)
 def _fetch(reference) -> Flat:
-    """The vector behind a reference. A worker keeps the last parameters and buffers: the next message may bring them."""
+    """The vector behind a reference. A worker keeps the last parameters and buffers, in case they come again."""
     import ray
 
     return Flat(ray.get(reference))
