@@ -17,6 +17,7 @@ CONDITIONS = {
     "randomised_adversarial": "randomised adversarial",
     "adaptive": "adaptive",
 }
+TESTED = tuple(f"uar/{kind}" for kind in CONDITIONS)  # and not uar/validation
 WIDE = 4  # attacks that fit beside each other
 
 
@@ -47,7 +48,7 @@ class Display:
     def round(self, row: dict) -> None:
         """One row of the history is complete."""
         if "uar/original" in row:
-            worst = min((key for key in row if key.startswith("uar/")), key=row.get)
+            worst = min((key for key in row if key.startswith(TESTED)), key=row.get)
             self._uar = f"UAR {row['uar/original']:.1%}"
             if worst != "uar/original":
                 self._uar += f", {worst.split('/')[-1]} {row[worst]:.1%}"
@@ -81,7 +82,7 @@ class Display:
 
 def uars(summary: dict) -> Table:
     """UAR in % by condition and attack: attacks side by side, or below each other where they are many."""
-    names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith("uar/")]
+    names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith(TESTED)]
     attacks = ["", *dict.fromkeys(attack for _, _, attack in names if attack)]
     kinds = [kind for kind in CONDITIONS if any(name[0] == kind for name in names)]
 

@@ -1,6 +1,6 @@
 """What jobs return to a sweeper, on whatever launcher, and what comes back: exit codes, messages, Ctrl-C."""
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import pickle
@@ -26,7 +26,9 @@ SUBMITIT = pytest.param(["hydra/launcher=submitit_local"], id="submitit")
 
 def needs(launcher):
     name = launcher[0].split("=")[1].split("_")[0]
-    if importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher") is None:
+    try:
+        importlib.metadata.version(f"hydra-{name}-launcher")
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"hydra-{name}-launcher is not installed: pip install fedser[sweeps]")
 
 
