@@ -2,7 +2,7 @@
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +18,7 @@ CONDITIONS = {
     "adaptive": "adaptive",
 }
 TESTED = tuple(f"uar/{kind}" for kind in CONDITIONS)  # and not uar/validation
+SECONDS_PER_LINE = 10  # of progress, in a file
 WIDE = 4  # attacks that fit beside each other
 
 
@@ -57,6 +58,26 @@ class Display:
         self._each = took if self._each is None else (self._each + took) / 2
         status = f"loss {row['train/loss']:.3f}  {self._uar}"
         self._progress.update(self._task, completed=row["round"], status=status, left=self._left(row["round"]))
+
+    @contextmanager
+    def evaluation(self, total: int):
+        """A progress bar over the parts of an evaluation; yields what is called when something of them is done.
+
+        Where nobody watches it, a line now and then.
+        """
+        console, said = self._progress.console, time.monotonic()
+        task = self._progress.add_task("evaluation", total=total, status="", left="")
+
+        def shown(name: str, done: float, seconds: float) -> None:
+            nonlocal said
+            left = f"about {duration(seconds / done * (total - done))} left" if done < total else ""
+            self._progress.update(task, completed=done, status=name, left=left)
+            if not console.is_terminal and time.monotonic() - said >= SECONDS_PER_LINE:
+                console.print(f"evaluation {int(done)}/{total} {name} {left}", highlight=False, soft_wrap=True)
+                said = time.monotonic()
+
+        with nullcontext() if self._progress.live.is_started else self._progress:
+            yield shown
 
     def _left(self, done: int) -> str:
         """What the plan's estimate, corrected by the rounds so far, gives for the rest."""
