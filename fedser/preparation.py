@@ -24,7 +24,6 @@ from fedser.data.partition import ClientSplit, partition, warn_of_gaps
 from fedser.data.store import FeatureStore, extract
 from fedser.defences import inference
 from fedser.display import Display
-from fedser.display import Display
 from fedser.errors import FedserError, InputError
 from fedser.evaluation import record
 from fedser.evaluation.parts import Parts

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,13 @@ from fedser.errors import InputError
 QUICK = [*SMALL, "defence=none", "attack=none", "rounds=1"]
 VALIDATED = [*QUICK, "partition.validation=0.25"]
 PLUGINS = {"PYTHONPATH": os.pathsep.join([str(HERE / "plugins"), os.environ.get("PYTHONPATH", "")])}
-CLIMB = ["-m", "hydra/sweeper=climb", "hydra.sweeper.key=client.lr", "hydra.sweeper.then='seed=1'", "hydra.sweep.dir=swept"]
+CLIMB = [
+    "-m",
+    "hydra/sweeper=climb",
+    "hydra.sweeper.key=client.lr",
+    "hydra.sweeper.then='seed=1'",
+    "hydra.sweep.dir=swept",
+]
 JOBLIB = pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib")
 SUBMITIT = pytest.param(["hydra/launcher=submitit_local"], id="submitit")
 
@@ -128,11 +133,18 @@ def test_a_test_metric_warns_once(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("test data") == 1
     figures = json.loads((tmp_path / "swept/climb.json").read_text())
-    assert sorted(set(map(float, figures))) == sorted({summary["uar/original"] for summary in summaries(tmp_path / "swept")})
+    assert sorted(set(map(float, figures))) == sorted(
+        {summary["uar/original"] for summary in summaries(tmp_path / "swept")}
+    )
 
 
 @pytest.mark.parametrize(
-    ("wanted", "near"), [("uar/orignal", "uar/original"), ("uar/adversarial/pgd", "uar/adversarial/fgsm"), ("loss", "uar/validation/original")]
+    ("wanted", "near"),
+    [
+        ("uar/orignal", "uar/original"),
+        ("uar/adversarial/pgd", "uar/adversarial/fgsm"),
+        ("loss", "uar/validation/original"),
+    ],
 )
 def test_an_unknown_metric_is_refused(settings, wanted, near):
     with pytest.raises(InputError, match=f"optimized_metric={wanted}.*{near}"):
@@ -147,7 +159,10 @@ def test_every_metric_of_a_summary_can_be_named(settings, metric):
 @pytest.mark.parametrize("launcher", [JOBLIB, SUBMITIT])
 def test_jobs_in_other_processes_fail_as_in_this_one(cli, tmp_path, launcher):
     needs(launcher)
-    done = cli("-m", *QUICK, *launcher, "client.lr=0.001,-1", "evaluation.batch_size=32,16", "hydra.sweep.dir=swept")
+    seed = f"seed={len(launcher)}"  # a model of its own for each launcher
+    done = cli(
+        "-m", *QUICK, *launcher, seed, "client.lr=0.001,-1", "evaluation.batch_size=32,16", "hydra.sweep.dir=swept"
+    )
     assert done.returncode == 2, done.stderr
     assert len(complaints(done)) == 2 and all("client.lr=-1" in line for line in complaints(done))
     assert "Traceback" not in done.stderr and "Error executing job" not in done.stderr
@@ -159,7 +174,17 @@ def test_jobs_in_other_processes_fail_as_in_this_one(cli, tmp_path, launcher):
 @pytest.mark.parametrize("launcher", [JOBLIB, SUBMITIT])
 def test_ctrl_c_ends_a_parallel_sweep(tmp_path, launcher):
     needs(launcher)
-    command = [sys.executable, "-m", "fedser", "-m", *QUICK, *launcher, "seed=1,2", "rounds=5000", "hydra.sweep.dir=swept"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedser",
+        "-m",
+        *QUICK,
+        *launcher,
+        "seed=1,2",
+        "rounds=5000",
+        "hydra.sweep.dir=swept",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 240
     while not all(lines_of(tmp_path / "swept", 2)):

@@ -172,7 +172,9 @@ def joined(parts: list[dict], protocol: Protocol) -> dict:
         examples |= part["examples"]
         rows |= part["utterances"] or {}
     if protocol.gradients:
-        seen = {name.startswith("adaptive/"): examples[name]["flat"] for name in protocol.sets if "flat" in examples[name]}
+        seen = {
+            name.startswith("adaptive/"): examples[name]["flat"] for name in protocol.sets if "flat" in examples[name]
+        }
         examples = {name: part | {"flat": seen[name.startswith("adaptive/")]} for name, part in examples.items()}
     names = [condition.name for condition in protocol.conditions]
     return {

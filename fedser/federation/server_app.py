@@ -103,7 +103,7 @@ class Federation:
         With `kept`, part by part: what is there already is not measured again, what is done is written there.
         """
         asked = {part.only or "": part for part in (protocol.parts if kept else [protocol])}
-        parts = {name: kept and kept.read(name) or Part(name) for name in asked}
+        parts = {name: (kept and kept.read(name)) or Part(name) for name in asked}
         messages = [
             message
             for name, part in parts.items()

@@ -28,9 +28,13 @@ class Climb(Sweeper):
         figures = launch([[f"{self.key}={value}"] for value in self.values], 0)
         best = max(range(len(figures)), key=lambda place: (figures[place] == figures[place], figures[place]))
         last = launch([[f"{self.key}={self.values[best]}", self.then]], len(figures))
-        Path(self.config.hydra.sweep.dir, "climb.json").write_text(json.dumps([str(figure) for figure in figures + last]))
+        Path(self.config.hydra.sweep.dir, "climb.json").write_text(
+            json.dumps([str(figure) for figure in figures + last])
+        )
 
 
 ConfigStore.instance().store(
-    group="hydra/sweeper", name="climb", node={"_target_": f"{Climb.__module__}.Climb", "key": None, "values": [], "then": None}
+    group="hydra/sweeper",
+    name="climb",
+    node={"_target_": f"{Climb.__module__}.Climb", "key": None, "values": [], "then": None},
 )
