@@ -57,7 +57,7 @@ def _leave(program: str, command: Callable[[], int]) -> NoReturn:
 class Failure(float):
     """What a job that failed returns to a sweeper: not a number, with the job's message and exit code.
 
-    Where the sweep was started it is reported, and counts for the exit code: when it is made, or when it arrives from
+    It can't be cast to a plain float: by that Optuna's sweeper knows a failed trial, and a NaN would end it. Where the sweep was started it is reported, and counts for the exit code: when it is made, or when it arrives from
     another process, by whatever launcher.
     """
 
@@ -74,6 +74,9 @@ class Failure(float):
 
     def __reduce__(self):
         return Failure, (self.message, self.code)
+
+    def __float__(self) -> float:
+        raise ValueError(self.message)
 
 
 def job(config) -> float | None:
@@ -120,7 +123,7 @@ def _hydra() -> int:
     # Hydra would print a traceback or exit 1 for everything; with this, exceptions reach us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _prepare_process()
-    words, folders = sys.argv[1:], ()
+    words, folders = [*_being_completed(sys.argv[1:]), *sys.argv[1:]], ()
     try:
         folders = compose.folders_of(words, _config_dir(words))
         sys.argv[1:] = compose.prepared(words, folders)
@@ -148,6 +151,13 @@ def _config_dir(words: list[str]) -> str | None:
         if flag in ("--config-dir", "-cd"):
             return value or (words[place + 1] if place + 1 < len(words) else None)
     return None
+
+
+def _being_completed(words: list[str]) -> list[str]:
+    """The --config-dir of the line that a shell asks to have completed: Hydra looks into no other folder than ours."""
+    asked = {"-sc", "--shell-completion"} & set(words)
+    folder = _config_dir(os.environ.get("COMP_LINE", "").split()) if asked else None
+    return [f"--config-dir={os.path.expanduser(folder)}"] if folder and Path(folder).expanduser().is_dir() else []
 
 
 def _complain(message: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pickle
 import signal
@@ -81,7 +82,9 @@ def test_a_failure_is_reported_where_the_sweep_was_started(capsys, monkeypatch):
 
     monkeypatch.setattr(command, "_starter", None)
     failure = command.Failure("why", 2)  # as in another process
-    assert failure != failure and capsys.readouterr().err == "" and command._failures == []
+    assert failure != failure and math.isnan(failure + 1) and capsys.readouterr().err == "" and command._failures == []
+    with pytest.raises(ValueError, match="why"):
+        float(failure)  # as Optuna's sweeper does
     monkeypatch.setattr(command, "_starter", os.getpid())
     arrived = pickle.loads(pickle.dumps(failure))
     assert (arrived.message, arrived.code) == ("why", 2) and capsys.readouterr().err == "fedser: why\n"
@@ -250,3 +253,20 @@ def test_help_needs_no_pydantic():
     program = "import sys; from fedser.config import compose; print('pydantic' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("fedser attack=fg", "attack=fgsm"),
+        ("fedser attack=pgd attack.st", "attack.steps="),
+        ("fedser --config-dir mine attack=mi", "attack=mifgsm attack=mine"),
+        ("fedser --config-dir=mine attack=mine attack.sp", "attack.special="),
+        ("fedser --config-dir not-there attack=mi", "attack=mifgsm"),
+    ],
+)
+def test_a_shell_completes_with_the_folders_of_the_line(cli, tmp_path, line, offered):
+    (tmp_path / "mine/attack").mkdir(parents=True)
+    (tmp_path / "mine/attack/mine.yaml").write_text("name: mine\nspecial: 1\n")
+    done = cli("-sc", "query=bash", COMP_LINE=line)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, offered, "")

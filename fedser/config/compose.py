@@ -58,12 +58,10 @@ def name_of(config) -> str:
 
 
 def corpus_of(config) -> str:
-    """What people call the corpus: its name; a manifest's is that of its file, or of the folder if that says nothing."""
-    name, root = config.dataset.name, OmegaConf.select(config, "dataset.root")
-    if name != "manifest" or not root:
-        return name
-    file = Path(root).expanduser().absolute()
-    return file.parent.name if file.stem.lower() in ("manifest", "index", "metadata", "clips") else file.stem
+    """What people call the corpus of a composed configuration."""
+    from fedser.config import identity
+
+    return identity.corpus(config.dataset.name, OmegaConf.select(config, "dataset.root"))
 
 
 def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[str, ...]:
@@ -95,8 +93,9 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     """
     _register("attacks", [f"/attack@_global_.attacks.{name}: {name}" for name in paths.options("attack", folders)])
     words = [re.sub(r"^features\.normalisation=(?=[\w,]+$)", "features/normalisation=", word) for word in overrides]
-    if folders:
-        words.append(f"modules=[{','.join(folders)}]")
+    if folders:  # beside the other overrides: argparse does not take those that flags part from them
+        first = next((place for place, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
+        words.insert(first, f"modules=[{','.join(folders)}]")
     return words
 
 

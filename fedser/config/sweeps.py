@@ -41,8 +41,8 @@ class Guard(Callback):
             raise SystemExit(error.exit_code) from error  # an exception would become a warning of Hydra's
         if settings.optimized_metric not in VALIDATION:
             log.warning(
-                "optimized_metric=%s is of test data, which choose the settings then: what this sweep finds says nothing "
-                "of other data (partition.validation=0.1 optimized_metric=%s does)",
+                "optimized_metric=%s is of test data, which choose the settings then: what this sweep finds says "
+                "nothing of other data (partition.validation=0.1 optimized_metric=%s does)",
                 settings.optimized_metric, VALIDATION[0],
             )  # fmt: skip
 

@@ -23,7 +23,7 @@ class Climb(Sweeper):
     def sweep(self, arguments):
         def launch(batch, first):
             returned = self.launcher.launch([[*arguments, *words] for words in batch], initial_job_idx=first)
-            return [float(job.return_value) for job in returned]
+            return [1 * job.return_value for job in returned]
 
         figures = launch([[f"{self.key}={value}"] for value in self.values], 0)
         best = max(range(len(figures)), key=lambda place: (figures[place] == figures[place], figures[place]))
