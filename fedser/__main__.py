@@ -7,47 +7,141 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from fedser import __version__
+from fedser.config import compose, paths
 from fedser.errors import FedserError, Interrupted
 
+BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
+_starter: int | None = None  # the process in which the command was given, where its sweep is seen from
+_failures: list["Failure"] = []
 
-def main() -> None:
+
+def main() -> NoReturn:
     """Entry point of `fedser` and `python -m fedser`."""
-    # Hydra would print a traceback or exit 1 for everything; with this, exceptions reach us.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    _leave("fedser", _hydra)
+
+
+def evaluate() -> NoReturn:
+    """Entry point of `fedser-evaluate`."""
+    from fedser import evaluate
+
+    _leave("fedser-evaluate", evaluate.main)
+
+
+def report() -> NoReturn:
+    """Entry point of `fedser-report`."""
+    from fedser import report
+
+    _leave("fedser-report", report.main)
+
+
+def _leave(program: str, command: Callable[[], int]) -> NoReturn:
+    """Ends the process with the command's exit code; quietly where nobody reads its output any more (`| head`)."""
+    try:
+        if sys.argv[1:] == ["--version"]:
+            print(f"{program} {__version__}")
+            code = 0
+        else:
+            code = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        code = BROKEN_PIPE
+    sys.exit(code)
+
+
+class Failure(float):
+    """What a job that failed returns to a sweeper: not a number, with the job's message and exit code.
+
+    It can't be cast to a plain float: by that Optuna's sweeper knows a failed trial, and a NaN would end it. Where the sweep was started it is reported, and counts for the exit code: when it is made, or when it arrives from
+    another process, by whatever launcher.
+    """
+
+    message: str
+    code: int
+
+    def __new__(cls, message: str, code: int) -> "Failure":
+        failure = super().__new__(cls, "nan")
+        failure.message, failure.code = message, code
+        if os.getpid() == _starter:
+            _failures.append(failure)
+            _complain(message, code)
+        return failure
+
+    def __reduce__(self):
+        return Failure, (self.message, self.code)
+
+    def __float__(self) -> float:
+        raise ValueError(self.message)
+
+
+def job(config) -> float | None:
+    """One run, for Hydra: its `optimized_metric`, None where it has none. A failing one does not take the rest of a
+    sweep with it, and returns a `Failure`."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    name = f"job {hydra.job.num} ({folder.name}): " if hydra.mode.name == "MULTIRUN" else ""
+    _prepare_process()
+    try:
+        from fedser.config import sweeps
+        from fedser.experiment import run
+
+        sweeps.check(config, hydra)
+        return sweeps.figure(config, run(config, folder).metrics)
+    except (Interrupted, KeyboardInterrupt) as error:
+        Failure(str(error) or "Interrupted before the first round; the same command starts again.", 130)
+        raise KeyboardInterrupt from error  # ends a sweep too
+    except FedserError as error:
+        return Failure(f"{name}{error}", error.exit_code)
+    except Exception as error:
+        defect = f"{type(error).__name__}: {error} (this is a defect of fedser: please report it)"
+        return Failure(f"{name}{defect}\n{traceback.format_exc()}", 1)
+    finally:
+        _remove_if_empty(folder)
+
+
+def _prepare_process() -> None:
+    """What every process needs in which a job runs: a launcher may have started it."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     sys.path.append(os.getcwd())  # modules of the user's own
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    sys.exit(_run_hydra())
 
 
-def _run_hydra() -> int:
+def _hydra() -> int:
     import hydra
 
-    from fedser.config import compose, paths
-
-    codes: list[int] = []
-
-    @hydra.main(version_base="1.3", config_path=str(paths.directory()), config_name="config")
-    def job(config) -> None:
-        codes.append(_job(config))
-
-    words = sys.argv[1:]
+    global _starter
+    _starter = os.getpid()
+    _failures.clear()
+    # Hydra would print a traceback or exit 1 for everything; with this, exceptions reach us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    _prepare_process()
+    words, folders = [*_being_completed(sys.argv[1:]), *sys.argv[1:]], ()
     try:
         folders = compose.folders_of(words, _config_dir(words))
         sys.argv[1:] = compose.prepared(words, folders)
-        job()
+        # Not as a decorator: the job would not be found under its name by the processes of a launcher.
+        hydra.main(version_base="1.3", config_path=str(paths.directory()), config_name="config")(job)()
     except KeyboardInterrupt:
+        if all(failure.code != 130 for failure in _failures):  # the jobs of a launcher had no time to answer
+            _complain("Interrupted; the same command goes on where its runs stopped.", 130)
         return 130
     except compose.COMPLAINTS as error:
         return _complain(compose.explain(error, [word for word in words if "=" in word], folders), 2)
     except FedserError as error:
         return _complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _complain(f"The run's folder can't be made: {error}. Set hydra.run.dir=…", 2)
-    return max(codes, default=0)
+    return max((failure.code for failure in _failures), default=0)
 
 
 def _config_dir(words: list[str]) -> str | None:
@@ -59,27 +153,11 @@ def _config_dir(words: list[str]) -> str | None:
     return None
 
 
-def _job(config) -> int:
-    """One run; a failing one gives its exit code and does not take the rest of a sweep with it."""
-    from hydra.core.hydra_config import HydraConfig
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        from fedser.experiment import run
-
-        run(config, folder)
-        return 0
-    except (Interrupted, KeyboardInterrupt) as error:
-        _complain(str(error) or "Interrupted before the first round; the same command starts again.", 130)
-        _remove_if_empty(folder)
-        raise KeyboardInterrupt from error  # ends a sweep too
-    except FedserError as error:
-        _remove_if_empty(folder)
-        return _complain(str(error), error.exit_code)
-    except Exception as error:
-        traceback.print_exc()
-        _remove_if_empty(folder)
-        return _complain(f"{type(error).__name__}: {error} (this is a defect of fedser: please report it)", 1)
+def _being_completed(words: list[str]) -> list[str]:
+    """The --config-dir of the line that a shell asks to have completed: Hydra looks into no other folder than ours."""
+    asked = {"-sc", "--shell-completion"} & set(words)
+    folder = _config_dir(os.environ.get("COMP_LINE", "").split()) if asked else None
+    return [f"--config-dir={os.path.expanduser(folder)}"] if folder and Path(folder).expanduser().is_dir() else []
 
 
 def _complain(message: str, code: int) -> int:
@@ -94,4 +172,6 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from fedser.__main__ import main as of_the_package  # whose `job` other processes can import
+
+    of_the_package()

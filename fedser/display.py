@@ -2,7 +2,7 @@
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +17,8 @@ CONDITIONS = {
     "randomised_adversarial": "randomised adversarial",
     "adaptive": "adaptive",
 }
+TESTED = tuple(f"uar/{kind}" for kind in CONDITIONS)  # and not uar/validation
+SECONDS_PER_LINE = 10  # of progress, in a file
 WIDE = 4  # attacks that fit beside each other
 
 
@@ -47,7 +49,7 @@ class Display:
     def round(self, row: dict) -> None:
         """One row of the history is complete."""
         if "uar/original" in row:
-            worst = min((key for key in row if key.startswith("uar/")), key=row.get)
+            worst = min((key for key in row if key.startswith(TESTED)), key=row.get)
             self._uar = f"UAR {row['uar/original']:.1%}"
             if worst != "uar/original":
                 self._uar += f", {worst.split('/')[-1]} {row[worst]:.1%}"
@@ -56,6 +58,26 @@ class Display:
         self._each = took if self._each is None else (self._each + took) / 2
         status = f"loss {row['train/loss']:.3f}  {self._uar}"
         self._progress.update(self._task, completed=row["round"], status=status, left=self._left(row["round"]))
+
+    @contextmanager
+    def evaluation(self, total: int):
+        """A progress bar over the parts of an evaluation; yields what is called when something of them is done.
+
+        Where nobody watches it, a line now and then.
+        """
+        console, said = self._progress.console, time.monotonic()
+        task = self._progress.add_task("evaluation", total=total, status="", left="")
+
+        def shown(name: str, done: float, seconds: float) -> None:
+            nonlocal said
+            left = f"about {duration(seconds / done * (total - done))} left" if done < total else ""
+            self._progress.update(task, completed=done, status=name, left=left)
+            if not console.is_terminal and time.monotonic() - said >= SECONDS_PER_LINE:
+                console.print(f"evaluation {int(done)}/{total} {name} {left}", highlight=False, soft_wrap=True)
+                said = time.monotonic()
+
+        with nullcontext() if self._progress.live.is_started else self._progress:
+            yield shown
 
     def _left(self, done: int) -> str:
         """The time left, by the plan's estimate corrected by the rounds so far."""
@@ -81,7 +103,7 @@ class Display:
 
 def uars(summary: dict) -> Table:
     """UAR in % by condition and attack: attacks side by side, or below each other where they are many."""
-    names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith("uar/")]
+    names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith(TESTED)]
     attacks = ["", *dict.fromkeys(attack for _, _, attack in names if attack)]
     kinds = [kind for kind in CONDITIONS if any(name[0] == kind for name in names)]
 

@@ -26,7 +26,7 @@ from fedser.config import compose, identity
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 from fedser.config.validation import validate
-from fedser.display import duration
+from fedser.display import Display, duration
 from fedser.errors import FedserError, InputError, Interrupted
 from fedser.evaluation import record as records
 from fedser.federation.client_app import app as client_app
@@ -72,21 +72,18 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), config_dir: str 
 
 
 def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
-    plan, stop, found = prepared.plan(), threading.Event(), []
+    plan, stop = prepared.plan(), threading.Event()
     log.warning("%s\n%s", target, plan)
 
     def serve(grid) -> None:
-        federation = prepared.federation(grid, plan, stop, target)
-        began = time.monotonic()
-        results = federation.evaluate(round, weights, prepared.protocols.final)
-        found.append(prepared.write_record(target, results, round, time.monotonic() - began))
+        prepared.evaluate(prepared.federation(grid, plan, stop, target), round, weights, target, Display())
 
     try:
         with interrupt.listening(stop, plan):
             backend.simulate(serve, client_app, len(prepared.splits), plan, stop)
     except OSError as error:
         raise disk_error(error, f"The evaluation in {target}") from error
-    return found[0]
+    return records.read(target)
 
 
 def _track(place: RunFolder, settings: Settings, target: Path, record: dict) -> None:
@@ -166,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, folder in enumerate(folders, start=1):
             codes.append(_one(folder, overrides, f"{number}/{len(folders)}", chosen.config_dir))
     except (Interrupted, KeyboardInterrupt):
-        print("fedser-evaluate: stopped; the same command goes on with the runs that are left", file=sys.stderr)
+        print("fedser-evaluate: stopped; the same command goes on with what is left", file=sys.stderr)
         return 130
     except FedserError as error:
         return _complain(error)

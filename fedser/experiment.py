@@ -283,11 +283,10 @@ class Attempt:
 
     def _evaluate(self, federation: server_app.Federation, round: int, weights: dict) -> dict:
         """What the history says of an evaluated round; the last one is tested on everything that was asked for."""
-        last, protocols = round == self.settings.rounds, self.prepared.protocols
-        began = time.monotonic()
-        results = federation.evaluate(round, weights, protocols.final if last else protocols.curve)
-        if last:
-            self.prepared.write_record(self.place.path, results, round, time.monotonic() - began)
+        if round == self.settings.rounds:
+            results = self.prepared.evaluate(federation, round, weights, self.place.path, self.display)
+        else:
+            results = federation.evaluate(round, weights, self.prepared.protocols.curve)
         return results.metrics() | ({"evaluate/missing": results.missing} if results.missing else {})
 
     def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:

@@ -6,6 +6,7 @@ Whatever a client would stumble over in the first round, or only after the train
 import contextlib
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,16 @@ from fedser.data.corpora import Corpus
 from fedser.data.partition import ClientSplit, partition, warn_of_gaps
 from fedser.data.store import FeatureStore, extract
 from fedser.defences import inference
+from fedser.display import Display
 from fedser.errors import FedserError, InputError
 from fedser.evaluation import record
+from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
 from fedser.federation import server_app, strategies, transport
 from fedser.models.lengths import logits
 from fedser.randomness import derive
+from fedser.runs import checkpoint
+from fedser.runs.folder import PARTS
 from fedser.simulation import backend
 from fedser.simulation.plan import Plan
 from fedser.simulation.probe import probe
@@ -95,11 +100,23 @@ class Preparation:
         federation.handshake()
         return federation
 
-    def write_record(self, folder: Path, results: Results, round: int, seconds: float) -> dict:
-        """Writes what an evaluation after `round` came to, and returns `evaluation.json`. Raises OSError."""
+    def evaluate(
+        self, federation: server_app.Federation, round: int, weights: dict, folder: Path, display: Display
+    ) -> Results:
+        """The last evaluation of a model after `round`, its record written to `folder`. Raises OSError.
+
+        Each set of examples is kept there as soon as it is done; interrupted, the evaluation goes on from there.
+        """
+        final, began = self.protocols.final, time.monotonic()
+        model = {"weights": checkpoint.digest(weights), "round": round, "data": self.data}
+        key = identity.digest(identity.everything(self.settings) | model)
+        with display.evaluation(1 + len(final.sets)) as shown:
+            kept = Parts(folder / PARTS, key, shown)
+            results = federation.evaluate(round, weights, final, kept)
         compiled = record.compiled(results, self.settings, self.protocols, self.sexes(), round)
-        record.write(folder, compiled, results, self.store, seconds)
-        return compiled
+        record.write(folder, compiled, results, self.store, max(kept.seconds, time.monotonic() - began))
+        kept.remove()
+        return results
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Utterances per class in the clients' training and test sets, as in Chang et al. 2022, Table 2."""

@@ -176,7 +176,7 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(command, tmp_path):
     assert [len(found) for found in runs] == [1, 1]
     first, second = (found[0] for found in runs)
     assert first.run_id != second.run_id and first.run_group == second.run_group
-    assert [first.display_name, second.display_name] == [folder.name for folder in folders]
+    assert [first.display_name, second.display_name] == [folder.name.rpartition("-")[0] for folder in folders]
     for folder, attack in zip(folders, ("fgsm", "pgd"), strict=True):
         keys = {key for record in records(folder) for item in record.history.item for key in item.nested_key}
         assert f"uar/adversarial/{attack}" in keys and len([k for k in keys if k.startswith("uar/adversarial/")]) == 1

@@ -87,12 +87,12 @@ def test_wandb_offline_gets_the_same_curves(small):
     assert run.job_type == "train"
     assert exits == [0] and ("*", "round") in metrics
     assert (
-        run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name.startswith("emodb-cnn4-fgsm")
+        run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name == "emodb-cnn4-fgsm0.05-randomise-seed3"
     )
 
 
 def test_settings_are_flattened_by_group():
-    assert flattened({"seed": 1, "attack": {"name": "pgd", "eps": 0.05, "method": {"steps": 2}}, "partition": {"a": {}}}) == {
+    assert flattened({"seed": 1, "attack": {"_target_": "x.Y", "name": "pgd", "eps": 0.05, "method": {"_target_": "x.Z", "steps": 2}}, "partition": {"a": {}}}) == {
         "seed": 1, "attack": "pgd", "attack.eps": 0.05, "attack.method.steps": 2,
     }  # fmt: skip
 
@@ -113,3 +113,14 @@ def test_failed_run_is_marked_failed_on_wandb(small, tmp_path):
         record.exit.exit_code for record in records(tmp_path / "run") if record.WhichOneof("record_type") == "exit"
     ]
     assert exits == [1]
+
+
+@pytest.mark.parametrize(
+    ("root", "group"),
+    [("clips/berlin.csv", "berlin-cnn4"), ("my-corpus/manifest.csv", "my-corpus-cnn4"), (None, "manifest-cnn4")],
+)
+def test_wandb_groups_by_the_corpus(root, group):
+    from fedser import compose
+
+    config = compose(["dataset=manifest", f"dataset.root={root or 'null'}", "logger=wandb"])
+    assert config.logger.group == group and config.logger.tags[0] == group.removesuffix("-cnn4")

@@ -1,6 +1,7 @@
 """Composition by Hydra, from our YAML files and the user's; its complaints in words that say what to change.
 
-Nothing heavy is imported here: `fedser --help` and a misspelt key answer at once.
+Nothing heavy is imported here, and what checks settings only where they are needed: `fedser --help` and a misspelt key
+answer at once.
 """
 
 import difflib
@@ -13,9 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedser.config import identity, paths
-from fedser.config.settings import Settings
-from fedser.config.validation import plain, tidy
+from fedser.config import paths
 from fedser.errors import FedserError, InputError
 
 log = logging.getLogger(__name__)
@@ -23,6 +22,7 @@ log = logging.getLogger(__name__)
 COMPLAINTS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 
 OmegaConf.register_new_resolver("fedser_run_name", lambda *, _root_: name_of(_root_), use_cache=False, replace=True)
+OmegaConf.register_new_resolver("fedser_corpus", lambda *, _root_: corpus_of(_root_), use_cache=False, replace=True)
 OmegaConf.register_new_resolver("fedser_add", lambda *terms: sum(terms), replace=True)
 
 
@@ -46,11 +46,22 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
 
 def name_of(config) -> str:
     """The folder's name of a composed configuration; of one that is invalid, too: the run itself will say why."""
+    from fedser.config import identity
+    from fedser.config.settings import Settings
+    from fedser.config.validation import plain, tidy
+
     values = plain(config)
     try:
         return identity.run_name(Settings.of(tidy(values, quiet=True)))
     except FedserError:
         return f"invalid-{identity.digest(values)}"
+
+
+def corpus_of(config) -> str:
+    """What people call the corpus of a composed configuration."""
+    from fedser.config import identity
+
+    return identity.corpus(config.dataset.name, OmegaConf.select(config, "dataset.root"))
 
 
 def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -> tuple[str, ...]:
@@ -82,8 +93,9 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     """
     _register("attacks", [f"/attack@_global_.attacks.{name}: {name}" for name in paths.options("attack", folders)])
     words = [re.sub(r"^features\.normalisation=(?=[\w,]+$)", "features/normalisation=", word) for word in overrides]
-    if folders:
-        words.append(f"modules=[{','.join(folders)}]")
+    if folders:  # beside the other overrides: argparse does not take those that flags part from them
+        first = next((place for place, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
+        words.insert(first, f"modules=[{','.join(folders)}]")
     return words
 
 

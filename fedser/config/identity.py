@@ -7,6 +7,7 @@ Everything counts, but what is listed here: a setting that nobody thought of mak
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def run_name(settings: Settings) -> str:
     """The run's folder: readable words and a hash, no timestamp, so that the same command finds it again."""
     eps, strategy = settings.attack.get("eps"), settings.strategy.name
     words = [
-        settings.dataset.name,
+        corpus(settings.dataset.name, settings.dataset.root),
         settings.model.name,
         f"{settings.attack.name}{eps if eps is not None else ''}",
         _defence(settings),
@@ -99,6 +100,15 @@ def _defence(settings: Settings) -> str:
     parts = {"training": defence.training, "inference": defence.inference}
     others = [part.name for key, part in parts.items() if part and file and part.name != chosen.get(key)]
     return "-".join([defence.name, *others])
+
+
+def corpus(name: str, root: str | None) -> str:
+    """What people call the corpus: a manifest is named by its file, or by the folder where that says nothing."""
+    if name != "manifest" or not root:
+        return name
+    file = Path(root).expanduser().absolute()
+    chosen = file.parent.name if file.stem.lower() in ("manifest", "index", "metadata", "clips") else file.stem
+    return re.sub(r"[^\w.+]+", "_", chosen) or name
 
 
 def device(settings: Settings) -> str:

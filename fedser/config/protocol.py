@@ -7,7 +7,7 @@ Nothing heavy is imported here, as the run's name depends on it.
 import copy
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from omegaconf import OmegaConf
 
@@ -15,6 +15,7 @@ from fedser.config.components import Component
 from fedser.config.settings import Settings
 from fedser.errors import InputError
 
+CLEAN = "original"  # the part of a protocol without attacks
 KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")  # in the order of the tables
 
 
@@ -46,6 +47,7 @@ class Protocol:
     gradients: whether to count the samples at which the loss has no gradient.
     utterances: whether clients report what became of each test utterance, and not only their confusion matrices.
     example: whether the first client shows one utterance and what the attacks made of it.
+    only: of all this only one part: `original`, which is all without attacks, or a set of adversarial examples.
     """
 
     attacks: Sequence[str] = ()
@@ -56,11 +58,27 @@ class Protocol:
     gradients: bool = False
     utterances: bool = False
     example: bool = False
+    only: str | None = None
+
+    @property
+    def parts(self) -> list["Protocol"]:
+        """The same, in parts that can be measured one by one (see `results.joined`)."""
+        sets = self.sets
+        # All attackers who know as much have the same gradients: they are looked at once.
+        first = {name.startswith("adaptive/"): name for name in reversed(sets)}.values()
+        gradients = {name: self.gradients and name in first for name in sets}
+        return [replace(self, only=name, gradients=gradients.get(name, False)) for name in (CLEAN, *sets)]
+
+    @property
+    def clean(self) -> bool:
+        """Whether original data are a part of it."""
+        return self.only in (None, CLEAN)
 
     @property
     def sets(self) -> list[str]:
         """The sets of adversarial examples to make."""
-        return [*self.attacks, *(f"adaptive/{name}" for name in self.adaptive if self.randomised)]
+        every = [*self.attacks, *(f"adaptive/{name}" for name in self.adaptive if self.randomised)]
+        return [name for name in every if self.only in (None, name)]
 
     @property
     def conditions(self) -> list[Condition]:
@@ -71,7 +89,8 @@ class Protocol:
         found += [Condition(f"adversarial/{name}", name, False) for name in self.attacks]
         if self.randomised:
             found += [Condition(f"randomised_adversarial/{name}", name, True) for name in self.attacks]
-        return found + [Condition(name, name, True) for name in self.sets if name.startswith("adaptive/")]
+        found += [Condition(name, name, True) for name in self.sets if name.startswith("adaptive/")]
+        return [condition for condition in found if self.only in (None, condition.examples or CLEAN)]
 
     def plain(self) -> dict:
         """As it travels to the clients: `Protocol(**plain)`."""

@@ -3,6 +3,7 @@
 What is cheap comes first: a wrong number is refused before a component's module, and with it torch, is imported.
 """
 
+import difflib
 import itertools
 import logging
 import math
@@ -20,6 +21,7 @@ from fedser.config.settings import Settings
 from fedser.errors import InputError
 
 log = logging.getLogger(__name__)
+VALIDATION = ("uar/validation/original", "accuracy/validation/original")  # metrics that are not of test utterances
 
 
 def validate(config: DictConfig | dict) -> Settings:
@@ -32,6 +34,7 @@ def validate(config: DictConfig | dict) -> Settings:
     except OmegaConfBaseException as error:
         raise InputError(" ".join(str(error).split())) from error
     _check_grid(settings.evaluation.grid or {})
+    _check_metric(settings)
     used = _attacks_in_use(settings)
     for component in (*used, *settings.attacks.values(), *settings.components()):
         component.check()
@@ -97,6 +100,17 @@ def _check_grid(grid: dict) -> None:
         if all(map(_is_number, values)) and list(values) != sorted(values):
             ordered = ",".join(f"{value:g}" for value in sorted(values))
             raise InputError(f"evaluation.grid.{key}={shown(values)} is out of order: [{ordered}].")
+
+
+def _check_metric(settings: Settings) -> None:
+    """Raises InputError for an `optimized_metric` that no run with these settings has, with the nearest names."""
+    wanted, conditions = settings.optimized_metric, [c.name for c in Protocols.of(settings).final.conditions]
+    known = [*VALIDATION, *(f"{kind}/{name}" for kind in ("uar", "accuracy", "uar_sd") for name in conditions)]
+    if wanted in known or any(wanted.startswith(f"recall/{name}/") for name in conditions):
+        return
+    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"There are: {', '.join(known)}."
+    raise InputError(f"optimized_metric={wanted}: a run with these settings has no such metric; {hint}")
 
 
 def _is_number(value) -> bool:

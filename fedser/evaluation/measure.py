@@ -72,7 +72,9 @@ def evaluate(
             )
             predictions[condition.name] = torch.stack([predict(model, x, batch_size, real) for x, real in versions])
 
-    classify(x, [condition for condition in protocol.conditions if condition.examples is None])
+    # Attacks need to know what is right without them, whether or not that is to be reported.
+    original = Condition("original", None, False)
+    classify(x, [original, *(c for c in protocol.conditions if c.examples is None and c != original)])
     first = int((predictions["original"][0] == y.cpu()).float().argmax()) if len(y) else 0
     if len(x):
         shown |= {"x": x[first, 0].cpu(), "predicted/original": predictions["original"][0, first]}

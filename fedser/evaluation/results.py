@@ -164,6 +164,27 @@ def answer(measured: Measured, y, rows: np.ndarray, classes: int, utterances: bo
     return {"counts": counts, "examples": examples, "utterances": row_by_row}
 
 
+def joined(parts: list[dict], protocol: Protocol) -> dict:
+    """A client's answers to the parts of a protocol, as its answer to the whole protocol."""
+    counts, examples, rows = ({}, {}, {})
+    for part in parts:
+        counts |= part["counts"]
+        examples |= part["examples"]
+        rows |= part["utterances"] or {}
+    if protocol.gradients:
+        seen = {
+            name.startswith("adaptive/"): examples[name]["flat"] for name in protocol.sets if "flat" in examples[name]
+        }
+        examples = {name: part | {"flat": seen[name.startswith("adaptive/")]} for name, part in examples.items()}
+    names = [condition.name for condition in protocol.conditions]
+    return {
+        "counts": {name: counts[name] for name in names},
+        "examples": {name: examples[name] for name in protocol.sets},
+        "utterances": {name: rows[name] for name in ("row", *names)} if rows else None,
+        "validation": next(part["validation"] for part in parts if "validation" in part),
+    }
+
+
 def example(measured: Measured, client: str, classes: list[str]) -> bytes:
     """One utterance as an .npz: `title`, `x` [frames, mels] in σ, the class `predicted/original`, and per set
     `delta/<set>` and `predicted/<set>`."""
@@ -172,6 +193,18 @@ def example(measured: Measured, client: str, classes: list[str]) -> bytes:
     file = io.BytesIO()
     title = f"A test utterance of client {client}"
     np.savez_compressed(file, title=title, **arrays, **names)
+    return file.getvalue()
+
+
+def joined_examples(parts: list[bytes]) -> bytes | None:
+    """One .npz of those of a protocol's parts, None where there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    arrays = {}
+    for part in parts:
+        with np.load(io.BytesIO(part)) as content:
+            arrays |= {name: content[name] for name in content}
+    np.savez_compressed(file := io.BytesIO(), **arrays)
     return file.getvalue()
 
 

@@ -220,7 +220,7 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """What became of the client's own test utterances under the message's protocol (see `evaluation.results`).
 
-    Where the message asks for it, on the validation utterances: counts alone, on original data.
+    With original data also on the validation utterances: counts alone.
     """
     config, settings = message.content["config"], state.settings
     protocol = Protocol(**json.loads(config["protocol"]))
@@ -240,14 +240,19 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
             seed=derive(settings.seed, "evaluate", int(config["server-round"]), data.name),
             lengths=samples.lengths,
         )
-        validation = state.samples(data, data.rows("validation"), normalise)
-        predicted = measure.predict(state.model, validation.x, settings.evaluation.batch_size, validation.lengths)
-    counts = confusion(validation.y, predicted, len(state.classes)).tolist()
-    reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": counts}
+        validation = _validation(state, data, normalise) if protocol.clean else {}
+    reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | validation
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == 0 and len(rows):
         sent["example"] = example(measured, data.name, state.classes)
     return RecordDict({"config": ConfigRecord(sent)})
+
+
+def _validation(state: ClientState, data: ClientData, normalise: Normaliser) -> dict:
+    """The counts of the client's validation utterances, on original data."""
+    samples = state.samples(data, data.rows("validation"), normalise)
+    predicted = measure.predict(state.model, samples.x, state.settings.evaluation.batch_size, samples.lengths)
+    return {"validation": confusion(samples.y, predicted, len(state.classes)).tolist()}
 
 
 def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:

@@ -4,6 +4,7 @@ Own the loop, compose the strategies: `Strategy.start()` can neither stop at a f
 the loop calls the strategy's public `configure_train` and `aggregate_train` itself and any strategy of Flower's works.
 """
 
+import base64
 import json
 import logging
 import threading
@@ -18,7 +19,8 @@ from flwr.serverapp import Grid
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.errors import Interrupted, RunError
-from fedser.evaluation.results import Results
+from fedser.evaluation.parts import Part, Parts
+from fedser.evaluation.results import Results, joined, joined_examples
 from fedser.federation import strategies, transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
 from fedser.models.normalisation import Sums
@@ -93,20 +95,39 @@ class Federation:
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
         return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), missing
 
-    def evaluate(self, round: int, weights: dict[str, np.ndarray], protocol: Protocol) -> Results:
-        """Every client's answers to this protocol, in the order of their names."""
+    def evaluate(
+        self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, kept: Parts | None = None
+    ) -> Results:
+        """Every client's answers to this protocol, in the order of their names.
+
+        With `kept`, part by part: what is there already is not measured again, what is done is written there.
+        """
+        asked = {part.only or "": part for part in (protocol.parts if kept else [protocol])}
+        parts = {name: (kept and kept.read(name)) or Part(name) for name in asked}
+        messages = [
+            message
+            for name, part in parts.items()
+            if not part.answers
+            for message in self._questions(round, weights, asked[name], name)
+        ]
+        exchange = Exchange(self, messages)
+        for reply in (reply for batch in exchange for reply in batch):
+            part = parts[reply.metadata.group_id]
+            part.add(reply.content["config"])
+            if kept:
+                kept.answered(part, self.clients)
+        answers = [part.answers for part in parts.values()]
+        whole = [name for name in self.names if all(name in part for part in answers)]
+        in_order = {name: joined([part[name] for part in answers], protocol) for name in whole}
+        shown = joined_examples([base64.b64decode(part.example) for part in parts.values() if part.example])
+        return Results(protocol, self.experiment["classes"], in_order, shown, exchange.missing)
+
+    def _questions(self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, name: str) -> list[Message]:
+        """The messages that ask every client for a part of a protocol; `name` comes back with the replies."""
         config = ConfigRecord(dict(self._config) | {"server-round": round, "protocol": json.dumps(protocol.plain())})
         content = RecordDict(self._records(weights) | {"config": config})
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
-        exchange = Exchange(
-            self, [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in nodes]
-        )
-        answers, shown = {}, None
-        for sent in (reply.content["config"] for batch in exchange for reply in batch):
-            answers[sent["name"]] = json.loads(sent["answer"])
-            shown = sent.get("example", shown)
-        in_order = {name: answers[name] for name in self.names if name in answers}
-        return Results(protocol, self.experiment["classes"], in_order, shown, exchange.missing)
+        return [Message(content, node, MessageType.EVALUATE, group_id=name) for node in nodes]
 
     def name(self, node: int) -> str:
         """The name of the client behind a node, once the handshake is over."""

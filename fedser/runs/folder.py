@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "evaluation.json")
 
 
+PARTS = "parts"  # the folder of an evaluation under way
+
+
 SETTINGS = ("dataset", "partition", "strategy")  # by which a config.yaml is known for a run's
 
 
@@ -148,4 +151,7 @@ class RunFolder:
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
         self.path.rename(aside)
+        if (aside / PARTS).is_dir():  # an evaluation that was interrupted: it says itself of which model it is
+            self.path.mkdir()
+            (aside / PARTS).rename(self.path / PARTS)
         log.warning("what an earlier run left in %s is now in %s", self.path, aside.name)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from fedser.runs.files import dumps
 
 log = logging.getLogger(__name__)
+HASH = r"-[0-9a-f]{16}(?=-|$)"  # in a run's name: it says nothing to people
 
 
 class Tracker:
@@ -50,7 +52,7 @@ class Wandb(Tracker):
 
         mode = self.mode or _mode()
         options = self.options | {
-            "name": run_name,
+            "name": re.sub(HASH, "", run_name),
             "id": _run_id(folder / "wandb"),
             "dir": folder,
             "job_type": job,
@@ -115,10 +117,13 @@ class Wandb(Tracker):
 def flattened(settings: dict) -> dict:
     """The configuration as a dashboard filters by it: each group's option under the group's name, keys dotted.
 
-    {"attack": {"name": "pgd", "eps": 0.05}} → {"attack": "pgd", "attack.eps": 0.05}.
+    {"attack": {"name": "pgd", "eps": 0.05}} → {"attack": "pgd", "attack.eps": 0.05}. What is Hydra's own (`_target_`)
+    is left out.
     """
     flat = {}
     for key, value in settings.items():
+        if key.startswith("_"):
+            continue
         if not isinstance(value, dict):
             flat[key] = value
             continue

@@ -52,6 +52,7 @@ def load(dataset: Dataset) -> Corpus:
     """
     table = _read(dataset)
     _check(table, dataset.name)
+    _warn_of_others(table.attrs.get("others", []), dataset)
     for emotion in sorted(set(dataset.drop) - set(table["emotion"])):
         log.warning("dataset.drop: %s has no %s (it has %s)", dataset.name, emotion, _names(table["emotion"]))
     table = table[~table["emotion"].isin(dataset.drop)].reset_index(drop=True)
@@ -125,6 +126,15 @@ def _check(table: pd.DataFrame, name: str) -> None:
         raise InputError(f"{name}: the table of utterances has no column {', '.join(lacking)} (it has {_names(table)})")
     if table.empty:
         raise InputError(f"{name}: not a single utterance; correct dataset.root=…")
+
+
+def _warn_of_others(columns: list[str], dataset: Dataset) -> None:
+    """A column of the user's own list that nothing reads may be a misspelt one."""
+    if unread := [column for column in columns if column != dataset.client]:
+        log.warning(
+            "%s: nothing reads its columns %s (read are path, speaker, emotion, sex, and what dataset.client names)",
+            dataset.root, ", ".join(unread),
+        )  # fmt: skip
 
 
 def _labels(table: pd.DataFrame, classes: list[str]) -> pd.Series:

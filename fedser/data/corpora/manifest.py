@@ -1,9 +1,10 @@
-"""Any corpus, listed in a CSV file with a header: path, speaker, emotion, and optionally sex and other columns.
+"""Any corpus, listed in a CSV file with a header: path, speaker, emotion, and optionally sex (or gender) and others.
 
     path,speaker,emotion,sex
     wav/first.wav,01,anger,f
 
-Paths are absolute or relative to the CSV. Everything is text, so that speaker 01 stays "01".
+Paths are absolute or relative to the CSV. Cells are separated by commas, tabs or semicolons. Everything is text, so that
+speaker 01 stays "01".
 """
 
 import os
@@ -14,6 +15,7 @@ import pandas as pd
 from fedser.data.corpora import REQUIRED, as_table
 from fedser.errors import InputError
 
+SEPARATORS = ",\t;"  # the one that the header has most of
 SEXES = {"f": "f", "female": "f", "m": "m", "male": "m"}
 
 
@@ -32,11 +34,13 @@ def read(root: Path) -> pd.DataFrame:
     _complain(root, table, ~table["path"].map(lambda path: Path(path).is_file()).astype(bool), "names no file: {path}")
     _complain(root, table, table["path"].duplicated(), "repeats {path}")
     if "sex" not in table:
-        table["sex"] = None
+        table = table.rename(columns={"gender": "sex"}) if "gender" in table else table.assign(sex=None)
     known = table["sex"].str.lower().map(SEXES)
     _complain(root, table, table["sex"].notna() & known.isna(), "has sex '{sex}': write f or m, or leave it empty")
     table["sex"] = known
-    return as_table(table.sort_values("path").to_dict("records"))
+    known = as_table(table.sort_values("path").to_dict("records"))
+    known.attrs["others"] = [column for column in table if column not in (*REQUIRED, "sex")]
+    return known
 
 
 def _parse(root: Path) -> pd.DataFrame:
@@ -45,7 +49,9 @@ def _parse(root: Path) -> pd.DataFrame:
     try:
         # Only an empty cell is missing: a speaker may well be called "NA". The signature is what Excel writes.
         cells = {"dtype": str, "keep_default_na": False, "na_values": [""], "skip_blank_lines": False}
-        table = pd.read_csv(root, encoding="utf-8-sig", **cells)
+        with root.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+        table = pd.read_csv(root, encoding="utf-8-sig", sep=max(SEPARATORS, key=header.count), **cells)
     except (ValueError, OSError) as error:  # pandas' parser errors and bad encodings are ValueErrors
         raise InputError(f"{root}: can't be read as CSV: {error}") from error
     if not isinstance(table.index, pd.RangeIndex):

@@ -1,0 +1,81 @@
+"""What a job returns to a sweeper: `optimized_metric`, and the sweeps that must not be made.
+
+A sweeper that optimises chooses settings by that figure. On test data it would report its own choice as a result, so
+validation utterances are the default, and test data are possible with a warning.
+"""
+
+import logging
+import sys
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fedser.config.protocol import Protocols
+from fedser.config.settings import Settings
+from fedser.config.validation import VALIDATION, plain, tidy
+from fedser.errors import FedserError, InputError, RunError
+
+log = logging.getLogger(__name__)
+EXHAUSTIVE = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # makes every job, whatever the jobs return
+# A sweep over these may change which metrics there are.
+DECISIVE = ("optimized_metric", "partition", "evaluation", "attack", "attacks", "defence", "dataset", "experiment")
+
+
+class Guard(Callback):
+    """Refuses a sweep that must not be made, before its first job; Hydra calls it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
+        """Ends the process with exit code 2 and one line."""
+        if not _optimises(config.hydra) or _decisive_keys_swept(config.hydra):
+            return  # the latter is looked at job by job
+        try:
+            settings = Settings.of(tidy(plain(config), quiet=True))
+            Protocols.of(settings)
+        except FedserError:
+            return  # the jobs say so, and it may be what they change
+        try:
+            check(config, config.hydra)
+        except InputError as error:
+            print(f"fedser: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from error  # an exception would become a warning of Hydra's
+        if settings.optimized_metric not in VALIDATION:
+            log.warning(
+                "optimized_metric=%s is of test data, which choose the settings then: what this sweep finds says "
+                "nothing of other data (partition.validation=0.1 optimized_metric=%s does)",
+                settings.optimized_metric, VALIDATION[0],
+            )  # fmt: skip
+
+
+def check(config: DictConfig, hydra: DictConfig) -> None:
+    """Raises InputError where a sweeper is to optimise what there will not be; `hydra` is Hydra's own section."""
+    if _optimises(hydra) and config.optimized_metric in VALIDATION and not config.partition.validation:
+        raise InputError(
+            f"a sweeper that optimises {config.optimized_metric} needs validation utterances: set "
+            "partition.validation=0.1."
+        )
+
+
+def figure(config: DictConfig, metrics: dict) -> float | None:
+    """The run's `optimized_metric`; None where it has none.
+
+    Raises RunError where a sweeper is to optimise it.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    value = metrics.get(config.optimized_metric)
+    if value is None and _optimises(HydraConfig.get()):
+        raise RunError(f"the run has no {config.optimized_metric}: its clients have no such utterances.")
+    return value
+
+
+def _optimises(hydra: DictConfig) -> bool:
+    """Whether this is a sweep whose sweeper goes by what the jobs return."""
+    return hydra.mode is not None and hydra.mode.name == "MULTIRUN" and hydra.sweeper._target_ != EXHAUSTIVE
+
+
+def _decisive_keys_swept(hydra: DictConfig) -> bool:
+    words = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    swept = [word.key_or_group for word in words if word.is_sweep_override()]
+    swept += list(hydra.sweeper.get("params") or {})
+    return any(key.replace("/", ".").split(".")[0] in DECISIVE for key in swept)
