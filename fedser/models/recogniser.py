@@ -187,7 +187,7 @@ def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[st
     recogniser = Recogniser(about.classes, network, about.features, build(about.inference) if about.inference else None)
     if about.shift is not None and about.scale is not None:
         recogniser.normalise_by(Normaliser.of(about.shift, about.scale))
-    elif clips:
+    elif clips := list(clips):
         fit = build(about.normalisation)
         recogniser.normalise_by(fit(recogniser.log_mels_of(clips), Sums.from_plain(about.sums)))
     else:
