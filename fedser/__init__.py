@@ -4,11 +4,14 @@
 >>> result = run(compose(["attack=pgd", "rounds=3"]))
 >>> result.metrics["uar/original"]
 
+>>> from fedser import load
+>>> load(result.folder).predict("clip.wav")
+
 Imports are lazy so that `fedser --help` does not load torch, Flower or Ray.
 """
 
 __version__ = "0.3.0"
-__all__ = ["__version__", "compose", "run"]
+__all__ = ["__version__", "compose", "load", "run"]
 
 
 def compose(overrides=(), config_dir=None):
@@ -23,3 +26,10 @@ def run(config, folder=None):
     from fedser.experiment import run
 
     return run(config, folder)
+
+
+def load(run, clips=(), modules=()):
+    """The trained model of a run, from waveforms to probabilities; see `fedser.models.recogniser.load`."""
+    from fedser.models.recogniser import load
+
+    return load(run, clips, modules)

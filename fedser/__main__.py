@@ -32,6 +32,13 @@ def evaluate() -> NoReturn:
     _leave("fedser-evaluate", evaluate.main)
 
 
+def predict() -> NoReturn:
+    """Entry point of `fedser-predict`."""
+    from fedser import predict
+
+    _leave("fedser-predict", predict.main)
+
+
 def report() -> NoReturn:
     """Entry point of `fedser-report`."""
     from fedser import report
@@ -57,8 +64,9 @@ def _leave(program: str, command: Callable[[], int]) -> NoReturn:
 class Failure(float):
     """What a job that failed returns to a sweeper: not a number, with the job's message and exit code.
 
-    It can't be cast to a plain float: by that Optuna's sweeper knows a failed trial, and a NaN would end it. Where the sweep was started it is reported, and counts for the exit code: when it is made, or when it arrives from
-    another process, by whatever launcher.
+    It can't be cast to a plain float: by that Optuna's sweeper knows a failed trial, and a NaN would end it. Where the
+    sweep was started it is reported, and counts for the exit code: when it is made, or when it arrives from another
+    process, by whatever launcher.
     """
 
     message: str

@@ -28,10 +28,13 @@ from fedser.evaluation import record
 from fedser.evaluation.metrics import METRICS
 from fedser.federation import optimizer_state, server_app, strategies, transport
 from fedser.federation.client_app import app as client_app
+from fedser.models import recogniser
+from fedser.models.normalisation import Sums
+from fedser.models.weights import named, serialised
 from fedser.preparation import Preparation, prepare
 from fedser.runs import model_cache
 from fedser.runs.checkpoint import Checkpoints, State
-from fedser.runs.files import disk_error, dumps
+from fedser.runs.files import disk_error, dumps, write_whole
 from fedser.runs.folder import RunFolder
 from fedser.simulation import backend, interrupt
 
@@ -278,6 +281,8 @@ class Attempt:
                 lock.release()
             if due:
                 row = row | self._evaluate(federation, round, weights)
+            if round == rounds:
+                self._write_model(weights, federation.everyone)
             self._record(row, weights if not known else {}, federation, strategy)
             last = time.monotonic()
 
@@ -304,6 +309,14 @@ class Attempt:
             model_cache.link(model_cache.weights_file(known.folder, round), file)
         else:
             model_cache.save_weights(weights, file)
+
+    def _write_model(self, weights: dict, everyone: Sums) -> None:
+        """The trained model for whoever loads it. Before the last checkpoint, from which a run goes on without clients,
+        who alone know what their inputs were normalised by."""
+        code = {"run": self.experiment.name, "fedser": __version__, "code": self.summary["code"]}
+        about = recogniser.describe(self.settings, self.prepared.classes, everyone, **code)
+        content = serialised(named(weights, self.prepared.model), about)
+        write_whole(self.place.path / "model.safetensors", content)
 
     def _record(self, row: dict, weights: dict, federation, strategy) -> None:
         """One round is complete: its row in the history, on the dashboard and the terminal, and a checkpoint."""
@@ -339,9 +352,6 @@ class Attempt:
         self.summary |= {"resumed_after": self.state.resumed} if self.state.resumed else {}
         # A full disk must not hide why the run failed; a finished run must not claim to be whole.
         with contextlib.nullcontext() if status == "finished" else _disk_errors_logged():
-            if status == "finished":
-                final = model_cache.weights_file(self.place.path / "weights", self.settings.rounds)
-                model_cache.link(final, self.place.path / "model.safetensors")
             self.place.write("summary.json", dumps(self.summary, indent=2))
         self.tracker.finish(self.summary, measured)
         if status == "finished":  # nothing more to go on from

@@ -241,14 +241,18 @@ def test_manifest_says_which_line_is_wrong(tmp_path, lines, message):
 @pytest.mark.parametrize("separator", ["\t", ";"])
 def test_manifest_with_other_separators_and_gender(tmp_path, separator):
     lines = ["path,speaker,emotion,gender", 'one.wav,01,"joy, or so",Female', "wav/two.flac,2,anger,"]
-    path = write_manifest(tmp_path, *(line.replace(",", separator).replace(f"joy{separator}", "joy,") for line in lines))
+    path = write_manifest(
+        tmp_path, *(line.replace(",", separator).replace(f"joy{separator}", "joy,") for line in lines)
+    )
     table = manifest.read(path)
     assert table[["speaker", "emotion"]].values.tolist() == [["01", "joy, or so"], ["2", "anger"]]
     assert table["sex"].fillna("-").tolist() == ["f", "-"] and "gender" not in table
 
 
 def test_manifest_columns_that_nobody_reads_are_named(tmp_path, caplog):
-    path = write_manifest(tmp_path, "path,speaker,emotion,gendre,site,sex", "one.wav,1,joy,f,a,", "wav/two.flac,2,anger,m,b,m")
+    path = write_manifest(
+        tmp_path, "path,speaker,emotion,gendre,site,sex", "one.wav,1,joy,f,a,", "wav/two.flac,2,anger,m,b,m"
+    )
     corpora.load(config("manifest", root=str(path), client="site"))
     assert f"{path}: nothing reads its columns gendre (read are" in caplog.text
     caplog.clear()

@@ -24,7 +24,7 @@ FOUR = ["partition=iid", "partition.clients=4"]
 
 
 def weights_of(result):
-    return load_file(result.folder / "model.safetensors")
+    return load_file(max((result.folder / "weights").iterdir()))
 
 
 @pytest.fixture(scope="module")

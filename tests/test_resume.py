@@ -190,7 +190,7 @@ def test_keep_says_which_weights_stay(small, whole):
     assert weights == ["round-00002.safetensors", "round-00004.safetensors"]
     assert [path.name for path in (last.folder / "weights").iterdir()] == ["round-00004.safetensors"]
     early = load_file(whole().folder / "weights/round-00002.safetensors")
-    final = load_file(whole().folder / "model.safetensors")
+    final = load_file(whole().folder / "weights/round-00004.safetensors")
     assert early["parameters"].shape == final["parameters"].shape and (early["parameters"] != final["parameters"]).any()
 
 

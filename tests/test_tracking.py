@@ -87,7 +87,9 @@ def test_wandb_offline_gets_the_same_curves(small):
     assert run.job_type == "train"
     assert exits == [0] and ("*", "round") in metrics
     assert (
-        run.run_group == "emodb-cnn4" and "attack:fgsm" in run.tags and run.display_name == "emodb-cnn4-fgsm0.05-randomise-seed3"
+        run.run_group == "emodb-cnn4"
+        and "attack:fgsm" in run.tags
+        and run.display_name == "emodb-cnn4-fgsm0.05-randomise-seed3"
     )
 
 

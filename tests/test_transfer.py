@@ -13,8 +13,7 @@ from fedser.config import compose
 from fedser.config.components import build
 from fedser.config.validation import plain
 from fedser.errors import InputError
-from fedser.federation import transport
-from fedser.runs.model_cache import save_weights
+from fedser.models.weights import serialised
 
 RUN = ["dataset=emodb", "features.frames=24", "features.mels=16", "model.width=2"]
 X = torch.randn(12, 1, 24, 16, generator=torch.Generator().manual_seed(0))
@@ -35,7 +34,7 @@ def source(tmp_path):
     folder.mkdir()
     OmegaConf.save(OmegaConf.create(plain(compose.compose(RUN))), folder / "config.yaml")
     (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
-    save_weights(transport.pack(model(1)), folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(serialised(model(1).state_dict(), {}))
     return folder
 
 

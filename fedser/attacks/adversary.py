@@ -270,7 +270,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def classes_of(model: nn.Module, x: Tensor) -> int:
     """How many classes a model in eval mode tells apart, found by asking it for one sample of x."""
     with torch.no_grad():
-        return model(x[:1]).shape[1]
+        return logits(model, x[:1]).shape[1]
 
 
 class Defended(nn.Module):

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
 from fedser.attacks.adversary import classes_of, known_labels, threat, undisturbed
 from fedser.config import components
 from fedser.errors import InputError
-from fedser.federation import transport
+from fedser.models import weights
 
 
 class Transfer:
@@ -121,11 +119,9 @@ class Transfer:
             file = self.source / "model.safetensors"
             model = components.component("model", self._config["model"]).build(classes=classes)
             try:
-                transport.unpack(load_file(file), model)
-            except (SafetensorError, OSError, KeyError) as error:
-                raise self._wrong(file, f"is damaged ({error})") from error
-            except ValueError as error:
-                raise self._wrong(file, f"is of a model with other classes ({error})") from error
+                weights.fill(model, weights.read(file)[0], file)
+            except InputError as error:
+                raise InputError(f"attack.source of {self.name}: {error}") from error
             self._model = model.eval().requires_grad_(False)
         return self._model
 

@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -129,6 +129,16 @@ def locate(target: str, key: str) -> Callable:
 def _near(module: str, name: str) -> str:
     near = difflib.get_close_matches(name, vars(sys.modules[module]), n=1)
     return f"; did you mean {near[0]}?" if near else "."
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Every `_target_` in nested settings."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        node = list(node.values())
+    for part in node if isinstance(node, list) else ():
+        yield from targets(part)
 
 
 def search(folders: Iterable[str]) -> None:

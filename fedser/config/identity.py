@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedser import __version__
 from fedser.config import paths, sources
-from fedser.config.components import Component
+from fedser.config.components import Component, targets
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 
@@ -59,8 +59,8 @@ def everything(settings: Settings) -> dict:
 
 def code(components: Iterable[Component], silent: tuple[str, ...]) -> dict[str, str]:
     """The hashes of fedser's own source and of that of components from outside, by module."""
-    targets = [target for component in components for target in _targets(component.node)]
-    return {"fedser": sources.own(silent)} | sources.foreign(targets)
+    found = [target for component in components for target in targets(component.node)]
+    return {"fedser": sources.own(silent)} | sources.foreign(found)
 
 
 def components_of_training(settings: Settings) -> list[Component]:
@@ -121,15 +121,6 @@ def device(settings: Settings) -> str:
         return wanted
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
     return "cuda" if visible and Path("/proc/driver/nvidia/version").exists() else "cpu"
-
-
-def _targets(node) -> Iterable[str]:
-    """Every `_target_` in nested settings."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for part in node.values():
-            yield from _targets(part)
 
 
 def _essence(node):

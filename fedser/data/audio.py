@@ -14,10 +14,23 @@ class BadAudio(InputError):
 def read(path: str | Path, sample_rate: int, min_samples: int = 1) -> np.ndarray:
     """The clip at `path` as a float32 waveform [samples] at `sample_rate` Hz, full scale ±1, channels averaged.
 
-    Raises BadAudio if the file can't be decoded to its end, holds NaN or infinity, is empty or constant (silent), or
+    Raises BadAudio if the file can't be decoded to its end, and as `clean` does.
+    """
+    return clean(*_decode(path), sample_rate, min_samples, path)
+
+
+def clean(waveform: np.ndarray, rate: int, sample_rate: int, min_samples: int = 1, path="the waveform") -> np.ndarray:
+    """A waveform [samples] or [samples, channels] at `rate` Hz as one at `sample_rate`, float32, channels averaged.
+
+    Raises BadAudio, with `path` for its name, if it holds no floats, NaN or infinity, is empty or constant (silent), or
     has fewer than `min_samples` samples at `sample_rate`.
     """
-    waveform, rate = _decode(path)
+    if waveform.dtype.kind != "f" or waveform.ndim not in (1, 2) or rate < 1:
+        raise BadAudio(
+            f"{path}: {waveform.dtype} {list(waveform.shape)} at {rate} Hz, where [samples] or [samples, channels] in "
+            "floats of full scale ±1 are needed"
+        )
+    waveform = waveform.astype(np.float32, copy=False)
     if len(waveform) == 0:
         raise BadAudio(f"{path}: empty, there are no samples in it")
     if waveform.ndim == 2:

@@ -79,9 +79,9 @@ class Randomise(nn.Module):
         return torch.stack(padded)
 
     def _rescaled(self, lengths: Tensor, draws: Tensor, frames: int) -> Tensor:
-        """Where the last real frame lies after resizing and padding."""
+        """Where the last frame made of real ones alone lies after resizing and padding."""
         resized, before = draws[:, 0].to(lengths), draws[:, 2].to(lengths)
-        return before + torch.ceil(lengths * resized / frames).to(lengths)
+        return before + (lengths - 1) * (resized - 1) // max(frames - 1, 1) + 1
 
     def _pad(self, sample: Tensor, top: int, left: int) -> Tensor:
         below, right = self.size[0] - sample.shape[1] - top, self.size[1] - sample.shape[2] - left

@@ -173,13 +173,7 @@ def guarded(handle: Handler, state_of: Callable[[str], ClientState]) -> Callable
 def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Name, numbers of utterances, and per mel bin the sums over the client's training frames."""
     rows = data.rows("train")
-    sums = Sums.of(data.frames(rows))
-    numbers = {
-        "num-examples": len(rows),
-        "count": sums.count,
-        "total": sums.total.tolist(),
-        "squares": sums.squares.tolist(),
-    }
+    numbers = {"num-examples": len(rows)} | Sums.of(data.frames(rows)).plain()
     return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": data.name})})
 
 
@@ -256,7 +250,7 @@ def _validation(state: ClientState, data: ClientData, normalise: Normaliser) -> 
 
 
 def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
-    everyone = Sums(int(config["count"]), np.array(config["total"]), np.array(config["squares"]))
+    everyone = Sums.from_plain(config)
     return state.normalisation(data.frames(data.rows("train")), everyone)
 
 

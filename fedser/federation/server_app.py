@@ -63,11 +63,9 @@ class Federation:
         self._nodes = [reply.metadata.src_node_id for reply in by_name]
         self.names = [reply.content["config"]["name"] for reply in by_name]
         self.sizes = [int(reply.content["metrics"]["num-examples"]) for reply in by_name]
-        sums = [_sums(reply.content["metrics"]) for reply in by_name]
-        everyone = sum(sums[1:], sums[0])  # in the order of names: float addition is not associative
-        self._config["count"] = everyone.count
-        self._config["total"] = everyone.total.tolist()
-        self._config["squares"] = everyone.squares.tolist()
+        sums = [Sums.from_plain(reply.content["metrics"]) for reply in by_name]
+        self.everyone = sum(sums[1:], sums[0])  # in the order of names: float addition is not associative
+        self._config.update(self.everyone.plain())
         self.moments = self.moments or [0] * self.clients
         self.commit()
 
@@ -303,7 +301,3 @@ def sample_clients(clients: int, count: int, seed: int, round: int) -> list[int]
     """The `count` clients of one round, ascending, drawn with the run's seed."""
     drawn = np.random.default_rng(derive(seed, "sample", round)).choice(clients, size=count, replace=False)
     return sorted(int(client) for client in drawn)
-
-
-def _sums(metrics) -> Sums:
-    return Sums(int(metrics["count"]), np.array(metrics["total"]), np.array(metrics["squares"]))

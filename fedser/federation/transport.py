@@ -16,7 +16,8 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import nn
 
-PARAMETERS, BUFFERS = "parameters", "buffers"
+from fedser.models.weights import BUFFERS, PARAMETERS, layout
+
 KEYS = (PARAMETERS, BUFFERS)
 CHUNK = 1 << 17  # elements added up at a time, so that the running sum stays in the processor's cache
 
@@ -28,7 +29,7 @@ class Packed:
     """
 
     def __init__(self, model: nn.Module):
-        self._vectors = {PARAMETERS: _flatten(list(model.parameters())), BUFFERS: _flatten(_float_buffers(model))}
+        self._vectors = {key: _flatten(tensors) for key, tensors in layout(model).items()}
         # A GPU copies asynchronously from pinned memory only; on a CPU the vectors are their own staging area.
         self._host = {
             key: torch.empty(vector.shape, pin_memory=True) if vector.is_cuda else vector
@@ -169,10 +170,6 @@ class Average:
         if self.seen != self.total:
             self._sum *= self.dtype(self.total / self.seen)
         return self._sum.astype(np.float32, copy=False)
-
-
-def _float_buffers(model: nn.Module) -> list[torch.Tensor]:
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
 def _flatten(tensors: list[torch.Tensor]) -> torch.Tensor:

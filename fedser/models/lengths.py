@@ -6,6 +6,7 @@ repetitions.
 
 import inspect
 
+import torch
 from torch import Tensor, nn
 
 
@@ -16,4 +17,6 @@ def takes_lengths(model: nn.Module) -> bool:
 
 def logits(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The model's logits [B, classes] of x [B, 1, T, F] with so many real frames [B]; None: all that there are."""
-    return model(x, lengths) if lengths is not None and takes_lengths(model) else model(x)
+    if not takes_lengths(model):
+        return model(x)
+    return model(x, torch.full((len(x),), x.shape[2], device=x.device) if lengths is None else lengths)

@@ -1,0 +1,198 @@
+"""A trained model for whoever wants to use it: from a waveform, or a file, to probabilities of emotions.
+
+>>> recogniser = fedser.load("outputs/RUN")
+>>> recogniser.predict("clip.wav")
+{'anger': 0.93, 'boredom': 0.01, …}
+>>> logits = recogniser(waveforms, lengths)  # [B, samples] at recogniser.sample_rate, [B] → [B, classes]
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedser.config import components, trust
+from fedser.config.schema import Group, parse
+from fedser.config.settings import Settings
+from fedser.data import audio
+from fedser.defences import inference
+from fedser.errors import InputError
+from fedser.models import normalisation, weights
+from fedser.models.front_end import LogMel
+from fedser.models.lengths import logits
+from fedser.models.normalisation import Normaliser, Sums
+from fedser.randomness import generator
+
+
+class Recogniser(nn.Module):
+    """Front end ∘ normaliser ∘ network as one module: waveforms in, logits out. Without `normalise_by`, log-Mels as
+    they are.
+
+    classes: the emotions, in the order of the logits.
+    network: normalised log-Mels x [B, 1, frames, mels] → logits [B, K]; it is given the real frames [B] if it takes
+        `lengths`.
+    features: `sample_rate`, `frames`, and what else `LogMel` takes, as in `conf/features`.
+    defence: the run's defence at inference, for `predict(…, defended=True)`; None where it has none.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        network: nn.Module,
+        features: dict[str, Any],
+        defence: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.classes, self.network, self.defence = list(classes), network, defence
+        self.sample_rate, self.frames, self.window = (features[key] for key in ("sample_rate", "frames", "window"))
+        self.front_end = LogMel(**{key: value for key, value in features.items() if key != "frames"})
+        self.register_buffer("shift", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Waveforms [B, samples] at `sample_rate`, of which the first `lengths` [B] samples are real (None: all) →
+        logits [B, K], differentiable. Raises InputError where one is shorter than a window."""
+        return logits(self.network, *self.inputs(waveforms, lengths))
+
+    def inputs(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The network's inputs [B, 1, frames, mels], and how many of their frames are real [B]."""
+        frames, real = self.log_mels(waveforms, lengths)
+        return ((frames - self.shift) / self.scale).unsqueeze(1), real
+
+    def log_mels(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-Mels [B, frames, mels] before normalisation, those of short waveforms repeated, and the real ones [B]."""
+        samples = torch.full((len(waveforms),), waveforms.shape[-1]) if lengths is None else lengths
+        lengths = samples.to(waveforms.device)
+        shortest, longest = (int(limit) for limit in lengths.aminmax())
+        if shortest < self.window or longest > waveforms.shape[-1]:
+            raise InputError(
+                f"Of waveforms of {waveforms.shape[-1]} samples {shortest} to {longest} can't be real: a window alone "
+                f"takes {self.window}."
+            )
+        seen = self.window + (self.frames - 1) * self.front_end.hop  # what comes later is cropped
+        found = self.front_end(waveforms[..., :seen])
+        real = (1 + (lengths - self.window) // self.front_end.hop).clamp(max=self.frames)
+        order = torch.arange(self.frames, device=real.device) % real[:, None]
+        return found.gather(1, order[..., None].expand(-1, -1, found.shape[2])), real
+
+    @torch.no_grad()
+    def predict(
+        self,
+        clip: "str | Path | np.ndarray | Tensor",
+        sample_rate: int | None = None,
+        defended: bool = False,
+        draws: int = 10,
+        seed: int = 0,
+    ) -> dict[str, float]:
+        """The probability of each class for a clip, in eval mode.
+
+        clip: an audio file, or a waveform [samples] or [samples, channels] of floats, full scale ±1, at `sample_rate`
+            Hz (None: the model's own); another rate is resampled.
+        defended: behind the run's defence at inference: the mean over so many `draws` of it, which derive from `seed`.
+
+        Raises BadAudio for a clip that can't be used, InputError for `defended` where the run has no such defence.
+        """
+        if defended and (self.defence is None or draws < 1):
+            why = f"draws={draws}, at least one is needed" if self.defence else "this model's run has none"
+            raise InputError(f"A prediction behind the defence at inference can't be made: {why}.")
+        self.eval()
+        if isinstance(clip, str | Path):
+            waveform = audio.read(clip, self.sample_rate, self.window)
+        else:
+            waveform = audio.clean(np.asarray(clip), sample_rate or self.sample_rate, self.sample_rate, self.window)
+        x, real = self.inputs(torch.from_numpy(waveform)[None].to(self.shift.device))
+        if defended:
+            x, real = x.expand(draws, -1, -1, -1), real.expand(draws)
+            x, real = inference.apply(self.defence, x, real, generator(seed, "randomise"))
+        probabilities = logits(self.network, x, real).softmax(1).mean(0)
+        return dict(zip(self.classes, probabilities.tolist(), strict=True))
+
+    def log_mels_of(self, clips: Iterable[str | Path]) -> np.ndarray:
+        """Log-Mels [n, frames, mels] of audio files before normalisation. Raises BadAudio."""
+        read = (audio.read(clip, self.sample_rate, self.window) for clip in clips)
+        return np.concatenate([self.log_mels(torch.from_numpy(waveform)[None])[0].numpy() for waveform in read])
+
+    def normalise_by(self, normaliser: Normaliser) -> None:
+        """Shifts and scales log-Mels by this from now on."""
+        self.shift, self.scale = torch.tensor(normaliser.shift), torch.tensor(normaliser.scale)
+
+
+class About(Group):
+    """What a model's file says of its run, in its metadata: all that is needed to rebuild the recogniser.
+
+    network, inference, normalisation: components, as the run's settings have them; no `inference`, no defence.
+    features: of `LogMel`, and `frames`.
+    sums: over the training frames of all clients; shift and scale: what they come to, None where each client has its
+        own by its own frames.
+    run, fedser, code: the run's name, the version and the digests of the code that made it.
+    """
+
+    format: Literal[1]  # another number where older readers would misunderstand
+    classes: tuple[str, ...]
+    network: dict[str, Any]
+    features: dict[str, Any]
+    normalisation: dict[str, Any]
+    sums: dict[str, Any]
+    shift: float | tuple[float, ...] | None
+    scale: float | tuple[float, ...] | None
+    inference: dict[str, Any] | None
+    run: str
+    fedser: str
+    code: dict[str, str]
+
+
+def describe(settings: Settings, classes: Sequence[str], everyone: Sums, **more: Any) -> dict:
+    """`About` as plain values, of a run with these sums over all clients; `more` are its run, fedser and code."""
+    chosen, defence = settings.features.normalisation, settings.defence.inference
+    common = normalisation.shared(chosen.build(), everyone)
+    return {
+        "format": 1,
+        "classes": list(classes),
+        "network": settings.model.component.node,
+        "features": settings.features.front_end,
+        "normalisation": chosen.node,
+        "sums": everyone.plain(),
+        "shift": common.shift.tolist() if common else None,
+        "scale": common.scale.tolist() if common else None,
+        "inference": defence.node if defence else None,
+    } | more
+
+
+def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[str | Path] = ()) -> Recogniser:
+    """The recogniser of a finished run, in eval mode on the CPU. Nothing is unpickled, and no corpus is needed.
+
+    run: the run's folder, or a `model.safetensors` from anywhere.
+    clips: audio files of the speaker to be recognised, for a run that normalises each speaker by herself
+        (features/normalisation=zscore_client, minmax_client, …).
+    modules: whose code the file may have run besides fedser's and torch's: folders of modules (what was `--config-dir`
+        in training), or names of installed ones.
+
+    Raises InputError for a file that is no model of fedser's, and for one that names code from outside.
+    """
+    file = Path(run).expanduser()
+    file = file / "model.safetensors" if file.is_dir() else file
+    tensors, found = weights.read(file)
+    about, modules = parse(About, found, f"{file}: "), [str(Path(module).expanduser()) for module in modules]
+    components.search(module for module in modules if Path(module).is_dir())
+
+    def build(node: dict, **more: Any) -> Any:
+        trust.check(node, modules, file)
+        return components.build(node, key=str(file), **more)
+
+    network = build(about.network, classes=len(about.classes))
+    weights.fill(network, tensors, file)
+    recogniser = Recogniser(about.classes, network, about.features, build(about.inference) if about.inference else None)
+    if about.shift is not None and about.scale is not None:
+        recogniser.normalise_by(Normaliser.of(about.shift, about.scale))
+    elif clips := list(clips):
+        fit = build(about.normalisation)
+        recogniser.normalise_by(fit(recogniser.log_mels_of(clips), Sums.from_plain(about.sums)))
+    else:
+        raise InputError(
+            f"{file} normalises each speaker by herself ({about.normalisation.get('name')}): give some clips of the "
+            "speaker to be recognised, fedser.load(…, clips=[…]) or fedser-predict --speaker PATH."
+        )
+    return recogniser.eval()
