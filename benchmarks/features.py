@@ -22,9 +22,10 @@ from rich.table import Table
 
 from fedser.config.compose import compose
 from fedser.config.validation import validate
-from fedser.data import audio, corpora
+from fedser.data import corpora
 from fedser.data.store import FeatureStore, extract
-from fedser.models.front_end import LogMel, fit
+from fedser.features import audio
+from fedser.features.front_end import LogMel, fit
 
 
 def measure_speed(corpus, settings, workers):

@@ -20,8 +20,8 @@ from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract
 from fedser.evaluation import measure, metrics
+from fedser.features.normalisation import Sums, zscore
 from fedser.federation import transport
-from fedser.models.normalisation import Sums, zscore
 
 
 def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:

@@ -34,8 +34,8 @@ from fedser.config.validation import validate
 from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract
+from fedser.features.normalisation import Sums, zscore
 from fedser.models.cnn4 import CNN4
-from fedser.models.normalisation import Sums, zscore
 from fedser.randomness import derive, generator
 
 CORES = 2

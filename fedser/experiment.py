@@ -26,10 +26,10 @@ from fedser.display import Display, size
 from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.evaluation import record
 from fedser.evaluation.metrics import METRICS
+from fedser.features.normalisation import Sums
 from fedser.federation import optimizer_state, server_app, strategies, transport
 from fedser.federation.client_app import app as client_app
 from fedser.models import recogniser
-from fedser.models.normalisation import Sums
 from fedser.models.weights import named, serialised
 from fedser.preparation import Preparation, prepare
 from fedser.runs import model_cache

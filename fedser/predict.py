@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fedser.data.audio import BadAudio
 from fedser.errors import FedserError, InputError
+from fedser.features.audio import BadAudio
 
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".rf64", ".w64")
 

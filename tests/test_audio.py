@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from fedser.data import audio
+from fedser.features import audio
 
 RATE = 16000
 

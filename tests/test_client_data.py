@@ -10,11 +10,12 @@ from conftest import FIXTURES
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedser.config.protocol import Protocols
-from fedser.data import audio, corpora
+from fedser.data import corpora
 from fedser.data.store import FeatureStore, extract
+from fedser.features import audio
+from fedser.features.normalisation import Sums
 from fedser.federation import client_app, transport
 from fedser.federation.client_data import ClientData, Own, Simulated
-from fedser.models.normalisation import Sums
 from fedser.simulation import backend
 
 SPEAKER, NUMBER = "15", 1

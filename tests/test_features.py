@@ -23,15 +23,16 @@ from fedser.config.compose import compose
 from fedser.config.schema import parse
 from fedser.config.settings import Dataset, Features
 from fedser.config.validation import validate
-from fedser.data import audio, corpora, store
+from fedser.data import corpora, store
 from fedser.data.store import DamagedStore, FeatureStore, extract
 from fedser.errors import InputError
-from fedser.models.front_end import LogMel, fit
+from fedser.features import audio
+from fedser.features.front_end import LogMel, fit
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 OPTIONS = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "features" / "logmel.yaml")) | {"frames": 373}
-OPTIONS |= {"normalisation": {"_target_": "fedser.models.normalisation.GlobalZScore", "name": "zscore_global"}}
+OPTIONS |= {"normalisation": {"_target_": "fedser.features.normalisation.GlobalZScore", "name": "zscore_global"}}
 del OPTIONS["defaults"]
 
 
@@ -224,7 +225,7 @@ def test_the_corpus_may_move(tree, tmp_path, no_decoding):
 def test_the_key_knows_what_matters(tree, cache_folder):
     first = extract(load(tree), SETTINGS)
     for kind in ("ClientZScore", "ClientMinMax", "Unchanged"):
-        changed = features(normalisation={"_target_": f"fedser.models.normalisation.{kind}"})
+        changed = features(normalisation={"_target_": f"fedser.features.normalisation.{kind}"})
         assert changed != SETTINGS and extract(load(tree), changed).folder == first.folder
     others = [
         extract(load(tree), features(frames=100)),
@@ -357,7 +358,8 @@ from fedser.config.compose import compose
 from fedser.config.schema import parse
 from fedser.config.settings import Dataset, Features
 from fedser.config.validation import validate
-from fedser.data import audio, store
+from fedser.data import store
+from fedser.features import audio
 read = audio.read
 def slow(path, *args, **kwargs):
     print("reading", flush=True)

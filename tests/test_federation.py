@@ -319,7 +319,7 @@ def test_vgg15_really_trains(small):
 
 
 def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path, monkeypatch):
-    from fedser.models.normalisation import Sums, zscore
+    from fedser.features.normalisation import Sums, zscore
 
     experiment, *_ = federate(settings(), tmp_path)
     state = client_app.ClientState(json.loads(json.dumps(experiment)), client_app.simulated)

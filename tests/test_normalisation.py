@@ -6,7 +6,7 @@ import pytest
 from fedser.config.compose import compose
 from fedser.config.validation import validate
 from fedser.errors import InputError
-from fedser.models.normalisation import ClientMinMax, ClientZScore, GlobalZScore, Sums, Unchanged, zscore
+from fedser.features.normalisation import ClientMinMax, ClientZScore, GlobalZScore, Sums, Unchanged, zscore
 
 RANDOM = np.random.default_rng(0)
 A = RANDOM.normal(-7, 3, (5, 11, 4)).astype(np.float32)

@@ -18,15 +18,16 @@ from safetensors.torch import load_file
 
 import fedser
 from fedser.config.validation import validate
-from fedser.data import audio, corpora
+from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract
 from fedser.errors import InputError
+from fedser.features import audio, normalisation
+from fedser.features.front_end import fit
+from fedser.features.normalisation import Normaliser, Sums
 from fedser.federation import transport
-from fedser.models import normalisation, weights
+from fedser.models import weights
 from fedser.models.cnn4 import CNN4
-from fedser.models.front_end import fit
-from fedser.models.normalisation import Normaliser, Sums
 from fedser.models.recogniser import Recogniser
 
 CLIPS = sorted((FIXTURES / "emodb/wav").glob("*.flac"))
@@ -303,7 +304,7 @@ def naming(run, file, **changes):
 
 @pytest.mark.parametrize("target", [
     "builtins.print", "os.system", "torch.hub.load", "torch.load", "torch.os.system", "fedser.run",
-    "torch.nn.modules.module.warnings.sys.exit", "fedser.models.recogniser.load", "fedser.data.audio.read",
+    "torch.nn.modules.module.warnings.sys.exit", "fedser.models.recogniser.load", "fedser.features.audio.read",
     "fedser.models.weights.torch.hub.load", "torch.nn.functional.relu", "fedser.modelsx.Net", "torch.nnx.Net", "nets",
 ])  # fmt: skip
 def test_no_file_runs_code_that_was_not_trusted(run, tmp_path, capsys, target):

@@ -1,6 +1,6 @@
 """A feature normalisation: the mean of each mel bin over everybody's training frames is taken away, the scale stays."""
 
-from fedser.models.normalisation import Normaliser
+from fedser.features.normalisation import Normaliser
 
 
 class Centred:

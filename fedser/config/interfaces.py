@@ -73,7 +73,7 @@ class Model(Protocol):
 
 class Normalisation(Protocol):
     """A client's training frames [n, T, F] and the `Sums` over all clients' → the `Normaliser` of its inputs (both in
-    `fedser.models.normalisation`)."""
+    `fedser.features.normalisation`)."""
 
     def __call__(self, train: "np.ndarray", everyone): ...
 

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from fedser.config.settings import Features
-from fedser.data import audio
 from fedser.data.corpora import Corpus
 from fedser.errors import InputError, RunError
-from fedser.models.front_end import LogMel, fit
+from fedser.features import audio
+from fedser.features.front_end import LogMel, fit
 from fedser.runs import cache
 
 log = logging.getLogger(__name__)

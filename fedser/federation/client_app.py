@@ -26,10 +26,10 @@ from fedser.config.settings import Settings
 from fedser.evaluation import measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
+from fedser.features.normalisation import Normaliser, Sums
 from fedser.federation import transport
 from fedser.federation.client_data import ClientData, Clients, Simulated
 from fedser.federation.optimizer_state import OptimizerState, folder_of
-from fedser.models.normalisation import Normaliser, Sums
 from fedser.randomness import derive
 from fedser.training.local import autocast
 from fedser.training.local import train as train_locally

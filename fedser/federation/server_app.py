@@ -21,9 +21,9 @@ from fedser.config.settings import Settings
 from fedser.errors import Interrupted, RunError
 from fedser.evaluation.parts import Part, Parts
 from fedser.evaluation.results import Results, joined, joined_examples
+from fedser.features.normalisation import Sums
 from fedser.federation import strategies, transport
 from fedser.federation.transport import BUFFERS, PARAMETERS
-from fedser.models.normalisation import Sums
 from fedser.randomness import derive, seeded
 
 log = logging.getLogger(__name__)

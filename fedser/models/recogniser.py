@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from fedser.config import components, trust
 from fedser.config.schema import Group, parse
 from fedser.config.settings import Settings
-from fedser.data import audio
 from fedser.defences import inference
 from fedser.errors import InputError
-from fedser.models import normalisation, weights
-from fedser.models.front_end import LogMel
+from fedser.features import audio, normalisation
+from fedser.features.front_end import LogMel
+from fedser.features.normalisation import Normaliser, Sums
+from fedser.models import weights
 from fedser.models.lengths import logits
-from fedser.models.normalisation import Normaliser, Sums
 from fedser.randomness import generator
 
 

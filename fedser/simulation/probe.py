@@ -27,8 +27,8 @@ from fedser.config.components import Component, build
 from fedser.config.settings import Settings
 from fedser.defences import inference
 from fedser.evaluation.measure import predict
+from fedser.features.normalisation import Sums, zscore
 from fedser.models.lengths import logits
-from fedser.models.normalisation import Sums, zscore
 from fedser.runs import cache
 from fedser.simulation.resources import cards, cores, own_peak, processor
 from fedser.training.local import train
