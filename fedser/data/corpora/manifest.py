@@ -3,8 +3,8 @@
     path,speaker,emotion,sex
     wav/first.wav,01,anger,f
 
-Paths are absolute or relative to the CSV. Cells are separated by commas, tabs or semicolons. Everything is text: speaker
-01 stays "01".
+Paths are absolute or relative to the CSV. Cells are separated by commas, tabs or semicolons. Everything is text:
+speaker 01 stays "01".
 """
 
 import os
