@@ -251,7 +251,7 @@ def adaptive_weaker(figures: Figures) -> Flag:
     compared = []
     for name in figures.attacks:
         oblivious, adaptive = figures.uar(name, OBLIVIOUS), figures.uar(name, ADAPTIVE)
-        if None not in (oblivious, adaptive):
+        if None not in (oblivious, adaptive) and name.partition("@")[0] != CONTROL:
             words = f"{name}: {adaptive:.1%} knowing the randomisation, {oblivious:.1%} oblivious of it"
             compared.append(figures.compare(f"{ADAPTIVE}/{name}", f"{OBLIVIOUS}/{name}", words))
     title = "knowing the defence makes the attack weaker"

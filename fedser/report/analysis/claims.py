@@ -12,6 +12,7 @@ from fedser.report.analysis.conditions import PAPER_ATTACKS, attack_title
 from fedser.report.analysis.models import Corpus, Model
 
 PAPER = json.loads((files("fedser.report") / "chang2022.json").read_text(encoding="utf-8"))
+CLAIMS = ("clean", "free", "training", "deepfool", "randomised_nature", "randomised_deepfool", "randomised_trained")
 SMALL = 0.05  # of UAR: a difference whose whole interval is smaller is none to speak of
 
 
@@ -67,17 +68,19 @@ def _paper(model: Model, condition: str, attack: str) -> float:
 
 
 def claims(corpus: Corpus) -> list[Claim]:
-    """Those of which something was measured, on the first family of models; p corrected over all of them (Holm)."""
-    asked = [(each, test(pair)) for each in _asked(corpus) if (pair := _pair(each))]
-    tested = [(each, result) for each, result in asked if result]
+    """Those of which something was measured, on the first family of models; p corrected (Holm) claim by claim."""
+    asked: dict[str, list[tuple[Asked, dict]]] = {key: [] for key in CLAIMS}
+    for each in _asked(corpus):
+        if (pair := _pair(each)) and (result := test(pair)):
+            asked[each.key].append((each, result))
+    return [Claim(key, list(_findings(tested))) for key, tested in asked.items() if tested]
+
+
+def _findings(tested: Sequence[tuple[Asked, dict]]) -> Iterable[Finding]:
     corrected = holm(pd.Series([result["bootstrap_p"] for _, result in tested], dtype=float))
-    found: dict[str, list[Finding]] = {}
-    for (each, result), p in zip(tested, corrected, strict=True):
+    for (asked, result), p in zip(tested, corrected, strict=True):
         interval = (result["difference"], result["low"], result["high"])
-        found.setdefault(each.key, []).append(
-            Finding(_verdict(each.more, p, *interval), each.words, *interval, each.paper)
-        )
-    return [Claim(key, findings) for key, findings in found.items()]
+        yield Finding(_verdict(asked.more, p, *interval), asked.words, *interval, asked.paper)
 
 
 def _asked(corpus: Corpus) -> Iterable[Asked]:

@@ -121,7 +121,7 @@ def confusions(corpus: Corpus) -> Picture | None:
         _draw_matrix(axes, 100 * estimate.shares, corpus.classes)
         attacked = attack_title(estimate.condition.variant)
         axes.set_title(f"{model.label} under {attacked}\nUAR {100 * estimate.uar:.1f} %", fontsize=9)
-        axes.set_xlabel("predicted")
+        axes.set_xlabel("classified as")
     places[0].set_ylabel("true")
     alt = "Confusion matrices: " + ", ".join(f"{model.label} on {title(name)}" for model, name in shown) + "."
     return Picture("fig6-confusion", "Fig. 6: what is classified as what", caption("confusions"), alt, figure, "svg")

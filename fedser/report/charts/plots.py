@@ -100,7 +100,8 @@ def _layout(panel: Panel, chart: Chart, height: float) -> dict[str, Any]:
     elif chart.ticks:
         x |= {"type": "log", "tickvals": list(chart.ticks), "ticktext": list(chart.ticks.values())}
     elif panel.categories:
-        x |= {"categoryorder": "array", "categoryarray": list(panel.categories), "tickangle": -40}
+        x |= {"categoryorder": "array", "categoryarray": list(panel.categories)}
+        x |= {"tickangle": -40} if sum(map(len, panel.categories)) > 45 else {}
     y = axis | {"title": {"text": chart.y}, "range": [-2, min(102, height + 6)]}
     return {
         "xaxis": x,
