@@ -19,6 +19,7 @@ from fedser import report
 from fedser.errors import InputError
 
 FIGURES = [
+    "verdict",
     "fig4-rounds",
     "fig5-conditions",
     "oblivious-adaptive",
@@ -348,9 +349,9 @@ def test_wrong_paths_exit_2_with_one_line(tmp_path, capsys):
 
 
 def test_missing_font_and_sign_do_not_matter(tmp_path, monkeypatch):
-    from fedser.report import figures
+    from fedser.report.charts import drawn
 
-    monkeypatch.setitem(figures.PLOT_STYLE, "font.family", ["No Such Font At All"])
+    monkeypatch.setitem(drawn.PLOT_STYLE, "font.family", ["No Such Font At All"])
     make_run(tmp_path / "runs/a", Made(classes=("怒り", "b", "c")), full=False)
     reported(tmp_path)  # warnings are errors in tests
     assert (tmp_path / "report/figures/fig6-confusion.svg").is_file()

@@ -12,9 +12,8 @@ from runs import Made, config_of, make_run
 from fedser import report
 from fedser.errors import InputError
 from fedser.evaluation import statistics
-from fedser.report import models
-from fedser.report.conditions import attack_title, in_order, parse, title
-from fedser.report.estimates import recalls
+from fedser.report.analysis import models
+from fedser.report.analysis.conditions import attack_title, in_order, parse, title
 
 MATRIX = [[8, 1, 1], [0, 5, 5], [2, 2, 16]]  # recalls 0.8, 0.5, 0.8: UAR 0.7
 CLASSES = ("a", "b", "c")
@@ -167,17 +166,19 @@ def test_models_of_one_name_say_how_they_differ(tmp_path):
         config = config_of(made) | {key: value}
         (tmp_path / str(place) / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (corpus,) = models.corpora(report.load([tmp_path]))
-    labels = ["nature", "AT-PGD (rounds=60)", "AT-PGD (rounds=30)", "AT-DeepFool"]
+    labels = ["nature", "AT-PGD (rounds 60)", "AT-PGD (rounds 30)", "AT-DeepFool"]
     assert [model.label for model in corpus.models] == labels
     assert [[model.label for model in family] for family in corpus.families] == [
-        ["nature", "AT-PGD (rounds=60)", "AT-DeepFool"],
-        ["AT-PGD (rounds=30)"],
+        ["nature", "AT-PGD (rounds 60)", "AT-DeepFool"],
+        ["AT-PGD (rounds 30)"],
     ]
-    assert corpus.notes[0].startswith("The models do not only differ in their defence but also in rounds (nature: 60")
+    same = ["nature", "AT-PGD (rounds 60)", "AT-DeepFool"]
+    assert corpus.differing == {"rounds": {"60": same, "30": ["AT-PGD (rounds 30)"]}}
 
 
 def test_a_colour_is_natures_alone(tmp_path):
-    from fedser.report.charts import COLOURS, colour
+    from fedser.report.charts import COLOURS
+    from fedser.report.charts.build import colour
 
     make_run(tmp_path / "a", Made("fgsm"), full=False)
     assert colour(the_model(tmp_path)) == COLOURS[1]
@@ -204,7 +205,8 @@ def test_most_draws_win_and_a_part_of_the_clips_never_does(tmp_path):
 
 def of(name, **settings):
     """`attacks` of an evaluation.json with one attack; its name may be varied."""
-    return {name: {"settings": {"name": name.partition("@")[0], **settings}, "threat": json.dumps(settings)}}
+    budget = " the smallest change" if settings.get("norm") == "L2" else ""
+    return {name: {"settings": {"name": name.partition("@")[0], **settings}, "threat": json.dumps(settings) + budget}}
 
 
 def worth(share):
@@ -328,12 +330,12 @@ def test_another_randomisation_is_left_out_and_told(tmp_path):
         {name: 0.7 if parse(name).kind in ("original", "adversarial") else 0.1 for name in names}
     )
     assert corpus.notes == [
-        "by hand: the evaluation other wears another randomisation than most (value=0.1); what it measured with it "
-        "worn is left out."
+        "by hand: the evaluation other has another randomisation than most (value=0.1); what it measured with it is left "
+        "out."
     ]
 
 
-def test_an_attack_that_always_knows_what_is_worn_is_adaptive(tmp_path):
+def test_an_attack_that_always_knows_of_the_randomisation_is_adaptive(tmp_path):
     knows = {"eot_pgd": {"settings": {"name": "eot_pgd", "adaptive": True}}, "pgd": {"settings": {"adaptive": False}}}
     names = ["randomised_adversarial/eot_pgd", "randomised_adversarial/pgd"]
     folder = by_hand(tmp_path, dict.fromkeys(names, MATRIX), attacks=knows)
@@ -341,11 +343,6 @@ def test_an_attack_that_always_knows_what_is_worn_is_adaptive(tmp_path):
 
 
 # --- Estimates -------------------------------------------------------------------------------------------------------
-
-
-def test_uar_of_a_matrix_by_hand():
-    assert recalls(np.array(MATRIX, float)) == pytest.approx([0.8, 0.5, 0.8])
-    assert math.isnan(recalls(np.array([[1.0, 0], [0, 0]]))[1])
 
 
 def test_mean_and_sd_over_seeds_by_hand(tmp_path):

@@ -16,11 +16,12 @@ from runs import GRID, PAPER, Made, conditions_of, evaluation, make_grid, make_r
 
 from fedser import report
 from fedser.evaluation import statistics
-from fedser.report import charts, comparisons, figures, interactive, models, overview, pictures, tables, words
-from fedser.report.conditions import attack_title
-from fedser.report.html import Markup, tag
-from fedser.report.latex import escape, latex
-from fedser.report.tabular import LONG, Cell, Table, html, markdown
+from fedser.report import charts, overview, tables, text
+from fedser.report.analysis import claims, comparisons, flags, models
+from fedser.report.analysis.conditions import attack_title
+from fedser.report.cells import LONG, MISSING, Cell, Table, between, number, percent, signed
+from fedser.report.charts import build, drawn, pictures, plots
+from fedser.report.output import escape, latex, markdown
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def assert_whole(text, table):
 
 
 def test_latex_of_every_table_is_whole(corpus):
-    made = [*tables.all_tables(corpus), words.threats(corpus), overview.runs_table([corpus])]
+    made = [*tables.all_tables(corpus), tables.threats(corpus), overview.runs_table([corpus])]
     long = set()
     for table in made:
         text = latex(table)
@@ -127,7 +128,7 @@ def test_latex_marks_breaks_and_counts_as_a_paper_does():
 
 
 def test_latex_has_no_sign_that_its_fonts_lack(corpus):
-    made = [*tables.all_tables(corpus), words.threats(corpus)]
+    made = [*tables.all_tables(corpus), tables.threats(corpus)]
     left = {sign for table in made for sign in latex(table) if ord(sign) > 127}
     assert left == set()
     assert escape("a_b^2 {x} \\ ~ ± ∞ 5 % − ₀‖δ‖") == (
@@ -208,7 +209,7 @@ def test_a_part_of_the_clips_or_seeds_is_said_so(corpus):
     nature = corpus.models[0]
     cell = tables.uar_cell(nature.estimates["adversarial/autoattack"])
     assert cell.notes[1:] == ("25 % of clips", "1 of 2 seeds")
-    assert "On a part of the test clips only: AutoAttack (25 %)." in charts.adaptive(corpus).caption
+    assert "On a part of the test clips only: AutoAttack (25 %)." in build.adaptive(corpus).caption
 
 
 def test_matrices_have_a_model_per_row_and_an_attack_per_column(corpus):
@@ -259,7 +260,7 @@ def test_budgets_are_those_of_the_measures_that_count(tmp_path):
     found = [[row[0], row[2], row[6]] for row in rows]
     larger = [["PGD (ε 0.1)", "0.1", "20.0"], ["PGD (ε 0.1), adaptive", "0.1", "20.0"]]
     assert found == [["PGD", "0.05", "26.0"], ["PGD, adaptive", "0.05", "26.0"], *larger]
-    threats = {row[0]: row[3:] for row in rows_of(words.threats(corpus))}
+    threats = {row[0]: row[3:] for row in rows_of(tables.threats(corpus))}
     assert threats["PGD"] == ["0.05", "26.0"]
 
 
@@ -288,10 +289,10 @@ def test_flip_distances_by_hand(tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     (corpus,) = models.corpora(report.load([folder]))
-    found = tables.flip_distances(corpus.models[0], "deepfool")
+    found = corpus.models[0].flips("deepfool")
     assert found["distance"].tolist() == [0, 2, math.inf, 4]
     assert rows_of(tables.flips(corpus)) == [["DeepFool", "nature", "4", "36.0", "66.7", "3"]]
-    (panel,) = charts.distances(corpus).panels
+    (panel,) = build.distances(corpus).panels
     labels = [row["emotion"] for row in rows]
     expected = 100 * statistics.robustness_curve([0, 2, math.inf, 4], labels, panel.series[0].x)
     assert panel.series[0].y == pytest.approx(expected.tolist())
@@ -332,7 +333,7 @@ def test_paired_tests_use_the_clips_that_both_have(corpus):
 def test_a_model_does_not_differ_from_itself_where_a_seed_is_missing(corpus):
     estimate = corpus.models[2].estimates["original"]
     part = dataclasses.replace(estimate, measures=estimate.measures[:1])
-    assert comparisons._test(comparisons.Pair("", "", "", "", estimate, part))["difference"] == 0
+    assert comparisons.test(comparisons.Pair("", "", "", "", estimate, part))["difference"] == 0
 
 
 def test_the_papers_claims_are_tested(corpus):
@@ -371,7 +372,7 @@ def test_a_flag_is_raised_if_any_evaluation_raised_it(tmp_path):
 
 
 def test_rounds_are_means_of_seeds_with_their_band(corpus):
-    chart = charts.rounds(corpus)
+    chart = build.rounds(corpus)
     mean, *single = [series for series in chart.series if series.model == "AT-PGD"]
     assert [series.curve for series in single] == ["seed 0", "seed 1"]
     values = np.array([series.y for series in single])
@@ -383,9 +384,9 @@ def test_rounds_are_means_of_seeds_with_their_band(corpus):
 def test_one_seed_is_drawn_without_a_choice_and_beside_means_as_one(tmp_path):
     for place, made in enumerate([Made(), Made("pgd"), Made(seed=1)]):
         make_run(tmp_path / str(place), made, full=False)
-    single = charts.rounds(models.corpora(report.load([tmp_path / "0", tmp_path / "1"]))[0])
+    single = build.rounds(models.corpora(report.load([tmp_path / "0", tmp_path / "1"]))[0])
     assert single.curves == [] and [series.name for series in single.series] == ["nature, seed 0", "AT-PGD, seed 0"]
-    both = charts.rounds(models.corpora(report.load([tmp_path]))[0])
+    both = build.rounds(models.corpora(report.load([tmp_path]))[0])
     assert both.curves == [charts.MEAN, "seed 0", "seed 1"]
     means = [(series.name, bool(series.low)) for series in both.series if series.curve == charts.MEAN]
     assert means == [("nature, mean", True), ("AT-PGD, seed 0", False)]
@@ -403,7 +404,7 @@ def test_seconds_come_from_times(tmp_path):
 
 
 def test_fig_5_starts_at_half_and_tests_under_the_attack_trained_against(corpus):
-    chart = charts.second_half(corpus)
+    chart = build.second_half(corpus)
     kinds = ["Original", "Randomised", "Adversarial", "Randomised adversarial"]
     assert [panel.title for panel in chart.panels] == [f"{kind} test data" for kind in kinds]
     assert min(x for series in chart.series for x in series.x) == 32
@@ -413,12 +414,12 @@ def test_fig_5_starts_at_half_and_tests_under_the_attack_trained_against(corpus)
 
 
 def test_budget_curves_have_the_clean_point_and_the_base(corpus):
-    panels = {panel.title: panel for panel in charts.budgets(corpus).panels}
+    panels = {panel.title: panel for panel in build.budgets(corpus).panels}
     assert len(panels) == 3
     series = panels["Randomisation not worn"].series[0]
     assert series.x == sorted([min(GRID) / 2, *GRID, 0.05])
     assert [text.split(":")[0] for text in series.texts[:3]] == ["ε 0", "ε 0.0125", "ε 0.025"]
-    assert charts.budgets(corpus).ticks == pytest.approx(
+    assert build.budgets(corpus).ticks == pytest.approx(
         {0.00625: "0", 0.02: "0.02", 0.05: "0.05", 0.1: "0.1", 0.2: "0.2"}
     )
     assert series.y[0] == pytest.approx(100 * corpus.models[0].estimates["original"].uar)
@@ -428,13 +429,13 @@ def test_budget_curves_have_the_clean_point_and_the_base(corpus):
 
 
 def test_a_model_has_one_colour_in_all_charts(corpus):
-    seen = {(series.model, series.colour) for chart in charts.all_charts(corpus) for series in chart.series}
+    seen = {(series.model, series.colour) for chart in build.all_charts(corpus) for series in chart.series}
     assert len(seen) == len(corpus.models) == len({colour for _, colour in seen})
 
 
 def test_plots_are_the_charts_in_plain_json(corpus):
-    for chart in charts.all_charts(corpus):
-        plots = interactive.plots(chart)
+    for chart in build.all_charts(corpus):
+        plots = plots.plots(chart)
         assert json.loads(json.dumps(plots, allow_nan=False)) == plots
         assert len(plots) == len(chart.panels)
         shown = [trace for plot in plots for trace in plot["data"] if trace["visible"] and "text" in trace]
@@ -444,8 +445,8 @@ def test_plots_are_the_charts_in_plain_json(corpus):
 
 
 def test_legends_do_not_cover_data_and_lines_are_in_per_cent(corpus):
-    with figures.quiet():
-        figure = figures.draw(charts.second_half(corpus))
+    with drawn.quiet():
+        figure = drawn.draw(build.second_half(corpus))
         figure.draw_without_rendering()
     (legend,) = figure.legends
     bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
@@ -457,9 +458,9 @@ def test_legends_do_not_cover_data_and_lines_are_in_per_cent(corpus):
 @pytest.mark.parametrize("alone", [True, False])
 def test_legends_fit_their_figure(corpus, alone):
     some = replace(corpus, models=corpus.models[:1]) if alone else corpus
-    with figures.quiet():
-        for chart in charts.all_charts(some):
-            figure = figures.draw(chart)
+    with drawn.quiet():
+        for chart in build.all_charts(some):
+            figure = drawn.draw(chart)
             figure.draw_without_rendering()
             (legend,) = figure.legends
             box = legend.get_window_extent()
@@ -472,12 +473,12 @@ def test_whiskers_are_seen_on_bars_and_on_white():
         return abs(light[0] - light[1])
 
     for colour in charts.COLOURS:
-        for shade in charts.SHADES.values():
+        for shade in build.SHADES.values():
             series = charts.Series("", "", colour, ["a"], [50.0], [40.0], [60.0], form="bars", shade=shade)
-            (plot,) = interactive.plots(charts.Chart("", "", "", "", [charts.Panel("", [series], ["a"])], "", None))
-            whisker = figures.whisker(series)
+            (plot,) = plots.plots(charts.Chart("", "", "", "", [charts.Panel("", [series], ["a"])], "", None))
+            whisker = drawn.whisker(series)
             assert plot["data"][0]["error_y"]["color"] == whisker
-            assert min(contrast(whisker, "#ffffff"), contrast(whisker, figures._faded(colour, shade))) > 0.3
+            assert min(contrast(whisker, "#ffffff"), contrast(whisker, drawn._faded(colour, shade))) > 0.3
 
 
 @pytest.mark.parametrize(
@@ -491,14 +492,14 @@ def test_whiskers_are_seen_on_bars_and_on_white():
 def test_ticks_of_rounds_are_evaluated_or_round(evaluated, ticks):
     series = charts.Series("a", "a", "#333333", list(evaluated), [50.0] * len(evaluated))
     chart = charts.Chart("a", "", "", "", [charts.Panel("", [series])], "round", None, columns=1)
-    (axes,) = figures.draw(chart).axes
+    (axes,) = drawn.draw(chart).axes
     assert [tick for tick in axes.get_xticks() if 0 <= tick <= 60] == ticks
 
 
 def test_no_label_of_a_figure_overlaps_another(corpus):
-    with figures.quiet():
-        for chart in charts.all_charts(corpus):
-            figure = figures.draw(chart)
+    with drawn.quiet():
+        for chart in build.all_charts(corpus):
+            figure = drawn.draw(chart)
             figure.draw_without_rendering()
             for axes in figure.axes:
                 upright = [
@@ -508,7 +509,7 @@ def test_no_label_of_a_figure_overlaps_another(corpus):
 
 
 def test_confusion_is_normalised_by_row(corpus):
-    with figures.quiet():
+    with drawn.quiet():
         picture = pictures.confusions(corpus)
     axes = picture.figure.axes[1]
     assert axes.get_title().startswith("AT-PGD under PGD\nUAR ")
@@ -519,7 +520,7 @@ def test_confusion_is_normalised_by_row(corpus):
 
 
 def test_example_shows_nature_and_one_scale_for_all_perturbations(corpus):
-    with figures.quiet():
+    with drawn.quiet():
         picture = pictures.example(corpus)
     assert "attacked on nature" in picture.caption
     titled = [axes for axes in picture.figure.axes if axes.get_title(loc="left").startswith("its perturbation")]
@@ -530,16 +531,16 @@ def test_example_shows_nature_and_one_scale_for_all_perturbations(corpus):
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_example_says_what_the_original_is_taken_for(tmp_path, told):
+def test_example_says_what_the_original_is_classified_for(tmp_path, told):
     folder = make_run(tmp_path / "run", full=False)
     with np.load(folder / "example.npz") as archive:
         arrays = dict(archive) | ({"predicted/original": np.array("anger")} if told else {})
     np.savez(folder / "example.npz", **arrays)
     (corpus,) = models.corpora(report.load([folder]))
-    with figures.quiet():
+    with drawn.quiet():
         picture = pictures.example(corpus)
     heads = [axes.get_title(loc="left") for axes in picture.figure.axes[:6:2]]
-    assert heads[:2] == ["original" + ": taken for anger" * told, "FGSM: taken for neutral"]
+    assert heads[:2] == ["original" + ": classified as anger" * told, "FGSM: classified as neutral"]
     assert "the model's answer, be it right or wrong" in picture.caption
 
 
@@ -551,7 +552,7 @@ def test_an_attack_that_always_knows_what_is_worn_has_the_snr_of_its_adaptive_ex
     content["examples"]["adaptive/noise"]["snr_db"] = 26.4
     (folder / "evaluations/knows/evaluation.json").write_text(json.dumps(content))
     (corpus,) = models.corpora(report.load([folder]))
-    rows = {row[0]: row for row in rows_of(words.threats(corpus))}
+    rows = {row[0]: row for row in rows_of(tables.threats(corpus))}
     assert rows["Noise"][2:] == ["–", "0.05", "26.4"] and rows["PGD"][2] == "predicted"
 
 
