@@ -146,15 +146,14 @@ def markdown(table: Table) -> str:
     """A Markdown document with this table."""
     head = [f"{over} {column}".strip() for over, column in zip(table.over, table.columns, strict=True)]
     rule = ["---"] * table.words + ["---:"] * (len(head) - table.words)
-    rows = [head, rule, *([_strong(cell, "**{}**") for cell in row] for row in table.cells)]
+    rows = [head, rule, *(map(_markdown_cell, row) for row in table.cells)]
     lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     notes = "".join(f"\n- {note}" for note in table.notes)
     return f"**{table.title}.** {table.caption}\n\n" + "\n".join(lines) + "\n" + (f"{notes}\n" if notes else "")
 
 
-def _strong(cell: Cell, form: str, plain: str | None = None) -> str:
-    words = cell.plain() if plain is None else plain
-    return form.format(words) if cell.kind == "significant" else words
+def _markdown_cell(cell: Cell) -> str:
+    return f"**{cell.plain()}**" if cell.kind == "significant" else cell.plain()
 
 
 # What LaTeX takes for commands, and signs that its fonts lack.
@@ -167,9 +166,12 @@ SIGNS = str.maketrans({
 })  # fmt: skip
 
 
+SIZES = {6: "", 8: "\\small", 10: "\\footnotesize", 1000: "\\scriptsize"}  # of type, for at most so many columns
+
+
 def latex(table: Table) -> str:
     """A `table`, or a `longtable` where there are many rows; the first line names the packages that it needs."""
-    lines = [[_latex_cell(cell, place in table.wrapped) for place, cell in enumerate(row)] for row in table.cells]
+    lines = [[_latex_cell(cell, place, table) for place, cell in enumerate(row)] for row in table.cells]
     heads = [escape(column) for column in table.columns]
     groups = [(escape(over), head) for over, head in zip(table.over, heads, strict=True)]
     frame = pd.DataFrame(lines, columns=range(len(heads)))
@@ -186,18 +188,20 @@ def latex(table: Table) -> str:
         caption=escape(said),
         label=f"tab:{re.sub(r'[^a-z0-9]+', '-', table.name.lower())}",
     )
+    size = next(size for most, size in SIZES.items() if len(heads) <= most)
+    made = f"{{{size}\n{made}}}\n" if table.long and size else made.replace("\\centering", f"\\centering{size}", 1)
     return f"% \\usepackage{{booktabs, makecell{', longtable' * table.long}}}\n{made}"
 
 
-def _latex_cell(cell: Cell, wrapped: bool) -> str:
+def _latex_cell(cell: Cell, column: int, table: Table) -> str:
     """Its notes stand below it in small type, as on the page."""
     words = escape(cell.text)
     words = "{}" + words if words.startswith(("[", "*")) else words  # after a \\ these would be its arguments
-    words = _strong(cell, "\\textbf{{{}}}", words)
-    if not cell.notes:
-        return words
-    notes = [f"{{\\scriptsize {escape(note)}}}" for note in cell.notes]
-    return "\\makecell[tl]{" + r"\\".join([words, *notes]) + "}" if not wrapped else " ".join([words, *notes])
+    words = f"\\textbf{{{words}}}" if cell.kind == "significant" else words
+    lines = [words, *(f"{{\\scriptsize {escape(note)}}}" for note in cell.notes)]
+    if len(lines) == 1 or column in table.wrapped:
+        return " ".join(lines)
+    return f"\\makecell[t{'l' if column < table.words else 'r'}]{{" + r"\\".join(lines) + "}"
 
 
 def escape(words: str) -> str:

@@ -31,7 +31,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": cells.percent, "signed": cells.signed, "number": cells.number, "joined": cells.joined}
+    made.filters |= {"percent": cells.percent, "signed": cells.signed, "number": cells.number}
     made.filters |= {
         "attack": attack_title,
         "starting": lambda named, start: [v for k, v in named.items() if k.startswith(start)],
