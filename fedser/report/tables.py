@@ -233,7 +233,8 @@ def budgets(corpus: Corpus) -> Table:
     data, rows = pd.DataFrame(found), []
     if found:
         eps = {name: corpus.eps(parse(f"adversarial/{name.removeprefix('adaptive/')}")) for name in data["set"]}
-        shown = _by_set(data.assign(model=data["model"].mask(data["set"].map(eps).notna(), "all")))
+        plain = data[~data["set"].str.contains("@")]
+        shown = _by_set((plain if len(plain) else data).assign(model=lambda d: d["model"].mask(d["set"].map(eps).notna(), "all")))
         rows = [_budget_row(eps[row["set"]], row) for row in shown.to_dict("records")]
         data = _by_set(data)
     columns = ["Examples", "Model", "ε (σ)", "L∞ (σ)", "L2 (σ)", "SNR (dB)", "moved (%)", "no gradient (%)", "seconds"]

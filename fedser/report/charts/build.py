@@ -79,7 +79,7 @@ def verdict(corpus: Corpus) -> Chart:
     keys = [Key(_kind(kind), "bars", shade=shade) for kind, shade in SHADES.items() if kind in kinds]
     alt = "Bar chart: UAR of each model without attack and under the worst attack of each kind."
     heading, words = "What the worst attacks leave", caption("verdict")
-    return Chart("verdict", heading, words, alt, panels, "", _chance(corpus), keys=keys, columns=1)
+    return Chart("worst-attacks", heading, words, alt, panels, "", _chance(corpus), keys=keys, columns=1)
 
 
 def _kind(kind: str) -> str:
