@@ -12,7 +12,7 @@ function draw() {
   const painted = dark.matches ? source.replace(/#[0-9A-Fa-f]{6}/g, (colour) => NIGHT[colour] ?? colour) : source;
   for (const { id, data, layout } of JSON.parse(painted)) {
     const place = document.getElementById(id);
-    if (place.offsetParent === null) continue;
+    if (place.closest("details:not([open])")) continue;
     const corpus = place.closest(".corpus");
     for (const trace of data) if (trace.meta) trace.visible = shown(corpus, trace.meta);
     Plotly.react(place, data, { ...layout, dragmode }, settings);
