@@ -308,9 +308,10 @@ def _labels(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _distinct(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which settings differ, one of those that differ alike (`model.width`, `model.module.width`)."""
+    """The keys in which settings differ; of those that differ alike (`model.module.width`, `model.name`) the plainest."""
     found: dict[tuple, str] = {}
-    for key in dict.fromkeys(key for each in settings for key in each):
+    keys = dict.fromkeys(key for each in settings for key in each)
+    for key in sorted(keys, key=lambda key: (key.count("."), not key.endswith(".name"))):
         values = [_brief(each.get(key)) for each in settings]
         if len(set(values)) > 1:
             found.setdefault(tuple(values.index(value) for value in values), key)
