@@ -736,6 +736,29 @@ def test_one_model_alone_has_the_claims_about_itself(tmp_path):
     assert keys == ["free", "randomised_nature", "randomised_deepfool"]
 
 
+def test_a_model_that_guesses_decides_no_claim(tmp_path):
+    """Seven classes, ten clients, all taken for the first class whatever is done: no difference at all."""
+    guesses = [[2 * (column == 0) for column in range(7)] for _ in range(7)]
+    folder = make_run(tmp_path / "run", full=False)
+    content = json.loads((folder / "evaluation.json").read_text())
+    for record in content["conditions"].values():
+        clients = dict.fromkeys(map(str, range(10)), guesses)
+        record |= {"matrix": (10 * np.array(guesses)).tolist(), "by_client": clients, "draws": 1}
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    with (folder / "utterances.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {column: int(row["emotion"] == CLASSES[0]) for column in row if column.startswith("correct/")}
+    with (folder / "utterances.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    found = claims.claims(corpus)
+    assert found and {claim.verdict for claim in found} == {"undecided"}
+    assert all((each.low, each.high) == (0, 0) for claim in found for each in claim.findings)
+
+
 # --- What was run ----------------------------------------------------------------------------------------------------
 
 

@@ -234,7 +234,8 @@ def budgets(corpus: Corpus) -> Table:
     if found:
         eps = {name: corpus.eps(parse(f"adversarial/{name.removeprefix('adaptive/')}")) for name in data["set"]}
         plain = data[~data["set"].str.contains("@")]
-        shown = _by_set((plain if len(plain) else data).assign(model=lambda d: d["model"].mask(d["set"].map(eps).notna(), "all")))
+        shown = plain if len(plain) else data
+        shown = _by_set(shown.assign(model=shown["model"].mask(shown["set"].map(eps).notna(), "all")))
         rows = [_budget_row(eps[row["set"]], row) for row in shown.to_dict("records")]
         data = _by_set(data)
     columns = ["Examples", "Model", "ε (σ)", "L∞ (σ)", "L2 (σ)", "SNR (dB)", "moved (%)", "no gradient (%)", "seconds"]

@@ -73,14 +73,22 @@ def claims(corpus: Corpus) -> list[Claim]:
     for each in _asked(corpus):
         if (pair := _pair(each)) and (result := test(pair)):
             asked[each.key].append((each, result))
-    return [Claim(key, list(_findings(tested))) for key, tested in asked.items() if tested]
+    return [Claim(key, list(_findings(tested, corpus.chance or 0))) for key, tested in asked.items() if tested]
 
 
-def _findings(tested: Sequence[tuple[Asked, dict]]) -> Iterable[Finding]:
+def _findings(tested: Sequence[tuple[Asked, dict]], chance: float) -> Iterable[Finding]:
     corrected = holm(pd.Series([result["bootstrap_p"] for _, result in tested], dtype=float))
     for (asked, result), p in zip(tested, corrected, strict=True):
         interval = (result["difference"], result["low"], result["high"])
-        yield Finding(_verdict(asked.more, p, *interval), asked.words, *interval, asked.paper)
+        learnt = all(_learnt(model, chance) for model in (asked.model, asked.beside))
+        verdict = _verdict(asked.more, p, *interval) if learnt else "undecided"
+        yield Finding(verdict, asked.words, *interval, asked.paper)
+
+
+def _learnt(model: Model, chance: float) -> bool:
+    """Whether it beats chance on clean speech: what guesses neither gains nor loses by any defence."""
+    clean = model.estimates.get("original")
+    return clean is not None and clean.interval.low > chance
 
 
 def _asked(corpus: Corpus) -> Iterable[Asked]:

@@ -308,7 +308,7 @@ def _labels(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _distinct(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which settings differ; of those that differ alike (`model.module.width`, `model.name`) the plainest."""
+    """The keys in which settings differ; of those that differ alike (`model.name`, `model.module.width`) the first."""
     found: dict[tuple, str] = {}
     keys = dict.fromkeys(key for each in settings for key in each)
     for key in sorted(keys, key=lambda key: (key.count("."), not key.endswith(".name"))):

@@ -161,20 +161,10 @@ def _load_run(folder: Path) -> Run:
     history = attempt(_history, folder / "history.jsonl", [], finished)
     config = attempt(_config, folder / "config.yaml", {})
     files = [folder / "evaluation.json", *sorted((folder / "evaluations").glob("*/evaluation.json"))]
-    found = [attempt(_evaluation, file, None, attempt) for file in files if file.is_file()]
-    evaluations = [evaluation for evaluation in found if evaluation]
-    if finished and not found:
+    evaluations = [attempt(_evaluation, file, None, attempt) for file in files if file.is_file()]
+    if finished and not evaluations:
         problems.append(f"{folder}: holds no evaluation.json, so there are only its curves and its summary")
-    return Run(folder, summary, config, history, _of_one_corpus(evaluations, problems), problems)
-
-
-def _of_one_corpus(evaluations: list[Evaluation], problems: list[str]) -> list[Evaluation]:
-    """Those with the classes of the first; matrices of other classes cannot be put together."""
-    kept = [evaluation for evaluation in evaluations if evaluation.classes == evaluations[0].classes]
-    for evaluation in evaluations:
-        if evaluation not in kept:
-            problems.append(f"{evaluation.folder}: has other classes than the run's first evaluation; left out")
-    return kept
+    return Run(folder, summary, config, history, list(filter(None, evaluations)), problems)
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
