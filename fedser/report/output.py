@@ -37,6 +37,8 @@ class Content:
     tables: dict[str, Table] = field(default_factory=dict)  # by the name that they have without the prefix
     charts: dict[str, Chart] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
+    claims: Sequence[claims.Claim] = ()
+    checks: Sequence[flags.Check] = ()
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -70,7 +72,8 @@ def content(corpus: Corpus, alone: bool) -> Content:
         return {thing.name: replace(thing, name=prefix + thing.name) for thing in things}
 
     pictures = filter(None, (draw(corpus) for draw in PICTURES))
-    return Content(corpus, prefix, *map(named, (tables.all_tables(corpus), build.all_charts(corpus), pictures)))
+    made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), pictures))
+    return Content(corpus, prefix, *made, claims.claims(corpus), flags.checks(corpus))
 
 
 def _written_before(index: Path) -> list[Path]:
@@ -116,8 +119,8 @@ def page(contents: Sequence[Content], runs_table: Table, figures: Path) -> str:
         "runs": [run for each in contents for run in each.corpus.runs],
         "runs_table": runs_table,
     }
-    facts |= {"text": text, "claims": claims.claims, "checks": flags.checks, "errors": overview.errors}
-    facts |= {"plot": plot, "data_uri": data_uri, "asset": _asset, "made_by": MADE_BY, "drawn": drawn}
+    facts |= {"text": text, "errors": overview.errors}
+    facts |= {"plot": plot, "data_uri": data_uri, "asset": _asset, "made_by": MADE_BY}
     facts |= {"plots": lambda: _json(shown), "plotly": lambda: Markup(get_plotlyjs())}
     return text.environment().get_template("page.html").render(**facts)
 

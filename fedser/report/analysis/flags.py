@@ -1,5 +1,6 @@
 """Sanity flags over the seeds of a model, and over the models of a corpus: each check once."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,7 @@ def checks(corpus: Corpus) -> list[Check]:
     return sorted(made, key=_gravity)
 
 
+@functools.lru_cache(maxsize=64)
 def of_model(model: Model) -> list[Flag]:
     """One of each check: the gravest of any evaluation of any seed, with the words of each seed that raised it."""
     found: dict[str, dict[object, list[Flag]]] = {}
