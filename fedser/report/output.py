@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from fedser.errors import InputError
 from fedser.report import overview, tables, text
-from fedser.report.analysis import claims, flags
+from fedser.report.analysis.claims import Claim, claims
+from fedser.report.analysis.flags import Check, checks
 from fedser.report.analysis.models import Corpus, corpora
 from fedser.report.analysis.runs import Run
 from fedser.report.cells import Cell, Table
@@ -37,8 +38,8 @@ class Content:
     tables: dict[str, Table] = field(default_factory=dict)  # by the name that they have without the prefix
     charts: dict[str, Chart] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
-    claims: Sequence[claims.Claim] = ()
-    checks: Sequence[flags.Check] = ()
+    claims: Sequence[Claim] = ()
+    checks: Sequence[Check] = ()
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -73,7 +74,7 @@ def content(corpus: Corpus, alone: bool) -> Content:
 
     pictures = filter(None, (draw(corpus) for draw in PICTURES))
     made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), pictures))
-    return Content(corpus, prefix, *made, claims.claims(corpus), flags.checks(corpus))
+    return Content(corpus, prefix, *made, claims(corpus), checks(corpus))
 
 
 def _written_before(index: Path) -> list[Path]:
