@@ -407,10 +407,11 @@ def test_each_check_is_said_once_with_the_gravest_first(tmp_path):
     assert '<span class="significant">AT-FGSM: fgsm says so.</span>' in page
 
 
-def test_flags_of_0_3_0_are_graded_by_todays_checks(tmp_path):
+@pytest.mark.parametrize("status", ["raised", "clear"])
+def test_flags_of_0_3_0_are_graded_by_todays_checks(tmp_path, status):
     folder = make_run(tmp_path / "run", full=False)
     content = json.loads((folder / "evaluation.json").read_text())
-    content["flags"] = [{"flag": "noise", "status": "raised", "detail": "", "title": "noise"}]  # without a severity
+    content["flags"] = [{"flag": "noise", "status": status, "detail": "", "title": "noise"}]  # without a severity
     record = content["conditions"]["adversarial/deepfool"]
     record |= {key: content["conditions"]["original"][key] for key in ("matrix", "by_client")} | {"uar": 0.999}
     (folder / "evaluation.json").write_text(json.dumps(content))

@@ -375,5 +375,5 @@ def _by_budget(figures: Figures) -> Iterator[tuple[str, str, list[tuple[float, s
         for name, points in found.items():
             if len(points) > 1 and name != CONTROL:
                 away = figures.attacks[name].get("labels") == "predicted"
-                start = {} if away else {0.0: UNATTACKED[kind]}
+                start = {0.0: UNATTACKED[kind]} if not away and UNATTACKED[kind] in figures.conditions else {}
                 yield name, kind, sorted((start | points).items())

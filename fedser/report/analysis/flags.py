@@ -48,9 +48,9 @@ def of_model(model: Model) -> list[Flag]:
 
 
 def _flags(evaluation: Evaluation) -> list[Flag]:
-    """As the evaluation has them; by today's checks where it was written before these had a severity."""
+    """As the evaluation has them; by today's checks where it was written before flags had a severity (0.3.0)."""
     stored = [flag for flag in evaluation.content.get("flags") or [] if isinstance(flag, dict)]
-    if any(flag.get("status") == "raised" and "severity" not in flag for flag in stored):
+    if any("severity" not in flag for flag in stored):
         attacks = {name: entry for name, entry in evaluation.part("attacks").items() if "settings" in entry}
         stored = sanity.flags(evaluation.content | {"attacks": attacks, "examples": evaluation.part("examples")})
     keys = ("flag", "title", "status", "detail", "severity")
