@@ -13,6 +13,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from fedser.evaluation import sanity
+from fedser.evaluation.metrics import uar
+
 CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness")
 SPEAKERS = {"03": "male", "08": "female", "09": "female", "10": "male", "11": "male"} | {
     "12": "male", "13": "female", "14": "female", "15": "male", "16": "female"
@@ -117,11 +120,6 @@ def matrices(run: Made, right: np.ndarray, draws: int) -> dict[str, np.ndarray]:
     return found
 
 
-def uar(matrix: np.ndarray) -> float:
-    totals = matrix.sum(axis=1)
-    return float(np.mean(np.diag(matrix)[totals > 0] / totals[totals > 0]))
-
-
 def measured(run: Made, condition: str, draws: int, kept: np.ndarray) -> tuple[dict, np.ndarray]:
     """A condition as evaluation.json has it, and the fraction of draws that got each clip right."""
     kind, _, attack = condition.partition("/")
@@ -172,18 +170,6 @@ def example_of(run: Made, attack: str, kept: np.ndarray) -> dict:
             "snr_db": 20 * np.log10(np.sqrt(373 * 64) / median), "seconds": 3.2}  # fmt: skip
 
 
-def flags(full: bool) -> list[dict]:
-    rows = [
-        ("multi_step_weaker", "clear", "pgd 18.0 % is below fgsm 30.0 %.", "a multi-step attack is weaker"),
-        ("more_steps", "raised", "pgd_strong with 20 steps gains 1.6 points.", "twice the steps gain more than a point"),
-        ("zero_gradient", "clear", "at most 0.0 % of the clips have no gradient.", "gradients vanish"),
-        ("adaptive_weaker", "clear", "adaptive is below oblivious for every attack.", "adaptive weaker than oblivious"),
-        ("noise", "clear", "noise leaves 79.0 %, fgsm 30.0 %.", "random noise does as well"),
-        ("not_monotonic", "not checked", "one budget only.", "UAR does not fall with ε"),
-    ]  # fmt: skip
-    return [dict(zip(("flag", "status", "detail", "title"), row, strict=True)) for row in (rows if full else rows[:1])]
-
-
 def conditions_of(attacks, kinds, clean=True) -> list[str]:
     return (["original", "randomised"] if clean else []) + [f"{kind}/{attack}" for kind in kinds for attack in attacks]
 
@@ -205,9 +191,8 @@ def evaluation(folder: Path, run: Made, name: str, names: list[str], draws: int,
         "attacks": {attack: {"settings": settings_of(attack), "threat": threat_of(attack)} for attack in attacks},
         "conditions": {condition: record for condition, (record, _) in results.items()},
         "examples": {key: example_of(run, key.removeprefix("adaptive/"), kept) for key in sets},
-        "flags": flags(name == "full"),
     }  # fmt: skip
-    (folder / "evaluation.json").write_text(json.dumps(content))
+    (folder / "evaluation.json").write_text(json.dumps(content | {"flags": sanity.flags(content)}))
     write_utterances(folder / "utterances.csv", run, results, sets, kept)
     write_example(folder / "example.npz", run, [a for a in attacks if "@" not in a])
     return folder

@@ -109,7 +109,14 @@ def test_on_workers_in_a_sweep_and_in_the_report(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stdout.count("conditions") == 2, done.stderr
-    report = [sys.executable, "-m", "fedser.report", str(tmp_path / "out"), "--output", str(tmp_path / "page")]
+    report = [
+        sys.executable,
+        "-c",
+        "from fedser.__main__ import report; report()",
+        str(tmp_path / "out"),
+        "--output",
+        str(tmp_path / "page"),
+    ]
     done = subprocess.run(report, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page" / "index.html").read_text()

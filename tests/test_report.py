@@ -19,6 +19,7 @@ from fedser import report
 from fedser.errors import InputError
 
 FIGURES = [
+    "worst-attacks",
     "fig4-rounds",
     "fig5-conditions",
     "oblivious-adaptive",
@@ -52,7 +53,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.elements, self.open, self.words = [], [], []
+        self.elements, self.open, self.words, self.folded = [], [], [], []
         self.feed(Path(path).read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -67,10 +68,21 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if not {"script", "style"} & set(self.open):
             self.words.append(data)
+            self.folded.append({"details", "pre"} & set(self.open))
 
     @property
     def text(self):
         return re.sub(r"\s+", " ", " ".join(self.words))
+
+    @property
+    def read(self):
+        """Without the runs' settings."""
+        return " ".join(data for data, folded in zip(self.words, self.folded, strict=True) if "pre" not in folded)
+
+    @property
+    def sight(self):
+        """Without what is folded up."""
+        return " ".join(data for data, folded in zip(self.words, self.folded, strict=True) if not folded)
 
     def having(self, key):
         return [attributes[key] for _, attributes in self.elements if key in attributes]
@@ -80,7 +92,7 @@ def test_files_of_a_whole_grid(written):
     folder, paths = written
     assert paths[0] == folder / "index.html"
     assert [path.stem for path in paths if path.suffix == ".png"] == FIGURES
-    assert all(path.is_file() and path.stat().st_size > 100 for path in paths)
+    assert all(path.is_file() and path.stat().st_size > 80 for path in paths)
     assert sorted(folder.rglob("*.*")) == sorted(paths)
     tables = {path.stem for path in paths if path.suffix == ".tex"}
     assert (
@@ -110,9 +122,25 @@ def test_page_is_whole_and_needs_nothing_else(written):
             assert (written[0] / link).is_file()
     assert all(source.startswith("data:") for source in page.having("src"))
     assert all(attributes.get("alt") for tag, attributes in page.elements if tag == "img")
-    headings = "What was run|Threat model|Table 3|Trained against × tested under|One utterance|Learning curves"
-    found = [page.text.index(f" {heading} ") for heading in headings.split("|")[:5]]
+    headings = "In short|What was run|Table 3|The paper's claims|Adaptive attackers and budgets|Figures 2, 4, 5 and 6|More|Runs"
+    found = [page.text.rindex(f" {heading} ") for heading in headings.split("|")]
     assert found == sorted(found)
+
+
+def test_every_file_is_linked_once(written):
+    links = [link for link in Page(written[1][0]).having("href") if link.startswith(("figures/", "tables/"))]
+    assert sorted(written[0] / link for link in links) == sorted(written[1][1:])
+
+
+@pytest.mark.parametrize(("models", "most"), [(MODELS, 5227), (("pgd",), 2325)])
+def test_words_are_few(grid, tmp_path, models, most):
+    """Half of what such runs took in 0.3.0 (10,454 and 4,650), with what is folded up; half of that in sight."""
+    runs = [run for run in report.load([grid]) if run.name.split("-")[2] in ("fgsm0.05", *models)]
+    if len(models) == 1:
+        runs = [run for run in runs if "-pgd-" in run.name and "seed0" in run.name]
+    page = Page(report.write(runs, tmp_path / "report")[0])
+    assert most / 2 < len(page.read.split()) <= most
+    assert len(page.sight.split()) <= most / 2
 
 
 def test_files_of_an_earlier_report_go_and_others_stay(written, tmp_path):
@@ -348,9 +376,9 @@ def test_wrong_paths_exit_2_with_one_line(tmp_path, capsys):
 
 
 def test_missing_font_and_sign_do_not_matter(tmp_path, monkeypatch):
-    from fedser.report import figures
+    from fedser.report.charts import drawn
 
-    monkeypatch.setitem(figures.PLOT_STYLE, "font.family", ["No Such Font At All"])
+    monkeypatch.setitem(drawn.PLOT_STYLE, "font.family", ["No Such Font At All"])
     make_run(tmp_path / "runs/a", Made(classes=("怒り", "b", "c")), full=False)
     reported(tmp_path)  # warnings are errors in tests
     assert (tmp_path / "report/figures/fig6-confusion.svg").is_file()

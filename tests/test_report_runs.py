@@ -12,9 +12,8 @@ from runs import Made, config_of, make_run
 from fedser import report
 from fedser.errors import InputError
 from fedser.evaluation import statistics
-from fedser.report import models
-from fedser.report.conditions import attack_title, in_order, parse, title
-from fedser.report.estimates import recalls
+from fedser.report.analysis import models
+from fedser.report.analysis.conditions import attack_title, in_order, parse, title
 
 MATRIX = [[8, 1, 1], [0, 5, 5], [2, 2, 16]]  # recalls 0.8, 0.5, 0.8: UAR 0.7
 CLASSES = ("a", "b", "c")
@@ -167,17 +166,112 @@ def test_models_of_one_name_say_how_they_differ(tmp_path):
         config = config_of(made) | {key: value}
         (tmp_path / str(place) / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     (corpus,) = models.corpora(report.load([tmp_path]))
-    labels = ["nature", "AT-PGD (rounds=60)", "AT-PGD (rounds=30)", "AT-DeepFool"]
+    labels = ["nature", "AT-PGD (rounds 60)", "AT-PGD (rounds 30)", "AT-DeepFool"]
     assert [model.label for model in corpus.models] == labels
     assert [[model.label for model in family] for family in corpus.families] == [
-        ["nature", "AT-PGD (rounds=60)", "AT-DeepFool"],
-        ["AT-PGD (rounds=30)"],
+        ["nature", "AT-PGD (rounds 60)", "AT-DeepFool"],
+        ["AT-PGD (rounds 30)"],
     ]
-    assert corpus.notes[0].startswith("The models do not only differ in their defence but also in rounds (nature: 60")
+    same = ["nature", "AT-PGD (rounds 60)", "AT-DeepFool"]
+    assert corpus.differing == {"rounds": {"60": same, "30": ["AT-PGD (rounds 30)"]}}
+
+
+def with_summary(folder, **more):
+    file = folder / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+
+
+def with_config(folder, change):
+    """`change` is applied to the configuration in place."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    change(config)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "models_"),
+    [
+        (None, None, 1),
+        ({"fedser": "a1", "mine": "b1"}, {"mine": "b1", "fedser": "a1"}, 1),
+        ({"fedser": "a1", "mine": "b1"}, {"fedser": "a1", "mine": "b2"}, 2),
+        ("a1", "a2", 2),
+        (None, "a1", 2),
+    ],
+)
+def test_runs_of_different_code_are_not_seeds_of_one_model(tmp_path, first, second, models_):
+    for seed, code in enumerate([first, second]):
+        folder = make_run(tmp_path / str(seed), Made(seed=seed), full=False)
+        if code is not None:
+            with_summary(folder, code=code)
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    assert len(corpus.models) == models_
+    labels = [model.label for model in corpus.models]
+    assert len(set(labels)) == models_ and all(label.startswith("nature") for label in labels)
+
+
+def test_models_of_different_code_say_which(tmp_path):
+    for seed, code in enumerate(["b1", "b2"]):
+        with_summary(make_run(tmp_path / str(seed), Made(seed=seed), full=False), code={"fedser": "a", "mine": code})
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    assert [model.label for model in corpus.models] == ["nature (mine b1)", "nature (mine b2)"]
+    assert corpus.differing == {"code.mine": {"b1": ["nature (mine b1)"], "b2": ["nature (mine b2)"]}}
+
+
+def test_networks_go_by_their_names_and_what_they_are_made_of_is_said_once(tmp_path):
+    for name, width in (("cnn4", 8), ("mynet", 4)):
+        folder = make_run(tmp_path / name, full=False)
+        network = {"name": name, "width": width, "module": {"_target_": f"lab.{name}.Net", "width": width}}
+        with_config(folder, lambda config, network=network: config.update(model=network))
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    assert [model.label for model in corpus.models] == ["cnn4 nature", "mynet nature"]
+    assert list(corpus.differing) == ["model.name"]
+
+
+@pytest.mark.parametrize(
+    ("training", "label"),
+    [
+        ({"_target_": "fedser.training.adversarial.AdversarialTraining", "attack": {"name": "mine"}}, "AT-mine"),
+        ({"_target_": "lab.Trades", "name": "trades", "attack": {"name": "pgd"}}, "trades PGD"),
+        ({"_target_": "lab.Smooth", "name": "smooth"}, "smooth"),
+        ({"_target_": "lab.Smooth"}, "Smooth"),
+    ],
+)
+def test_own_attacks_and_objectives_go_by_their_own_names(tmp_path, training, label):
+    folder = make_run(tmp_path / "run", full=False)
+    with_config(folder, lambda config: config["defence"].update(training=training))
+    assert the_model(folder).label == label
+
+
+def test_an_own_attack_and_strategy_appear_by_their_own_names(tmp_path):
+    settings = {"name": "mine", "_target_": "lab.Mine", "eps": 0.05, "norm": "Linf"}
+    attacks = {"mine": {"settings": settings, "threat": "mine: white-box, Linf, at most 0.05 per cell"}}
+    conditions = {"original": worth(9), "adversarial/mine": worth(4), "adaptive/mine": worth(2)}
+    folder = by_hand(tmp_path / "run", conditions, attacks=attacks)
+    with_config(folder, lambda config: config["strategy"].update(name="ours"))
+    page = report.write(report.load([folder]), tmp_path / "report")[0].read_text()
+    assert "mine, which knows of the randomisation, leaves" in page and "<dt>Strategy</dt><dd>ours</dd>" in page
+
+
+@pytest.mark.parametrize("classes", [None, list(reversed(CLASSES)), list(CLASSES)])
+def test_a_run_that_is_still_going_belongs_to_its_corpus(tmp_path, classes):
+    by_hand(tmp_path / "done", {"original": MATRIX})
+    going = make_run(tmp_path / "going", Made("pgd", classes=CLASSES), status="running")
+    with_config(going, lambda config: config["dataset"].update(classes=classes))
+    (corpus,) = models.corpora(report.load([going, tmp_path / "done"]))
+    assert corpus.classes == CLASSES and [model.label for model in corpus.models] == ["nature", "AT-PGD"]
+    assert len(corpus.models[1].curves("original")[0][0]) == 15
+
+
+def test_a_run_that_is_still_going_on_other_classes_is_another_corpus(tmp_path):
+    by_hand(tmp_path / "done", {"original": MATRIX})
+    make_run(tmp_path / "going", Made("pgd"), status="running")
+    found = models.corpora(report.load([tmp_path]))
+    assert [(corpus.name, len(corpus.runs)) for corpus in found] == [("emodb (3 classes)", 1), ("emodb (7 classes)", 1)]
 
 
 def test_a_colour_is_natures_alone(tmp_path):
-    from fedser.report.charts import COLOURS, colour
+    from fedser.report.charts import COLOURS
+    from fedser.report.charts.build import colour
 
     make_run(tmp_path / "a", Made("fgsm"), full=False)
     assert colour(the_model(tmp_path)) == COLOURS[1]
@@ -204,7 +298,8 @@ def test_most_draws_win_and_a_part_of_the_clips_never_does(tmp_path):
 
 def of(name, **settings):
     """`attacks` of an evaluation.json with one attack; its name may be varied."""
-    return {name: {"settings": {"name": name.partition("@")[0], **settings}, "threat": json.dumps(settings)}}
+    budget = " the smallest change" if settings.get("norm") == "L2" else ""
+    return {name: {"settings": {"name": name.partition("@")[0], **settings}, "threat": json.dumps(settings) + budget}}
 
 
 def worth(share):
@@ -328,12 +423,12 @@ def test_another_randomisation_is_left_out_and_told(tmp_path):
         {name: 0.7 if parse(name).kind in ("original", "adversarial") else 0.1 for name in names}
     )
     assert corpus.notes == [
-        "by hand: the evaluation other wears another randomisation than most (value=0.1); what it measured with it "
-        "worn is left out."
+        "by hand: the evaluation other has another randomisation than most (value=0.1); what it measured with it is left "
+        "out."
     ]
 
 
-def test_an_attack_that_always_knows_what_is_worn_is_adaptive(tmp_path):
+def test_an_attack_that_always_knows_of_the_randomisation_is_adaptive(tmp_path):
     knows = {"eot_pgd": {"settings": {"name": "eot_pgd", "adaptive": True}}, "pgd": {"settings": {"adaptive": False}}}
     names = ["randomised_adversarial/eot_pgd", "randomised_adversarial/pgd"]
     folder = by_hand(tmp_path, dict.fromkeys(names, MATRIX), attacks=knows)
@@ -341,11 +436,6 @@ def test_an_attack_that_always_knows_what_is_worn_is_adaptive(tmp_path):
 
 
 # --- Estimates -------------------------------------------------------------------------------------------------------
-
-
-def test_uar_of_a_matrix_by_hand():
-    assert recalls(np.array(MATRIX, float)) == pytest.approx([0.8, 0.5, 0.8])
-    assert math.isnan(recalls(np.array([[1.0, 0], [0, 0]]))[1])
 
 
 def test_mean_and_sd_over_seeds_by_hand(tmp_path):
@@ -368,6 +458,31 @@ def test_clients_stand_for_speakers_where_nothing_else_is_known(tmp_path):
     assert estimate.clustered == statistics.clustered_bootstrap_of_matrices(list(halves.values()))
     assert estimate.stratified == statistics.stratified_bootstrap_of_matrix(MATRIX)
     assert estimate.interval == estimate.clustered
+
+
+def test_a_speaker_with_less_than_five_clips_has_no_uar_of_its_own(tmp_path):
+    folder = make_run(tmp_path / "run", full=False)
+    frame = pd.read_csv(folder / "utterances.csv", dtype=str)
+    kept = {"03": 4, "08": 5}
+    rows = [frame[frame["speaker"] == speaker].head(kept.get(speaker, 99)) for speaker in frame["speaker"].unique()]
+    pd.concat(rows).to_csv(folder / "utterances.csv", index=False)
+    model = the_model(folder)
+    values = model.estimates["randomised"].by_speaker()
+    assert "03" not in values and "08" in values and len(values) == 9
+    from fedser.report.charts import build
+
+    (corpus,) = models.corpora(report.load([folder]))
+    dots = [series for series in build.speakers(corpus).series if series.form == "dots"]
+    assert not any("speaker 03," in text for series in dots for text in series.texts)
+    assert any("speaker 08," in text for series in dots for text in series.texts)
+
+
+@pytest.mark.parametrize(("draws", "speakers"), [(1, {"x", "y"}), (3, {"y"})])
+def test_clips_are_counted_once_whatever_the_draws(tmp_path, draws, speakers):
+    halves = {"x": [[3, 0, 0], [0, 3, 0], [0, 0, 0]], "y": [[5, 1, 0], [0, 3, 3], [0, 0, 9]]}
+    matrix = np.sum(list(halves.values()), axis=0).tolist()
+    folder = by_hand(tmp_path, {"randomised": {"matrix": matrix, "by_client": halves, "draws": draws}})
+    assert set(the_model(folder).estimates["randomised"].by_speaker()) == speakers
 
 
 def test_one_matrix_alone_has_the_stratified_interval(tmp_path):

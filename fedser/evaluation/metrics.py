@@ -1,10 +1,14 @@
 """Predictions → confusion matrices → recall, UAR and accuracy."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def confusion(y: Tensor, predicted: Tensor, classes: int) -> np.ndarray:
+def confusion(y: "Tensor", predicted: "Tensor", classes: int) -> np.ndarray:
     """Confusion matrix [true, predicted] of counts, int64."""
     cells = y.cpu().numpy() * classes + predicted.cpu().numpy()
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)

@@ -2,40 +2,59 @@
 Robustness", §3 and §5; Athalye et al. 2018, §3.1).
 
 A flag is raised when the figures contradict what a sound evaluation must show. It does not prove the model weak or the
-attack broken; it says where to look. UARs that differ by less than a point contradict nothing; where a point is less
-than a clip of a rare class, the net number of clips beside it tells how much there is to it.
+attack broken; it says where to look. UARs that differ by less than a point contradict nothing. A contradiction is
+`significant` where a paired test over speakers supports it, else `minor`: one or two clips could be all there is to it.
 """
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fedser.config.protocol import KINDS
+from fedser.evaluation import metrics, statistics
 
 POINT = 0.01  # of UAR
 HUGE = 10  # times an attack's own ε
 ROUNDING = 1e-4  # σ: of cells mapped into an attack's box and back (`Adversary` itself checks to the bit of it)
 VANISHED = 0.01  # of utterances without a gradient
-BLACK_BOX = ("square", "transfer")  # attacks that see less than the model's gradients
+FEW = 2  # clips that are no evidence
 CONTROL = "noise"
 DRAWS = 10  # of a known randomisation, where an attack's file says nothing (`Adversary`)
-UNWORN, OBLIVIOUS, ADAPTIVE = "adversarial", "randomised_adversarial", "adaptive"
-INFORMED = (UNWORN, ADAPTIVE)  # where the attacker knows all that is there
+ORIGINAL, RANDOMISED, WITHOUT, OBLIVIOUS, ADAPTIVE = KINDS
+INFORMED = (WITHOUT, ADAPTIVE)  # where the attacker knows all that is there
+UNATTACKED = {WITHOUT: ORIGINAL, OBLIVIOUS: RANDOMISED, ADAPTIVE: RANDOMISED}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One check: raised, clear, or not checked for want of the conditions it compares."""
+    """One check: raised, clear, or not checked for want of the conditions it compares.
+
+    `severity` of a raised one: `significant` or `minor`; empty for others.
+    """
 
     flag: str
     title: str
     status: str
     detail: str
+    severity: str = ""
+
+
+class Compared(NamedTuple):
+    """One comparison: whether it contradicts, in words, and whether a test supports the contradiction."""
+
+    wrong: bool
+    words: str
+    supported: bool = True
 
 
 def flags(record: dict) -> list[dict]:
-    """All flags of an `evaluation.json`, raised ones first."""
+    """All flags of an `evaluation.json`: raised ones first, of these the significant ones."""
     found = [check(Figures(record)) for check in CHECKS]
     order = ("raised", "clear", "not checked")
-    return [vars(flag) for flag in sorted(found, key=lambda flag: order.index(flag.status))]
+    return [vars(f) for f in sorted(found, key=lambda f: (order.index(f.status), f.severity != "significant"))]
 
 
 class Figures:
@@ -44,9 +63,10 @@ class Figures:
     def __init__(self, record: dict):
         self.conditions, self.examples = record["conditions"], record["examples"]
         self.attacks = {name: attack["settings"] for name, attack in record["attacks"].items()}
+        self.threats = {name: str(attack.get("threat", "")) for name, attack in record["attacks"].items()}
         self.chance = 1 / len(record["classes"])
 
-    def uar(self, attack: str, kind: str = UNWORN) -> float | None:
+    def uar(self, attack: str, kind: str = WITHOUT) -> float | None:
         condition = self.conditions.get(f"{kind}/{attack}")
         return condition and condition["uar"]
 
@@ -58,7 +78,33 @@ class Figures:
         right, clips = zip(*(_right_of(condition) for condition in counted), strict=True)
         return f" ({abs(right[0] - right[1]):.3g} of {clips[0]} clips)"
 
-    def bounded(self, kind: str = UNWORN) -> list[str]:
+    def compare(self, one: str, other: str, words: str, by: float = POINT) -> Compared:
+        """The UAR of condition `one` must not exceed that of `other` by more than `by`."""
+        wrong = self.conditions[one]["uar"] > self.conditions[other]["uar"] + by
+        return Compared(wrong, words, wrong and self._supported(one, other, min(by, 0)))
+
+    def _supported(self, one: str, other: str, by: float) -> bool:
+        """Whether the interval of the difference, over clients as over speakers, lies above `by`."""
+        cells = [_cells(self.conditions[name]) for name in (one, other)]
+        if any(each is None for each in cells):
+            return False
+        (first, *places), (second, *others) = cells
+        if not all(map(np.array_equal, places, others)):  # of other clips: nothing to pair
+            return False
+        return statistics.paired_bootstrap(first, second, *places).interval.low > by
+
+    def beats_chance(self, name: str) -> bool:
+        """Whether a condition's UAR lies above chance with its whole interval."""
+        matrices = list(self.conditions[name].get("by_client", {}).values())
+        return len(matrices) > 1 and statistics.clustered_bootstrap_of_matrices(matrices).low > self.chance
+
+    @property
+    def tested(self) -> float:
+        """How many clips were tested; infinite where that is not known."""
+        original = self.conditions.get(ORIGINAL, {})
+        return _right_of(original)[1] if "matrix" in original else np.inf
+
+    def bounded(self, kind: str = WITHOUT) -> list[str]:
         """Attacks bounded in L∞ and tested so, as their files have them, not varied; without the control."""
         return [
             name
@@ -68,7 +114,11 @@ class Figures:
 
     def multi_step(self, name: str) -> bool:
         """Whether it goes there in many steps, or is composed of attacks that do; black boxes grope."""
-        return name not in BLACK_BOX and (self.composed(name) or (self.attacks[name].get("steps") or 1) > 1)
+        return not self.black_box(name) and (self.composed(name) or (self.attacks[name].get("steps") or 1) > 1)
+
+    def black_box(self, name: str) -> bool:
+        """Whether it sees less than the model's gradients, by its threat model."""
+        return any(f": {knowledge}," in self.threats[name] for knowledge in ("black-box", "transfer"))
 
     def composed(self, name: str) -> bool:
         """Whether it is an ensemble of others."""
@@ -96,19 +146,22 @@ class Figures:
         return self.attacks[one].get("eps") == self.attacks[other].get("eps")
 
 
-def judged(flag: str, title: str, compared: list[tuple[bool, str]], wanting: str) -> Flag:
-    """The flag of these comparisons, (contradiction, sentence) each: raised by any, not checked without one."""
+def judged(flag: str, title: str, compared: list[Compared], wanting: str) -> Flag:
+    """The flag of these comparisons: raised by any, not checked without one."""
     if not compared:
         return Flag(flag, title, "not checked", wanting)
-    contradictions = [sentence for contradiction, sentence in compared if contradiction]
-    status, sentences = ("raised", contradictions) if contradictions else ("clear", [text for _, text in compared])
+    wrong = sorted((each for each in compared if each.wrong), key=lambda each: not each.supported)
+    sentences = [each.words for each in wrong or compared]
     more = f"; and {len(sentences) - 4} more" if len(sentences) > 4 else ""
-    return Flag(flag, title, status, "; ".join(sentences[:4]) + more + ".")
+    detail = "; ".join(sentences[:4]) + more + "."
+    if not wrong:
+        return Flag(flag, title, "clear", detail)
+    return Flag(flag, title, "raised", detail, "significant" if wrong[0].supported else "minor")
 
 
 def multi_step_weaker(figures: Figures) -> Flag:
     compared = [
-        (figures.uar(name, kind) > figures.uar("fgsm", kind) + POINT, _against(figures, name, "fgsm", kind))
+        figures.compare(f"{kind}/{name}", f"{kind}/fgsm", _against(figures, name, "fgsm", kind))
         for kind in INFORMED
         for name in figures.bounded(kind)
         if figures.multi_step(name) and "fgsm" in figures.rivals(name, kind)
@@ -119,7 +172,7 @@ def multi_step_weaker(figures: Figures) -> Flag:
 
 def ensemble_weaker(figures: Figures) -> Flag:
     compared = [
-        (figures.uar(name, kind) > figures.uar(best, kind) + POINT, _against(figures, name, best, kind))
+        figures.compare(f"{kind}/{name}", f"{kind}/{best}", _against(figures, name, best, kind))
         for kind, name, best in figures.beside_the_best(figures.composed, lambda rival: not figures.composed(rival))
     ]
     title = "an ensemble of attacks is weaker than a single one"
@@ -128,8 +181,8 @@ def ensemble_weaker(figures: Figures) -> Flag:
 
 def black_box_stronger(figures: Figures) -> Flag:
     compared = [
-        (figures.uar(name, kind) < figures.uar(best, kind) - POINT, _against(figures, name, best, kind))
-        for kind, name, best in figures.beside_the_best(BLACK_BOX.__contains__, lambda rival: rival not in BLACK_BOX)
+        figures.compare(f"{kind}/{best}", f"{kind}/{name}", _against(figures, name, best, kind))
+        for kind, name, best in figures.beside_the_best(figures.black_box, lambda rival: not figures.black_box(rival))
     ]
     title = "an attack without gradients beats those with them"
     return judged("black_box_stronger", title, compared, "needs square or transfer, and a white-box attack")
@@ -139,7 +192,12 @@ def gradients_vanish(figures: Figures) -> Flag:
     shares = {name: examples["zero_gradient"] for name, examples in figures.examples.items()}
     known = sorted(((share, name) for name, share in shares.items() if share is not None), reverse=True)
     compared = [
-        (share > VANISHED, f"{share:.1%} of the utterances have no gradient for {name}") for share, name in known[:1]
+        Compared(
+            share > VANISHED,
+            f"{share:.1%} of the utterances have no gradient for {name}",
+            share * figures.tested > FEW,
+        )
+        for share, name in known[:1]
     ]
     return judged("gradients_vanish", "gradients vanish", compared, "needs evaluation.gradients=true")
 
@@ -148,11 +206,9 @@ def not_converged(figures: Figures) -> Flag:
     compared = []
     for plain, varied, steps in figures.varied("steps"):
         for kind in INFORMED:
-            before, after = figures.uar(plain, kind), figures.uar(varied, kind)
-            if None not in (before, after):
-                gain, clips = before - after, figures.clips(f"{kind}/{plain}", f"{kind}/{varied}")
-                sentence = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain {100 * gain:.1f} points"
-                compared.append((gain > POINT, f"{_named(plain, kind)}: {sentence}{clips}"))
+            if None not in (figures.uar(plain, kind), figures.uar(varied, kind)):
+                more = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain"
+                compared.append(_gain(figures, f"{kind}/{plain}", f"{kind}/{varied}", f"{_named(plain, kind)}: {more}"))
     title = "twice the steps gain more than a point"
     return judged("not_converged", title, compared, "needs an attack with more steps (evaluation.sanity)")
 
@@ -162,10 +218,9 @@ def too_few_draws(figures: Figures) -> Flag:
     for few, many in itertools.permutations(figures.bounded(ADAPTIVE), 2):
         one, other = figures.attacks[few], figures.attacks[many]
         if _but_draws(one) == _but_draws(other) and one.get("eot", DRAWS) < other.get("eot", DRAWS):
-            gain = figures.uar(few, ADAPTIVE) - figures.uar(many, ADAPTIVE)
-            draws = f"{other.get('eot', DRAWS)} draws a step instead of {one.get('eot', DRAWS)}"
-            clips = figures.clips(f"{ADAPTIVE}/{few}", f"{ADAPTIVE}/{many}")
-            compared.append((gain > POINT, f"{many} after {few}: {draws} gain {100 * gain:.1f} points{clips}"))
+            draws = f"{other.get('eot', DRAWS)} draws a step instead of {one.get('eot', DRAWS)} gain"
+            words = f"{many} after {few}: {draws}"
+            compared.append(_gain(figures, f"{ADAPTIVE}/{few}", f"{ADAPTIVE}/{many}", words))
     title = "more draws of the randomisation gain more than a point"
     wanting = "needs adaptive attacks that differ in their draws only (eot_pgd and pgd_strong)"
     return judged("too_few_draws", title, compared, wanting)
@@ -174,20 +229,21 @@ def too_few_draws(figures: Figures) -> Flag:
 def not_monotone(figures: Figures) -> Flag:
     compared = []
     for name, kind, points in _by_budget(figures):
-        rises = [(a, b) for a, b in itertools.pairwise(points) if b[1] > a[1] + POINT]
-        path = " → ".join(f"{100 * uar:.1f}" for _, uar in points)
-        budgets = ", ".join(f"{eps:g}" for eps, _ in points)
-        compared.append((bool(rises), f"{_named(name, kind)} at ε {budgets}: {path} %"))
+        path = " → ".join(f"{100 * figures.conditions[condition]['uar']:.1f}" for _, condition in points)
+        words = f"{_named(name, kind)} at ε {', '.join(f'{eps:g}' for eps, _ in points)}: {path} %"
+        rises = [figures.compare(b, a, words) for (_, a), (_, b) in itertools.pairwise(points)]
+        compared.append(max(rises, key=lambda each: (each.wrong, each.supported)))
     return judged("not_monotone", "UAR rises with ε", compared, "needs several ε (evaluation.sanity or .grid)")
 
 
 def large_eps_survived(figures: Figures) -> Flag:
     compared = []
     for name, kind, points in _by_budget(figures):
-        eps, uar = points[-1]
+        eps, condition = points[-1]
         if figures.multi_step(name) and eps >= HUGE * figures.attacks[name]["eps"]:
-            sentence = f"{_named(name, kind)} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
-            compared.append((uar > figures.chance, sentence))
+            uar = figures.conditions[condition]["uar"]
+            words = f"{_named(name, kind)} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
+            compared.append(Compared(uar > figures.chance, words, figures.beats_chance(condition)))
     return judged("large_eps_survived", "a huge ε does not reach chance", compared, "needs a large ε")
 
 
@@ -195,18 +251,20 @@ def adaptive_weaker(figures: Figures) -> Flag:
     compared = []
     for name in figures.attacks:
         oblivious, adaptive = figures.uar(name, OBLIVIOUS), figures.uar(name, ADAPTIVE)
-        if None not in (oblivious, adaptive):
-            sentence = f"{name}: {adaptive:.1%} knowing the randomisation, {oblivious:.1%} oblivious of it"
-            compared.append((adaptive > oblivious + POINT, sentence))
+        if None not in (oblivious, adaptive) and name.partition("@")[0] != CONTROL:
+            words = f"{name}: {adaptive:.1%} knowing the randomisation, {oblivious:.1%} oblivious of it"
+            compared.append(figures.compare(f"{ADAPTIVE}/{name}", f"{OBLIVIOUS}/{name}", words))
     title = "knowing the defence makes the attack weaker"
     return judged("adaptive_weaker", title, compared, "needs adaptive attacks on a randomised model")
 
 
 def noise_as_strong(figures: Figures) -> Flag:
     compared = [
-        (control <= figures.uar(name, kind) + POINT, f"{CONTROL} leaves {control:.1%}, {_leaves(figures, name, kind)}")
-        for kind, worn in ((UNWORN, UNWORN), (ADAPTIVE, OBLIVIOUS))
-        if (control := figures.uar(CONTROL, worn)) is not None
+        figures.compare(
+            f"{kind}/{name}", noise, f"{CONTROL} leaves {control:.1%}, {_leaves(figures, name, kind)}", -POINT
+        )
+        for kind, beside in ((WITHOUT, WITHOUT), (ADAPTIVE, OBLIVIOUS))
+        if (control := figures.uar(CONTROL, beside)) is not None and (noise := f"{beside}/{CONTROL}")
         for name in figures.bounded(kind)
         if figures.same_budget(name, CONTROL)
     ]
@@ -214,10 +272,23 @@ def noise_as_strong(figures: Figures) -> Flag:
     return judged("noise_as_strong", title, compared, "needs the attack 'noise'")
 
 
+def uar_raised(figures: Figures) -> Flag:
+    compared = [
+        figures.compare(attacked, clean, _against_none(figures, name, kind))
+        for kind, clean in UNATTACKED.items()
+        for name in figures.attacks
+        if name.partition("@")[0] != CONTROL and {clean, attacked := f"{kind}/{name}"} <= figures.conditions.keys()
+    ]
+    return judged("uar_raised", "an attack raises UAR", compared, "needs an attack beside the unattacked")
+
+
 def budget_breached(figures: Figures) -> Flag:
     """A breach of the budget has already ended the evaluation (`BudgetError`); this shows how far attacks went."""
     compared = [
-        (examples["linf"] > 1.001 * eps + ROUNDING, f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}")
+        Compared(
+            examples["linf"] > 1.001 * eps + ROUNDING,
+            f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}",
+        )
         for name, examples in figures.examples.items()
         if (attack := figures.attacks[name.removeprefix("adaptive/")]).get("norm") == "Linf"
         if (eps := attack.get("eps")) is not None
@@ -236,6 +307,7 @@ CHECKS = (
     large_eps_survived,
     adaptive_weaker,
     noise_as_strong,
+    uar_raised,
     budget_breached,
 )
 
@@ -243,6 +315,30 @@ CHECKS = (
 def _against(figures: Figures, one: str, other: str, kind: str) -> str:
     clips = figures.clips(f"{kind}/{one}", f"{kind}/{other}")
     return f"{_leaves(figures, one, kind)}, {other} {figures.uar(other, kind):.1%}{clips}"
+
+
+def _gain(figures: Figures, before: str, after: str, words: str) -> Compared:
+    gain = figures.conditions[before]["uar"] - figures.conditions[after]["uar"]
+    return figures.compare(before, after, f"{words} {100 * gain:.1f} points{figures.clips(before, after)}")
+
+
+def _cells(condition: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Per clip how often it was right, as a mean over its client and class, its class and its client; None where there
+    are no two clients. A test that resamples clients needs no more."""
+    clients, draws = condition.get("by_client") or {}, condition.get("draws", 1)
+    if len(clients) < 2:
+        return None
+    matrices = np.array([np.asarray(matrix, float) for matrix in clients.values()])
+    recalls = np.nan_to_num([metrics.recalls(matrix) for matrix in matrices])
+    counts = (matrices.sum(axis=2) // draws).astype(int)
+    client, label = (place.ravel() for place in np.indices(counts.shape))
+    return tuple(np.repeat(part, counts.ravel()) for part in (recalls.ravel(), label, client))
+
+
+def _against_none(figures: Figures, name: str, kind: str) -> str:
+    clean = UNATTACKED[kind]
+    clips = figures.clips(f"{kind}/{name}", clean)
+    return f"{_leaves(figures, name, kind)}, no attack {figures.conditions[clean]['uar']:.1%}{clips}"
 
 
 def _right_of(condition: dict) -> tuple[float, int]:
@@ -256,7 +352,7 @@ def _leaves(figures: Figures, name: str, kind: str) -> str:
 
 
 def _named(name: str, kind: str) -> str:
-    return f"adaptive {name}" if kind == ADAPTIVE else name
+    return {WITHOUT: "", OBLIVIOUS: "oblivious ", ADAPTIVE: "adaptive "}[kind] + name
 
 
 def _but_draws(attack: dict) -> dict:
@@ -264,20 +360,20 @@ def _but_draws(attack: dict) -> dict:
     return {key: value for key, value in attack.items() if key not in ("name", "eot", "adaptive")}
 
 
-def _by_budget(figures: Figures) -> Iterator[tuple[str, str, list[tuple[float, float]]]]:
-    """(attack, kind, points) of each that was tested at several budgets: (ε, UAR) by ε, from the unattacked at 0 on.
+def _by_budget(figures: Figures) -> Iterator[tuple[str, str, list[tuple[float, str]]]]:
+    """(attack, kind, points) of each that was tested at several budgets: (ε, condition), from the unattacked at 0 on.
 
     Away from the predicted label, an attack may lead to the true one, and raise UAR: those start at their smallest ε.
     """
-    for kind, unattacked in ((UNWORN, "original"), (ADAPTIVE, "randomised")):
-        found: dict[str, dict[float, float]] = {}
+    for kind in INFORMED:
+        found: dict[str, dict[float, str]] = {}
         for plain, varied, eps in figures.varied("eps"):
             points = found.setdefault(plain, {})
             for name, budget in ((plain, figures.attacks[plain]["eps"]), (varied, eps)):
-                if (uar := figures.uar(name, kind)) is not None:
-                    points[budget] = uar
+                if figures.uar(name, kind) is not None:
+                    points[budget] = f"{kind}/{name}"
         for name, points in found.items():
             if len(points) > 1 and name != CONTROL:
                 away = figures.attacks[name].get("labels") == "predicted"
-                start = {} if away else {0.0: figures.conditions[unattacked]["uar"]}
+                start = {0.0: UNATTACKED[kind]} if not away and UNATTACKED[kind] in figures.conditions else {}
                 yield name, kind, sorted((start | points).items())

@@ -10,8 +10,8 @@
 
 A *condition* is what a model was tested on: `original`, `randomised`, `adversarial/<attack>`,
 `randomised_adversarial/<attack>` or `adaptive/<attack>`. UARs are fractions in [0, 1] in Python and in CSV, per cent
-where people read them. Data flow one way: `runs` (what is in the folders) → `usual` (what it is called beside others)
-→ `models`, `estimates` (what belongs together, and how far to trust it) → `tables`, `charts`, `figures` → `page`.
+where people read them. Data flow one way: `analysis` (runs → models → estimates → comparisons) → `tables`, `charts`,
+`text` → `output`, which fills the templates and writes the files.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from fedser.errors import FedserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedser.report.runs import Run
+    from fedser.report.analysis.runs import Run
 
 
 def load(paths: Iterable[str | Path]) -> "list[Run]":
@@ -35,7 +35,7 @@ def load(paths: Iterable[str | Path]) -> "list[Run]":
 
     Raises `InputError` for a path that holds no run. What is damaged is logged, and left out.
     """
-    from fedser.report import runs
+    from fedser.report.analysis import runs
 
     return runs.load(paths)
 
@@ -59,9 +59,9 @@ def write(runs: "Sequence[Run]", folder: str | Path) -> list[Path]:
 
     Raises `InputError` if the folder cannot be written to.
     """
-    from fedser.report import folder as folders
+    from fedser.report import output
 
-    return folders.write(runs, Path(folder))
+    return output.write(runs, Path(folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

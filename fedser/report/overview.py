@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fedser.report.conditions import in_order, title
-from fedser.report.runs import Run
-from fedser.report.tabular import MISSING, Cell, Table
+from fedser.report.analysis.conditions import CLEAN, in_order, title
+from fedser.report.analysis.runs import Run
+from fedser.report.cells import MISSING, Cell, Table
 
 if TYPE_CHECKING:
     from rich.table import Table as Grid
 
-    from fedser.report.models import Corpus
+    from fedser.report.analysis.models import Corpus
 
 # Where a run's config says what stands in which column.
 SETTINGS = {
@@ -77,40 +77,28 @@ def for_people(frame: pd.DataFrame) -> pd.DataFrame:
 
 def runs_table(corpora: Sequence["Corpus"]) -> Table:
     """All runs for the page, each with the model that it belongs to; what they have in common stands in the caption."""
+    from fedser.report.text import caption
+
     runs = [run for corpus in corpora for run in corpus.runs]
     models = {run: model.label for corpus in corpora for model in corpus.models for run in model.runs}
     data = table(runs)
-    shown = for_people(data).rename(columns={"name": "run", "model": "architecture"})
+    shown = for_people(data).rename(columns={"name": "run", "model": "network"})
     shown.insert(0, "model", [models.get(run, MISSING) for run in runs])
     data.insert(1, "trained_as", [models.get(run, "") for run in runs])
-    words = [column for column in ("dataset", "architecture", "defence", "attack", "strategy") if column in shown]
+    words = [column for column in ("dataset", "network", "defence", "attack", "strategy") if column in shown]
     common = {column: shown[column][0] for column in words if len(runs) > 1 and shown[column].nunique() == 1}
     first = ["model", "status", *(column for column in words if column not in common)]
-    kept = [*first, *(column for column in shown if column not in (*first, *common, "run")), "run"]
-    rows = [[_cell(column, row[column]) for column in kept] for row in shown.to_dict("records")]
-    caption = "UAR in %, as at the end of each run, or as in the last evaluated round of one that is not finished."
-    if common:
-        caption += f" In all: {', '.join(f'{column} {value}' for column, value in common.items())}."
-    same = {"words": len(first), "notes": errors(runs), "searched": True}
-    return Table("runs", "All runs", caption, kept, rows, data, **same)
-
-
-def _cell(column: str, text: str) -> Cell:
-    return Cell(text, value=_value(text), kind=text if column == "status" else "")
-
-
-def _value(text: str) -> float | None:
-    """What a cell is sorted by: `5 / 20` by its first number."""
-    try:
-        return float(text.split(" /")[0])
-    except ValueError:
-        return None
+    kept = [*first, *(column for column in ("seed", "rounds", *CLEAN) if column in shown), "run"]
+    rows = [
+        [Cell(row[name], kind=row[name] if name == "status" else "") for name in kept]
+        for row in shown.to_dict("records")
+    ]
+    return Table("runs", "All runs", caption("runs", common=common), kept, rows, data, words=len(first))
 
 
 def errors(runs: Sequence[Run]) -> list[str]:
     """One line for every run that says why it did not finish."""
-    reasons = [str(run.summary.get("error") or "").strip().split("\n")[0] for run in runs]
-    return [f"{label}: {reason}" for label, reason in zip(labels(runs), reasons, strict=True) if reason]
+    return [f"{label}: {run.error}" for label, run in zip(labels(runs), runs, strict=True) if run.error]
 
 
 # --- In the terminal -------------------------------------------------------------------------------------------------

@@ -1,13 +1,22 @@
 "use strict";
 
-// Plots: drawn where they stand, from the JSON beside them.
-const settings = {
-  responsive: true,
-  displayModeBar: false,
-};
+// Plots: drawn from the JSON beside them as soon as they are in sight (what is folded has no size), anew where the
+// colours change: what is nearly black on white is nearly white on black.
+const source = document.getElementById("plots").textContent;
+const settings = { responsive: true, displayModeBar: false };
 const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"; // a finger that drags wants to scroll
-for (const { id, data, layout } of JSON.parse(document.getElementById("plots").textContent)) {
-  Plotly.newPlot(id, data, { ...layout, dragmode }, settings);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const NIGHT = { "#333333": "#d9dce0", "#0072B2": "#4ea6dc", "#444444": "#b6bbc1", "#e7e7e7": "#33373d", "#222222": "#e4e6e9" };
+
+function draw() {
+  const painted = dark.matches ? source.replace(/#[0-9A-Fa-f]{6}/g, (colour) => NIGHT[colour] ?? colour) : source;
+  for (const { id, data, layout } of JSON.parse(painted)) {
+    const place = document.getElementById(id);
+    if (place.closest("details:not([open])")) continue;
+    const corpus = place.closest(".corpus");
+    for (const trace of data) if (trace.meta) trace.visible = shown(corpus, trace.meta);
+    Plotly.react(place, data, { ...layout, dragmode }, settings);
+  }
 }
 
 // Filters: a model or a curve that is switched off in one figure is off in all figures of its corpus.
@@ -16,14 +25,9 @@ function checked(corpus, key) {
   return { known: new Set(boxes.map((box) => box.dataset[key])), on: new Set(boxes.filter((box) => box.checked).map((box) => box.dataset[key])) };
 }
 
-function apply(corpus) {
-  const models = checked(corpus, "model");
-  const curves = checked(corpus, "curve");
-  for (const plot of corpus.querySelectorAll(".plot")) {
-    const shown = plot.data.map(({ meta }) =>
-      models.on.has(meta.model) && (!curves.known.has(meta.curve) || curves.on.has(meta.curve)));
-    Plotly.restyle(plot, { visible: shown });
-  }
+function shown(corpus, { model, curve }) {
+  const [models, curves] = [checked(corpus, "model"), checked(corpus, "curve")];
+  return (!models.known.has(model) || models.on.has(model)) && (!curves.known.has(curve) || curves.on.has(curve));
 }
 
 document.addEventListener("change", ({ target }) => {
@@ -33,7 +37,7 @@ document.addEventListener("change", ({ target }) => {
   for (const box of corpus.querySelectorAll(`input[data-${key}]`)) {
     if (box.dataset[key] === target.dataset[key]) box.checked = target.checked;
   }
-  apply(corpus);
+  draw();
 });
 
 // Tables: a click on a heading sorts, a second one the other way round; cells without a value come last.
@@ -70,3 +74,7 @@ for (const box of document.querySelectorAll("input.filter")) {
     }
   });
 }
+
+document.addEventListener("toggle", draw, true);
+dark.addEventListener("change", draw);
+draw();

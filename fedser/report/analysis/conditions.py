@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# In the order of the paper's Table 3, then the attacker whom the paper does not have.
-KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")
-ATTACKED = KINDS[2:]
+from fedser.config.protocol import KINDS
+
+CLEAN, ATTACKED = KINDS[:2], KINDS[2:]  # in the order of the paper's Table 3, then the attacker whom it does not have
 
 TITLES = {
     "fgsm": "FGSM",
@@ -24,6 +24,7 @@ TITLES = {
     "transfer": "Transfer",
     "ensemble": "Ensemble",
 }
+"""How attacks are written, in the order of tables; any other goes by its own name, after these."""
 PAPER_ATTACKS = ("fgsm", "pgd", "deepfool")
 
 
@@ -49,8 +50,8 @@ class Condition(NamedTuple):
         return self.name if self.kind == "adaptive" else self.variant
 
     @property
-    def worn(self) -> bool:
-        """Whether the randomisation is worn."""
+    def randomised(self) -> bool:
+        """Whether the randomisation is switched on."""
         return self.kind not in ("original", "adversarial")
 
     @property
@@ -88,11 +89,8 @@ def attacks_in_order(names: Iterable[str]) -> list[str]:
 
 def _numbers(varied: str) -> list:
     """A key under which `eps=0.1` comes before `eps=0.2`, and what is not varied before both."""
-    return [(0.0, part) if index % 2 == 0 else (float(part), "") for index, part in enumerate(_split(varied))]
-
-
-def _split(varied: str) -> list[str]:
-    return re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", varied) if varied else []
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", varied) if varied else []
+    return [(0.0, part) if index % 2 == 0 else (float(part), "") for index, part in enumerate(parts)]
 
 
 def attack_title(variant: str) -> str:
@@ -107,3 +105,9 @@ def title(name: str) -> str:
     condition = parse(name)
     kind = condition.kind.replace("_", " ")
     return f"{kind} · {attack_title(condition.variant)}" if condition.attack else kind
+
+
+def set_title(examples: str) -> str:
+    """A set of examples: `adaptive/pgd` → `PGD, adaptive`."""
+    bare = examples.removeprefix("adaptive/")
+    return attack_title(bare) + (", adaptive" if bare != examples else "")

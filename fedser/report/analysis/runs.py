@@ -62,12 +62,9 @@ class Evaluation:
         """`clients`, `attacks` or `examples`; empty where there are none."""
         return {name: entry for name, entry in (self.content.get(key) or {}).items() if isinstance(entry, dict)}
 
-    @property
-    def flags(self) -> list[dict[str, Any]]:
-        """The sanity checks, each with its `flag`, `status`, `detail` and `title`."""
-        keys = ("flag", "status", "detail", "title")
-        found = [flag for flag in self.content.get("flags") or [] if isinstance(flag, dict)]
-        return [{key: str(flag.get(key) or "") for key in keys} for flag in found]
+    def attack(self, variant: str) -> dict[str, Any]:
+        """The settings of an attack; empty where the evaluation does not hold them."""
+        return (self.part("attacks").get(variant) or {}).get("settings") or {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +87,11 @@ class Run:
         return str(self.summary.get("status") or "unknown")
 
     @property
+    def error(self) -> str:
+        """Why it did not finish, in a line."""
+        return str(self.summary.get("error") or "").strip().split("\n")[0]
+
+    @property
     def uar(self) -> dict[str, float]:
         """Final UAR per condition, as a fraction; of an unfinished run what its last evaluated round had."""
         for record in [self.summary, *reversed(self.history)]:
@@ -105,10 +107,18 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names, of the evaluation or else of the configuration; empty if neither tells."""
+        """Class names, of the evaluation or else of the configuration; empty if neither has them."""
         if self.evaluations:
             return self.evaluations[0].classes
         return tuple(map(str, self.setting("dataset.classes") or ()))
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Clips per class, `train` and `test`, as far as the run wrote them down."""
+        for content in (self.summary, *(evaluation.content for evaluation in self.evaluations)):
+            if isinstance(found := content.get("counts"), dict):
+                return {part: counts for part, counts in found.items() if isinstance(counts, dict)}
+        return {}
 
     def setting(self, key: str) -> Any:
         """The config's value under a dotted key, None if there is none."""
@@ -151,23 +161,19 @@ def _load_run(folder: Path) -> Run:
     history = attempt(_history, folder / "history.jsonl", [], finished)
     config = attempt(_config, folder / "config.yaml", {})
     files = [folder / "evaluation.json", *sorted((folder / "evaluations").glob("*/evaluation.json"))]
-    found = [attempt(_evaluation, file, None, attempt) for file in files if file.is_file()]
-    evaluations = [evaluation for evaluation in found if evaluation]
-    if finished and not found:
+    evaluations = [attempt(_evaluation, file, None, attempt) for file in files if file.is_file()]
+    if finished and not evaluations:
         problems.append(f"{folder}: holds no evaluation.json, so there are only its curves and its summary")
-    return Run(folder, summary, config, history, _of_one_corpus(evaluations, problems), problems)
+    return Run(folder, summary, config, history, list(filter(None, evaluations)), problems)
 
 
-def _of_one_corpus(evaluations: list[Evaluation], problems: list[str]) -> list[Evaluation]:
-    """Those with the classes of the first; matrices of other classes cannot be told together."""
-    kept = [evaluation for evaluation in evaluations if evaluation.classes == evaluations[0].classes]
-    for evaluation in evaluations:
-        if evaluation not in kept:
-            problems.append(f"{evaluation.folder}: has other classes than the run's first evaluation; left out")
-    return kept
+# --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, without: str) -> str:
+    """The file's text; `without` says what is lost where there is none."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing, so {without}")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -181,27 +187,18 @@ def _json_object(path: Path, text: str, first_line: int = 1) -> dict[str, Any]:
         raise InputError(f"{path}:{first_line + error.lineno - 1}: not JSON ({error.msg})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}:{first_line}: not a JSON object")
+    for key, number in value.items():
+        if key.startswith("uar/") and number is not None and type(number) not in (int, float):
+            raise InputError(f"{path}:{first_line}: {key} is {number!r}, not a number")
     return value
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: missing, so it is not known whether this run was finished")
-    summary = _json_object(path, _text(path))
-    _check_numbers(path, summary)
-    return summary
-
-
-def _check_numbers(path: Path, record: dict[str, Any], line: int = 1) -> None:
-    for key, value in record.items():
-        if key.startswith("uar/") and value is not None and type(value) not in (int, float):
-            raise InputError(f"{path}:{line}: {key} is {value!r}, not a number")
+    return _json_object(path, _text(path, "it is not known whether this run was finished"))
 
 
 def _history(path: Path, finished: bool) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise InputError(f"{path}: missing, so there are no curves of this run")
-    lines = _text(path).splitlines(keepends=True)
+    lines = _text(path, "there are no curves of this run").splitlines(keepends=True)
     if lines and not finished and not lines[-1].endswith("\n"):
         lines.pop()  # the run was killed, or is just now writing, in the middle of this line
     records = {}
@@ -210,17 +207,14 @@ def _history(path: Path, finished: bool) -> list[dict[str, Any]]:
             record = _json_object(path, line, number)
             if type(record.get("round")) is not int:
                 raise InputError(f"{path}:{number}: has no round")
-            _check_numbers(path, record, number)
             records[record["round"]] = record  # a resumed run may have repeated a round: the later one counts
     return [records[round_] for round_ in sorted(records)]
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: missing, so this run's settings are not known")
     from omegaconf import OmegaConf  # and not plain YAML, which takes 1e-05 for a string
 
-    text = _text(path)
+    text = _text(path, "this run's settings are not known")
     try:
         config = OmegaConf.to_container(OmegaConf.create(text))
     except Exception as error:  # PyYAML's and OmegaConf's errors share no base class
@@ -233,7 +227,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _evaluation(path: Path, attempt: Callable) -> Evaluation:
-    content = _json_object(path, _text(path))
+    content = _json_object(path, _text(path, ""))
     classes, conditions = content.get("classes"), content.get("conditions")
     if not isinstance(classes, list) or not classes or not isinstance(conditions, dict):
         raise InputError(f"{path}: lacks classes or conditions")
@@ -242,40 +236,42 @@ def _evaluation(path: Path, attempt: Callable) -> Evaluation:
         for name, record in conditions.items()
         if attempt(_check_condition, path, False, name, record, len(classes))
     }
-    utterances = attempt(_utterances, path.with_name("utterances.csv"), None, set(map(str, classes)))
-    times = attempt(_times, path.with_name("times.json"), {})
-    example = attempt(_example, path.with_name("example.npz"), {})
+
+    def beside(name: str, read: Callable[..., T], default: T, *rest) -> T:
+        file = path.with_name(name)
+        return attempt(read, file, default, *rest) if file.is_file() else default
+
+    utterances = beside("utterances.csv", _utterances, None, set(map(str, classes)))
+    times, example = beside("times.json", _times, {}), beside("example.npz", _example, {})
     return Evaluation(path.parent, content, path.stat().st_mtime, utterances, times, example)
 
 
 def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: {name} is not an object")
+    def require(condition: bool, wrong: str) -> None:
+        if not condition:
+            raise InputError(f"{path}: {name}{wrong}; condition left out")
+
+    require(isinstance(record, dict), " is not an object")
     clients = record.get("by_client") or {}
     for place, matrix in [("matrix", record.get("matrix")), *((f"client {c}", m) for c, m in clients.items())]:
         rows = matrix if isinstance(matrix, list) else []
-        if [len(row) if isinstance(row, list) else 0 for row in rows] != [classes] * classes:
-            raise InputError(f"{path}: {name}: {place} is not a {classes} × {classes} matrix; condition left out")
-        if not all(type(count) in (int, float) and count >= 0 for row in rows for count in row):
-            raise InputError(f"{path}: {name}: {place} holds something that is not a count; condition left out")
-    if not any(map(any, record["matrix"])):
-        raise InputError(f"{path}: {name}: no utterance was counted; condition left out")
+        lengths = [len(row) if isinstance(row, list) else 0 for row in rows]
+        require(lengths == [classes] * classes, f": {place} is not a {classes} × {classes} matrix")
+        counts = all(type(count) in (int, float) and count >= 0 for row in rows for count in row)
+        require(counts, f": {place} holds something that is not a count")
+    require(any(map(any, record["matrix"])), ": no utterance was counted")
     draws = record.get("draws", 1)
-    if type(draws) is not int or draws < 1 or any(sum(row) % draws for row in record["matrix"]):
-        raise InputError(f"{path}: {name}: its counts are not those of {draws!r} draws; condition left out")
+    whole = type(draws) is int and draws >= 1 and not any(sum(row) % draws for row in record["matrix"])
+    require(whole, f": its counts are not those of {draws!r} draws")
     return True
 
 
 def _times(path: Path) -> dict[str, float]:
-    if not path.is_file():
-        return {}
-    examples = _json_object(path, _text(path)).get("examples")
+    examples = _json_object(path, _text(path, "")).get("examples")
     return {name: value for name, value in (examples or {}).items() if type(value) in (int, float)}
 
 
-def _utterances(path: Path, classes: Set[str]) -> "pd.DataFrame | None":
-    if not path.is_file():
-        return None
+def _utterances(path: Path, classes: Set[str]) -> "pd.DataFrame":
     frame = _frame(path, classes)
     frame["sex"] = frame["sex"].replace(SEXES)
     numbers = [column for column in frame if column not in TEXT]
@@ -294,7 +290,7 @@ def _frame(path: Path, classes: Set[str]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        reader = csv.reader(io.StringIO(_text(path)), strict=True)
+        reader = csv.reader(io.StringIO(_text(path, "")), strict=True)
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise InputError(f"{path}: not a table ({error})") from error
@@ -314,8 +310,6 @@ def _frame(path: Path, classes: Set[str]) -> "pd.DataFrame":
 
 def _example(path: Path) -> "dict[str, np.ndarray]":
     """An archive's arrays; perturbations of another shape than the log-Mel are left out."""
-    if not path.is_file():
-        return {}
     import numpy as np
 
     try:

@@ -96,10 +96,10 @@ def panels(count: int, columns: int, width: float, height: float, extra: float) 
 
 
 def _draw_panel(axes: Axes, panel: Panel, chart: Chart) -> None:
-    bars = [series for series in panel.series if series.form == "bars"]
     for series in panel.series:
         if series.form == "bars":
-            _draw_bars(axes, series, panel, bars.index(series) - (len(bars) - 1) / 2, 0.84 / len(bars))
+            shades = panel.shades
+            _draw_bars(axes, series, panel, shades.index(series.shade) - (len(shades) - 1) / 2, 0.84 / len(shades))
         elif series.form == "dots":
             _draw_dots(axes, series, panel)
         elif series.form == "ticks":

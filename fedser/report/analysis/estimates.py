@@ -8,13 +8,14 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from fedser.evaluation import statistics
+from fedser.evaluation import metrics, statistics
 from fedser.evaluation.statistics import Interval
-from fedser.report.conditions import Condition, parse
-from fedser.report.runs import SEXES, Evaluation, Run
+from fedser.report.analysis.conditions import Condition, parse
+from fedser.report.analysis.runs import SEXES, Evaluation, Run
 
 UNKNOWN = Interval(math.nan, math.nan)
 ENOUGH = 0.5  # of the test clips, for an attack to count among those that a model is judged by
+CLIPS = 5  # of a speaker, for a UAR of this speaker alone to say anything
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +33,12 @@ class Measure:
 
     @property
     def attack(self) -> dict:
-        """The attack's `settings` and `threat`; empty where the evaluation does not tell."""
+        """The attack's `settings` and `threat`; empty where the evaluation does not hold them."""
         return self.evaluation.part("attacks").get(parse(self.source).variant) or {}
 
     @property
     def examples(self) -> dict:
-        """How far its adversarial examples lie from their originals; empty where the evaluation does not tell."""
+        """How far its adversarial examples lie from their originals; empty where that is not known."""
         name = parse(self.source).examples
         found = self.evaluation.part("examples").get(name)
         return {"seconds": self.evaluation.times.get(name), **found} if found else {}
@@ -57,13 +58,17 @@ class Measure:
 
     @property
     def uar(self) -> float:
-        return float(np.nanmean(recalls(self.matrix)))
+        return metrics.uar(self.matrix)
 
     @property
     def rank(self) -> tuple:
         """Of two measures of the same condition the greater one counts: later round, more clips, more draws, newer."""
         evaluation = self.evaluation
         return (evaluation.round, evaluation.fraction, self.draws, evaluation.written)
+
+    @property
+    def seed(self) -> str:
+        return str(self.run.setting("seed"))
 
     def observations(self) -> pd.DataFrame | None:
         """Per `utterance`: `correct` (fraction of draws), `label`, `speaker`, `sex`, and the run's `seed`.
@@ -75,10 +80,6 @@ class Measure:
             return None
         known = frame[["utterance", "speaker", "sex", "emotion", column]].assign(seed=self.seed)
         return known.rename(columns={"emotion": "label", column: "correct"}).dropna(subset=["correct"])
-
-    @property
-    def seed(self) -> str:
-        return str(self.run.setting("seed"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +131,9 @@ class Estimate:
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """What part of each class [true] is taken for which [predicted]; NaN for a class without test utterances."""
-        rows = np.array([_row_shares(measure.matrix) for measure in self.measures])
+        """What part of each class [true] is classified as which [predicted]; NaN for a class without test clips."""
+        totals = [measure.matrix.sum(axis=1, keepdims=True) for measure in self.measures]
+        rows = np.array([m.matrix / np.where(n > 0, n, np.nan) for m, n in zip(self.measures, totals, strict=True)])
         known = (~np.isnan(rows)).sum(axis=0)
         return np.divide(np.nansum(rows, axis=0), known, out=np.full(known.shape, math.nan), where=known > 0)
 
@@ -153,16 +155,16 @@ class Estimate:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """`observations`, or what the clients' matrices tell of them: each client taken as one speaker, and each
+        """`observations`, or what the clients' matrices say of them: each client taken as one speaker, and each
         utterance as having got the mean of its client and class."""
         if self.observations is not None:
             return self.observations
         parts = [
-            _utterances_of(client, matrix).assign(seed=measure.seed)
+            _utterances_of(client, matrix, measure.draws).assign(seed=measure.seed)
             for measure in self.measures
             for client, matrix in sorted(measure.by_client.items())
         ]
-        found = pd.concat(parts) if parts else pd.DataFrame(columns=["correct", "label", "speaker", "seed"])
+        found = pd.concat(parts) if parts else pd.DataFrame(columns=["correct", "label", "speaker", "seed", "clip"])
         clients = (measure.evaluation.part("clients") for measure in self.measures)
         sexes = {name: entry.get("sex") or "" for part in clients for name, entry in part.items()}
         return found.assign(sex=[sexes.get(speaker, "") for speaker in found["speaker"]]).replace({"sex": SEXES})
@@ -172,8 +174,7 @@ class Estimate:
         """95 % interval over speakers; NaN for less than two."""
         if self.rows["speaker"].nunique() < 2:
             return UNKNOWN
-        columns = (self.rows[name] for name in ("correct", "label", "speaker", "seed"))
-        return statistics.clustered_bootstrap(*columns)
+        return statistics.clustered_bootstrap(*self._columns("correct", "label", "speaker", "seed"))
 
     @cached_property
     def stratified(self) -> Interval:
@@ -191,9 +192,11 @@ class Estimate:
 
     @property
     def _tested(self) -> list[pd.Series]:
-        """As intervals over utterances want it; with one seed they need not be told which is which."""
-        names = ["correct", "label", *(["seed", "utterance"] if len(self.measures) > 1 else [])]
-        return [self.observations[name] for name in names]
+        """As intervals over utterances want it; with one seed they need no name."""
+        return self._columns("correct", "label", *(["seed", "utterance"] if len(self.measures) > 1 else []))
+
+    def _columns(self, *names: str) -> list[pd.Series]:
+        return [self.rows[name] for name in names]
 
     @property
     def interval(self) -> Interval:
@@ -201,10 +204,14 @@ class Estimate:
         return self.stratified if math.isnan(self.clustered.low) else self.clustered
 
     def by_speaker(self) -> dict[str, float]:
-        """Each speaker's UAR over the classes that this speaker has, in all seeds' test sets together."""
-        if self.rows.empty:
-            return {}
-        return statistics.by_speaker(self.rows["correct"], self.rows["label"], self.rows["speaker"])
+        """The UAR of each speaker with at least five clips, over the classes that this speaker has, in all seeds' test
+        sets together."""
+        clips = self.rows.drop_duplicates(
+            ["speaker", *(["utterance"] if "utterance" in self.rows else ["seed", "clip"])]
+        )
+        known = clips["speaker"].value_counts()
+        rows = self.rows[self.rows["speaker"].isin(known.index[known >= CLIPS])]
+        return statistics.by_speaker(rows["correct"], rows["label"], rows["speaker"]) if len(rows) else {}
 
     def sexes(self) -> dict[str, str]:
         """`female`, `male` or an empty string per speaker."""
@@ -214,19 +221,7 @@ class Estimate:
         """UAR of the female − UAR of the male speakers; None where either is absent."""
         if self.rows.empty or self.rows.groupby("speaker")["sex"].nunique().max() > 1:
             return None
-        columns = (self.rows[name] for name in ("correct", "label", "sex", "speaker", "seed"))
-        return statistics.gap(*columns)
-
-
-def recalls(matrix: np.ndarray) -> np.ndarray:
-    """Recall per class [classes]; NaN for a class without test utterances."""
-    return np.diag(_row_shares(matrix))
-
-
-def _row_shares(matrix: np.ndarray) -> np.ndarray:
-    """A confusion matrix's rows as shares; NaN for a class without test utterances."""
-    counts = matrix.sum(axis=1, keepdims=True)
-    return np.divide(matrix, counts, out=np.full(matrix.shape, math.nan), where=counts > 0)
+        return statistics.gap(*self._columns("correct", "label", "sex", "speaker", "seed"))
 
 
 def _mean(intervals: Sequence[Interval]) -> Interval:
@@ -234,8 +229,9 @@ def _mean(intervals: Sequence[Interval]) -> Interval:
     return Interval(float(ends[0]), float(ends[1]))
 
 
-def _utterances_of(client: str, matrix: np.ndarray) -> pd.DataFrame:
-    """One row per count of the matrix: over draws, which changes no UAR and no resampling of speakers."""
+def _utterances_of(client: str, matrix: np.ndarray, draws: int) -> pd.DataFrame:
+    """One row per clip and draw of the matrix, which changes no UAR and no resampling of speakers."""
     counts = matrix.sum(axis=1).astype(int)
     labels = np.repeat(np.arange(len(matrix)), counts)
-    return pd.DataFrame({"correct": recalls(matrix)[labels], "label": labels, "speaker": client})
+    clips = np.arange(len(labels)) // draws
+    return pd.DataFrame({"correct": metrics.recalls(matrix)[labels], "label": labels, "speaker": client, "clip": clips})

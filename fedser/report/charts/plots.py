@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fedser.report.charts import MEAN, Chart, Panel, Series
-from fedser.report.figures import jitter, whisker
+from fedser.report.charts.drawn import jitter, whisker
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -51,7 +51,8 @@ def _trace(series: Series, panel: Panel, chart: Chart) -> dict[str, Any]:
     marker = {"color": series.colour, "symbol": MARKERS[series.style % len(MARKERS)], "size": 6}
     if series.form == "bars":
         colour = _transparent(series.colour, series.shade)
-        return {"type": "bar", "x": list(series.x), "y": y, "marker": {"color": colour}, "error_y": _whiskers(series)}
+        bars = {"type": "bar", "x": list(series.x), "y": y, "offsetgroup": f"{series.shade:g}"}
+        return bars | {"marker": {"color": colour}, "error_y": _whiskers(series)}
     if series.form == "dots":
         places = [panel.categories.index(x) + shift for x, shift in zip(series.x, jitter(len(y)), strict=True)]
         return {"x": places, "y": y, "mode": "markers", "marker": marker | {"size": 8, "opacity": 0.65}}
@@ -99,7 +100,8 @@ def _layout(panel: Panel, chart: Chart, height: float) -> dict[str, Any]:
     elif chart.ticks:
         x |= {"type": "log", "tickvals": list(chart.ticks), "ticktext": list(chart.ticks.values())}
     elif panel.categories:
-        x |= {"categoryorder": "array", "categoryarray": list(panel.categories), "tickangle": -40}
+        x |= {"categoryorder": "array", "categoryarray": list(panel.categories)}
+        x |= {"tickangle": -40} if sum(map(len, panel.categories)) > 45 else {}
     y = axis | {"title": {"text": chart.y}, "range": [-2, min(102, height + 6)]}
     return {
         "xaxis": x,
@@ -111,8 +113,8 @@ def _layout(panel: Panel, chart: Chart, height: float) -> dict[str, Any]:
         "barmode": "group",
         "bargap": 0.16,
         "bargroupgap": 0.04,
-        "plot_bgcolor": "#ffffff",
-        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "rgba(0,0,0,0)",  # as the page
+        "paper_bgcolor": "rgba(0,0,0,0)",
         "shapes": _chance_line(chart.chance),
     }
 
@@ -125,8 +127,7 @@ def _chance_line(chance: float | None) -> list[dict[str, Any]]:
 
 
 def _transparent(colour: str, share: float) -> str:
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{share:g})"
+    return f"{colour}{round(255 * share):02x}"
 
 
 def _rounded(values: Iterable[float]) -> list[float]:

@@ -1,8 +1,8 @@
-"""What is usual in a corpus, and what an evaluation's conditions are called beside it.
+"""What an evaluation's conditions are called beside those of others.
 
 Evaluations may use one name for different things: `pgd` is whatever the configuration of their run says it is. In a
-corpus it is what most of them have, and every other one is told by what differs: `pgd@eps=0.1`. What was measured with
-another randomisation worn than the usual one has no name, and is left out.
+corpus it is what most of them have, and every other one is named by what differs: `pgd@eps=0.1`. What was measured
+with another randomisation than most have is left out.
 """
 
 import json
@@ -12,33 +12,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedser.config.validation import has_no_budget
-from fedser.report.conditions import Condition, parse
-from fedser.report.estimates import Measure
-from fedser.report.runs import Evaluation, Run
+from fedser.report.analysis.conditions import Condition, parse
+from fedser.report.analysis.estimates import Measure
+from fedser.report.analysis.runs import Evaluation, Run
 
 HANDED_ON = ("eps", "labels", "box")  # by an attack that is made of others to all of them, whatever theirs say
-Told = dict[tuple[str, str], list]  # per attack and key every value that had to be told
+Seen = dict[tuple[str, str], list]  # per attack and key every value that a name had to hold
 
 
 @dataclass(frozen=True, eq=False)
-class Usual:
+class Naming:
     """How a corpus calls what its evaluations measured."""
 
     variants: Mapping[tuple[Evaluation, str], str] = field(default_factory=dict)  # where it is not as in the file
-    otherwise: Mapping[Evaluation, str] = field(default_factory=dict)  # that wear another randomisation: how it differs
+    otherwise: Mapping[Evaluation, str] = field(default_factory=dict)  # with another randomisation: how it differs
     notes: Sequence[str] = ()  # which runs and evaluations these are
 
     def condition(self, evaluation: Evaluation, name: str) -> Condition | None:
-        """The condition that the file calls `name`; None where it wears another randomisation.
+        """The condition that the file calls `name`; None where its randomisation is another.
 
-        An attack that always knows what is worn (EOT-PGD) is adaptive, by whatever name it was asked for.
+        An attack that always knows of the randomisation (EOT-PGD) is adaptive, by whatever name it was asked for.
         """
         condition = parse(name)
-        if condition.worn and evaluation in self.otherwise:
+        if condition.randomised and evaluation in self.otherwise:
             return None
-        knows = attack_settings(evaluation, condition.variant).get("adaptive")
-        if condition.kind == "randomised_adversarial" and knows:
+        if condition.kind == "randomised_adversarial" and evaluation.attack(condition.variant).get("adaptive"):
             condition = condition._replace(kind="adaptive")
         variant = self.variants.get((evaluation, condition.variant), condition.variant)
         return parse(f"{condition.kind}/{variant}") if condition.attack else condition
@@ -55,40 +53,32 @@ class Usual:
         return run.curve(condition) if all(self.condition(e, condition) == parse(condition) for e in own) else ([], [])
 
 
-def usual(runs: Sequence[Run]) -> Usual:
-    """Of ties what comes first."""
+def naming(runs: Sequence[Run]) -> Naming:
+    """Of what is equally frequent the first counts."""
     pairs = [(run, evaluation) for run in runs for evaluation in run.evaluations]
     otherwise = _otherwise([evaluation for _, evaluation in pairs])
     notes = [
         f"{run.name}: the evaluation {evaluation.name if evaluation.folder == run.folder else evaluation.folder.name} "
-        f"wears another randomisation than most ({otherwise[evaluation]}); what it measured with it worn is left out."
+        f"has another randomisation than most ({otherwise[evaluation]}); what it measured with it is left out."
         for run, evaluation in pairs
         if evaluation in otherwise
     ]
-    return Usual(_variants(runs), otherwise, notes)
-
-
-def attack_settings(evaluation: Evaluation, variant: str) -> dict[str, Any]:
-    """An attack's settings as the evaluation tells them; empty where it does not."""
-    return (evaluation.part("attacks").get(variant) or {}).get("settings") or {}
-
-
-# --- The randomisation -----------------------------------------------------------------------------------------------
+    return Naming(_variants(runs), otherwise, notes)
 
 
 def _otherwise(evaluations: Sequence[Evaluation]) -> dict[Evaluation, str]:
-    worn = {
+    inference = {
         evaluation: _canonical(evaluation.content["inference"])
         for evaluation in evaluations
-        if evaluation.content.get("inference") and any(parse(name).worn for name in evaluation.conditions)
+        if evaluation.content.get("inference") and any(parse(name).randomised for name in evaluation.conditions)
     }
-    most = _most(worn.values())
-    return {evaluation: _words(inference, most) for evaluation, inference in worn.items() if inference != most}
+    most = _most(inference.values())
+    return {evaluation: _words(own, most) for evaluation, own in inference.items() if own != most}
 
 
 def _words(own: dict, other: dict) -> str:
     differences = sorted(_differences({"inference": own}, {"inference": other}))
-    return ", ".join(f"{key.removeprefix('inference.')}={_text(value)}" for key, value in differences)
+    return ", ".join(f"{key.removeprefix('inference.')}={short(value)}" for key, value in differences)
 
 
 # --- Attacks ---------------------------------------------------------------------------------------------------------
@@ -98,39 +88,49 @@ def _variants(runs: Sequence[Run]) -> dict[tuple[Evaluation, str], str]:
     """What each attack of each evaluation is called; where its settings are not known, as in the file."""
     found: dict[tuple[Evaluation, str], str] = {}
     most: dict[str, dict | None] = {}
-    told: Told = {}
+    seen: Seen = {}
     for evaluation in (evaluation for run in runs for evaluation in run.evaluations):
         for variant in evaluation.part("attacks"):
-            attack, settings = variant.partition("@")[0], attack_settings(evaluation, variant)
+            attack, settings = variant.partition("@")[0], _essential(evaluation, variant)
             if attack not in most:
                 most[attack] = _most_settings(runs, attack)
             if settings and most[attack] is not None:
-                varied = _varied(attack, _essential(settings), most[attack], told)
+                varied = _varied(attack, settings, most[attack], seen)
                 found[evaluation, variant] = attack + (f"@{varied}" if varied else "")
     return found
 
 
 def _most_settings(runs: Sequence[Run], attack: str) -> dict | None:
     """The attack as most evaluations have it unvaried; where none has, as most configurations do."""
-    tested = [attack_settings(evaluation, attack) for run in runs for evaluation in run.evaluations]
+    tested = [_essential(evaluation, attack) for run in runs for evaluation in run.evaluations]
     configured = [
         run.setting("attack") if run.setting("attack.name") == attack else run.setting(f"attacks.{attack}")
         for run in runs
     ]
-    known = list(filter(None, tested)) or list(filter(None, configured))
-    return _most(map(_essential, known))
+    return _most(list(filter(None, tested)) or [_settings(each) for each in configured if each])
 
 
 def _most(values: Iterable[Any]) -> Any:
-    """The most frequent one; of ties the first, None of none."""
+    """The most frequent one, None of none."""
     texts = Counter(json.dumps(value, sort_keys=True) for value in values)
     return json.loads(texts.most_common(1)[0][0]) if texts else None
 
 
-def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides an attack's numbers: not its name, what is only checked, nor a budget that means nothing."""
-    idle = ("name", "victim", "eps") if has_no_budget(settings.get("name")) else ("name", "victim")
-    return {key: _canonical(value, HANDED_ON) for key, value in settings.items() if key not in idle}
+def _essential(evaluation: Evaluation, variant: str) -> dict[str, Any]:
+    """What decides an attack's numbers: no budget where it means nothing."""
+    idle = () if bounded(evaluation, variant) else ("eps",)
+    return {key: value for key, value in _settings(evaluation.attack(variant)).items() if key not in idle}
+
+
+def _settings(attack: Mapping[str, Any]) -> dict[str, Any]:
+    """Without its name and what is only checked."""
+    return {key: _canonical(value, HANDED_ON) for key, value in attack.items() if key not in ("name", "victim")}
+
+
+def bounded(evaluation: Evaluation, variant: str) -> bool:
+    """Whether an attack has a budget: one that looks for the smallest change does not, whatever its `eps` says."""
+    known = evaluation.part("attacks").get(variant) or {}
+    return evaluation.attack(variant).get("eps") is not None and "the smallest change" not in str(known.get("threat"))
 
 
 def _canonical(node: Any, without: Sequence[str] = ()) -> Any:
@@ -155,24 +155,24 @@ def _differences(own: Mapping[str, Any], other: Mapping[str, Any], prefix: str =
             yield prefix + key, value
 
 
-def _varied(attack: str, own: dict, most: dict, told: Told) -> str:
+def _varied(attack: str, own: dict, most: dict, seen: Seen) -> str:
     """`eps=0.1,steps=20`: what differs, the budget first. Values of one short form are numbered."""
     parts = []
     for key, value in sorted(_differences(own, most), key=lambda pair: (pair[0] != "eps", pair[0])):
-        seen = told.setdefault((attack, key), [])
-        if value not in seen:
-            seen.append(value)
-        place = [each for each in seen if _text(each) == _text(value)].index(value)
-        parts.append(f"{key.removeprefix('method.')}={_text(value)}" + (f" #{place + 1}" if place else ""))
+        values = seen.setdefault((attack, key), [])
+        if value not in values:
+            values.append(value)
+        place = [each for each in values if short(each) == short(value)].index(value)
+        parts.append(f"{key.removeprefix('method.')}={short(value)}" + (f" #{place + 1}" if place else ""))
     return ",".join(parts)
 
 
-def _text(value: Any) -> str:
+def short(value: Any) -> str:
     """A short form without the signs that part a name: of a path its last part, of nested settings what they are of."""
     if isinstance(value, dict):
         value = value.get("name") or str(value.get("_target_") or "other").rpartition(".")[2]
-    if isinstance(value, list):
-        return f"[{' '.join(map(_text, value))}]"
+    if isinstance(value, list | tuple):
+        return f"[{' '.join(map(short, value))}]"
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else re.sub("[@,=]", "-", str(value).rstrip("/").rpartition("/")[2])

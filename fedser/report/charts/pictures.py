@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedser.report.conditions import ATTACKED, PAPER_ATTACKS, attack_title, attacks_in_order, title
-from fedser.report.figures import panels
-from fedser.report.models import Corpus, Model
-from fedser.report.runs import Evaluation
-from fedser.report.tables import set_title
+from fedser.report.analysis.conditions import ATTACKED, PAPER_ATTACKS, attack_title, attacks_in_order, set_title, title
+from fedser.report.analysis.models import Corpus, Model
+from fedser.report.analysis.runs import Evaluation
+from fedser.report.charts.drawn import panels
+from fedser.report.text import caption
 
 SPEECH = "magma"
 CHANGE = "RdBu_r"
@@ -41,16 +41,12 @@ def example(corpus: Corpus) -> Picture | None:
     model, evaluation, arrays = found
     attacks = _shown_attacks([key.removeprefix("delta/") for key in arrays if key.startswith("delta/")], corpus)
     names = ", ".join(map(set_title, attacks))
-    caption = (
-        f"{arrays.get('title', 'One test utterance')}, attacked on {model.label}: the log-Mel, the adversarial one and "
-        "the perturbation times 100 (Fig. 2 of the paper), all perturbations on one scale. From example.npz of the "
-        f"evaluation {evaluation.name}."
-    )
-    if any(key.startswith("predicted/") for key in arrays):
-        caption += " What each is taken for is the model's answer, be it right or wrong."
+    predicted = any(key.startswith("predicted/") for key in arrays)
+    facts = {"title": arrays.get("title", "One test utterance"), "model": model.label, "evaluation": evaluation.name}
     alt = f"Spectrograms of one utterance, original and under {names}, with their perturbations."
     heading = "Fig. 2: one utterance under attack"
-    return Picture("fig2-example", heading, caption, alt, _draw_example(arrays, attacks), "png")
+    words = caption("example", **facts, predicted=predicted)
+    return Picture("fig2-example", heading, words, alt, _draw_example(arrays, attacks), "png")
 
 
 def _draw_example(arrays: dict[str, np.ndarray], attacks: Sequence[str]) -> Figure:
@@ -61,10 +57,10 @@ def _draw_example(arrays: dict[str, np.ndarray], attacks: Sequence[str]) -> Figu
     limits = np.quantile(x, [0.005, 0.995])
     # A few cells of a minimal-norm attack go far: at their scale nothing of the others would be seen.
     largest = max(1e-6, *(float(np.quantile(np.abs(delta), 0.99)) for delta in deltas))
-    speech = _spectrogram(grid[0][0], x, "original" + _taken(arrays, "original"), SPEECH, *limits)
+    speech = _spectrogram(grid[0][0], x, "original" + _classified(arrays, "original"), SPEECH, *limits)
     grid[0][1].set_axis_off()
     for row, attack, delta in zip(grid[1:], attacks, deltas, strict=True):
-        _spectrogram(row[0], x + delta / 100, set_title(attack) + _taken(arrays, attack), SPEECH, *limits)
+        _spectrogram(row[0], x + delta / 100, set_title(attack) + _classified(arrays, attack), SPEECH, *limits)
         change = _spectrogram(row[1], delta, "its perturbation × 100", CHANGE, -largest, largest)
     for axes in grid[-1]:
         axes.set_xlabel("frame")
@@ -76,9 +72,9 @@ def _draw_example(arrays: dict[str, np.ndarray], attacks: Sequence[str]) -> Figu
     return figure
 
 
-def _taken(arrays: dict[str, np.ndarray], name: str) -> str:
-    """What the model takes it for, where the example tells."""
-    return f": taken for {arrays[f'predicted/{name}']}" if f"predicted/{name}" in arrays else ""
+def _classified(arrays: dict[str, np.ndarray], name: str) -> str:
+    """What the model classifies it as, where the example holds that."""
+    return f": classified as {arrays[f'predicted/{name}']}" if f"predicted/{name}" in arrays else ""
 
 
 def _example(corpus: Corpus) -> tuple[Model, Evaluation, dict[str, np.ndarray]] | None:
@@ -125,14 +121,10 @@ def confusions(corpus: Corpus) -> Picture | None:
         _draw_matrix(axes, 100 * estimate.shares, corpus.classes)
         attacked = attack_title(estimate.condition.variant)
         axes.set_title(f"{model.label} under {attacked}\nUAR {100 * estimate.uar:.1f} %", fontsize=9)
-        axes.set_xlabel("predicted")
+        axes.set_xlabel("classified as")
     places[0].set_ylabel("true")
-    caption = (
-        "Recall in % (rows: true class, columns: predicted one), means over seeds and draws, of each adversarially "
-        "trained model under its own attack (Fig. 6 of the paper). From evaluation.json."
-    )
     alt = "Confusion matrices: " + ", ".join(f"{model.label} on {title(name)}" for model, name in shown) + "."
-    return Picture("fig6-confusion", "Fig. 6: what is taken for what", caption, alt, figure, "svg")
+    return Picture("fig6-confusion", "Fig. 6: what is classified as what", caption("confusions"), alt, figure, "svg")
 
 
 def _draw_matrix(axes: Axes, shares: np.ndarray, classes: Sequence[str]) -> None:

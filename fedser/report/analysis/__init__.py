@@ -1,0 +1,1 @@
+"""Runs → models → estimates → comparisons: what belongs together, and how far to trust it."""

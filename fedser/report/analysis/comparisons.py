@@ -1,0 +1,125 @@
+"""Paired tests on the same test utterances: between two models, and with and without a defence."""
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fedser.evaluation import statistics
+from fedser.report.analysis.conditions import ATTACKED, PAPER_ATTACKS, attack_title, title
+from fedser.report.analysis.estimates import Estimate
+from fedser.report.analysis.models import Corpus, Model
+
+REPEATS = 20_000  # fewer could give no p of ten speakers that is small enough to stand a correction for ten tests
+ALL_PAIRS_UP_TO = 5  # models; of more each is compared with the first only
+WITH = {"adversarial": "without", "randomised_adversarial": "with, oblivious", "adaptive": "with, adaptive"}
+
+
+class Pair(NamedTuple):
+    """Two estimates to compare, the words for what they share and what they are, and with which tests they belong."""
+
+    family: str
+    shared: str
+    a: str
+    b: str
+    first: Estimate
+    second: Estimate
+
+
+def between_models(corpus: Corpus) -> Iterable[Pair]:
+    """Every two models under the conditions that are looked at, and each beside nature under its own attack."""
+    pairs = list(combinations(corpus.models, 2))
+    if len(corpus.models) > ALL_PAIRS_UP_TO:
+        pairs = [(corpus.models[0], model) for model in corpus.models[1:]]
+    for name in corpus.looked_at:
+        for second, first in pairs:
+            yield from pair(name, title(name), first, second, name)
+    for family in corpus.families:
+        nature = next((model for model in family if model.against is None), None)
+        for name, model in ((f"{kind}/{model.against}", model) for kind in ATTACKED[:2] for model in family if nature):
+            if name not in corpus.looked_at:
+                yield from pair(f"own {name.partition('/')[0]} {nature.label}", title(name), model, nature, name)
+
+
+def pair(family: str, shared: str, first: Model, second: Model, condition: str) -> Iterable[Pair]:
+    """Two models under one condition, where both were."""
+    estimates = [model.estimates.get(condition) for model in (first, second)]
+    if all(estimates):
+        yield Pair(family, shared, first.label, second.label, *estimates)
+
+
+def of_the_randomisation(corpus: Corpus) -> Iterable[Pair]:
+    """Each model with and without it: what it costs, what it helps, what is left of that against who knows of it."""
+    for model in corpus.models:
+        clean = [model.estimates.get(name) for name in ("randomised", "original")]
+        if all(clean):
+            yield Pair(f"{model.label} clean", f"{model.label}, no attack", "with", "without", *clean)
+        for attack in PAPER_ATTACKS:
+            yield from _switched(model, attack_title(attack), dict.fromkeys(ATTACKED, attack))
+        yield from _switched(model, "the strongest", {kind: corpus.strongest(kind) for kind in ATTACKED})
+
+
+def _switched(model: Model, named: str, attacks: Mapping[str, str | None]) -> Iterable[Pair]:
+    """One model under these attacks of each kind, two kinds at a time."""
+
+    def words(kind: str) -> str:
+        attack = attack_title(attacks[kind] or "")
+        return WITH[kind] + (f" ({attack})" if attack != named else "")
+
+    for low, high in combinations(ATTACKED, 2):
+        estimates = [model.estimates.get(f"{kind}/{attacks[kind]}") for kind in (high, low)]
+        if all(estimates):
+            family = f"{model.label} {high} {low}"
+            yield Pair(family, f"{model.label}, {named}", words(high), words(low), *estimates)
+
+
+def tested(pairs: Iterable[Pair]) -> tuple[pd.DataFrame, int]:
+    """A row per pair that can be tested, p-values corrected (Holm) within each family; how many pairs cannot."""
+    found = [(pair, test(pair)) for pair in pairs]
+    kept = [{"family": p.family, "shared": p.shared, "a": p.a, "b": p.b, **result} for p, result in found if result]
+    data = pd.DataFrame(kept)
+    for column in ("bootstrap_p", "mcnemar_p") if kept else ():
+        data[f"{column}_holm"] = data.groupby("family")[column].transform(holm)
+    return data, len(found) - len(kept)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Corrected for one family; where a p-value is unknown it stays so."""
+    known = p.dropna()
+    return pd.Series(statistics.holm(known), known.index).reindex(p.index) if len(known) else p
+
+
+def test(pair: Pair) -> dict | None:
+    """All tests of one pair, on what the same seeds tested; None where that is nothing."""
+    a, b = pair.first.observations, pair.second.observations
+    if a is None or b is None:
+        return None
+    both = a.merge(b[["seed", "utterance", "correct"]], on=["seed", "utterance"], suffixes=("_a", "_b"))
+    if both.empty:
+        return None
+    columns = (both[name] for name in ("correct_a", "correct_b", "label", "speaker", "seed"))
+    paired = statistics.paired_bootstrap(*columns, repeats=REPEATS)
+    clips = both.groupby("utterance")[["correct_a", "correct_b"]].mean()  # each once, with the mean of its seeds
+    mcnemar = statistics.mcnemar(clips["correct_a"], clips["correct_b"])
+    high, low = sorted((_uar(both, "correct_a"), _uar(both, "correct_b")), reverse=True)
+    z = statistics.z_test(high, low, len(clips), len(clips))
+    return {
+        "difference": paired.difference,
+        "low": paired.interval.low,
+        "high": paired.interval.high,
+        "bootstrap_p": paired.p,
+        "bootstrap_p_at_most": paired.p == paired.least,
+        "mcnemar_p": mcnemar.p,
+        "only_a": mcnemar.b,
+        "only_b": mcnemar.c,
+        "z": z.z,
+        "z_p": z.p,
+        "utterances": len(clips),
+    }
+
+
+def _uar(frame: pd.DataFrame, column: str) -> float:
+    """The mean of the seeds' UARs."""
+    return float(np.mean([statistics.uar(rows[column], rows["label"]) for _, rows in frame.groupby("seed")]))

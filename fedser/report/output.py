@@ -1,0 +1,212 @@
+"""The report's folder: index.html, figures/ (PNG, SVG) and tables/ (CSV, Markdown, LaTeX)."""
+
+import base64
+import html
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from fedser.errors import InputError
+from fedser.report import overview, tables, text
+from fedser.report.analysis.claims import Claim, claims
+from fedser.report.analysis.flags import Check, checks
+from fedser.report.analysis.models import Corpus, corpora
+from fedser.report.analysis.runs import Run
+from fedser.report.cells import Cell, Table
+from fedser.report.charts import Chart, build, drawn, plots
+from fedser.report.charts.pictures import PICTURES, Picture
+
+log = logging.getLogger(__name__)
+MADE_BY = "Made by fedser-report"
+LINK = re.compile(r'href="((?:figures|tables)/[^"/]+\.(?:png|svg|csv|md|tex))"')
+
+
+@dataclass
+class Content:
+    """What a corpus gives to the page and to the files beside it; `prefix` tells its files from other corpora's."""
+
+    corpus: Corpus
+    prefix: str = ""
+    tables: dict[str, Table] = field(default_factory=dict)  # by the name that they have without the prefix
+    charts: dict[str, Chart] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    claims: Sequence[Claim] = ()
+    checks: Sequence[Check] = ()
+
+
+def write(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Everything, in files; returns their paths, index.html first. Raises `InputError` if they cannot be written."""
+    found = corpora(runs)
+    index = folder / "index.html"
+    earlier = _written_before(index)
+    try:
+        for each in (folder / "figures", folder / "tables"):
+            each.mkdir(parents=True, exist_ok=True)
+        with drawn.quiet():
+            contents = [content(corpus, alone=len(found) == 1) for corpus in found]
+            figures = [path for each in contents for path in _figures(each, folder / "figures")]
+            runs_table = overview.runs_table(found)
+            index.write_text(page(contents, runs_table, folder / "figures"), encoding="utf-8")
+        made = [*(table for each in contents for table in each.tables.values()), runs_table]
+        written = [index, *figures, *(path for table in made for path in _table(table, folder / "tables"))]
+        for stale in set(earlier) - set(written):
+            stale.unlink(missing_ok=True)
+        return written
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{folder}: cannot be written to ({reason}); choose another --output") from error
+
+
+def content(corpus: Corpus, alone: bool) -> Content:
+    """Works out every table and figure of a corpus."""
+    prefix = "" if alone else re.sub(r"[^\w.-]+", "-", corpus.name).strip("-") + "-"
+
+    def named(things: Iterable) -> dict:
+        return {thing.name: replace(thing, name=prefix + thing.name) for thing in things}
+
+    pictures = filter(None, (draw(corpus) for draw in PICTURES))
+    made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), pictures))
+    return Content(corpus, prefix, *made, claims(corpus), checks(corpus))
+
+
+def _written_before(index: Path) -> list[Path]:
+    """The files of the report that was here before, as its page links them; none if there was no report."""
+    try:
+        page = index.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    links = LINK.findall(page) if MADE_BY in page else []
+    return [index.parent / html.unescape(link) for link in dict.fromkeys(links)]
+
+
+def _figures(each: Content, folder: Path) -> list[Path]:
+    charts = {chart.name: drawn.draw(chart) for chart in each.charts.values()}
+    pictures = {picture.name: picture.figure for picture in each.pictures.values()}
+    if not each.charts:
+        log.warning("%s: no run has an evaluated round: no curves to draw", each.corpus.name)
+    return [path for name, figure in (charts | pictures).items() for path in drawn.save(figure, folder / name)]
+
+
+# --- The page --------------------------------------------------------------------------------------------------------
+
+
+def page(contents: Sequence[Content], runs_table: Table, figures: Path) -> str:
+    """The whole of index.html, which needs neither a server nor a network; `figures` is the pictures' folder."""
+    from plotly.offline import get_plotlyjs
+
+    shown: list[dict] = []
+
+    def plot(chart: Chart) -> list[tuple[str, Any]]:
+        """A place for each panel; what is plotted there is added to the page's data."""
+        places = [f"plot-{len(shown) + number}" for number in range(len(chart.panels))]
+        shown.extend({"id": place} | each for place, each in zip(places, plots.plots(chart), strict=True))
+        return list(zip(places, chart.panels, strict=True))
+
+    def data_uri(picture: Picture) -> str:
+        kind = {"png": "image/png", "svg": "image/svg+xml"}[picture.form]
+        content = (figures / f"{picture.name}.{picture.form}").read_bytes()
+        return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+    facts = {
+        "contents": contents,
+        "runs": [run for each in contents for run in each.corpus.runs],
+        "runs_table": runs_table,
+    }
+    facts |= {"text": text, "errors": overview.errors}
+    facts |= {"plot": plot, "data_uri": data_uri, "asset": _asset, "made_by": MADE_BY}
+    facts |= {"plots": lambda: _json(shown), "plotly": lambda: Markup(get_plotlyjs())}
+    return text.environment().get_template("page.html").render(**facts)
+
+
+def _asset(name: str) -> Markup:
+    return Markup((files("fedser.report") / "assets" / name).read_text(encoding="utf-8"))
+
+
+def _json(data: Any) -> Markup:
+    return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"))
+
+
+# --- Tables as files -------------------------------------------------------------------------------------------------
+
+
+def _table(table: Table, folder: Path) -> list[Path]:
+    written = []
+    for ending, form in ((".csv", lambda t: t.data.to_csv(index=False)), (".md", markdown), (".tex", latex)):
+        path = folder / f"{table.name}{ending}"
+        path.write_text(form(table), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def markdown(table: Table) -> str:
+    """A Markdown document with this table."""
+    head = [f"{over} {column}".strip() for over, column in zip(table.over, table.columns, strict=True)]
+    rule = ["---"] * table.words + ["---:"] * (len(head) - table.words)
+    rows = [head, rule, *(map(_markdown_cell, row) for row in table.cells)]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    notes = "".join(f"\n- {note}" for note in table.notes)
+    return f"**{table.title}.** {table.caption}\n\n" + "\n".join(lines) + "\n" + (f"{notes}\n" if notes else "")
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"**{cell.plain()}**" if cell.kind == "significant" else cell.plain()
+
+
+# What LaTeX takes for commands, and signs that its fonts lack.
+SIGNS = str.maketrans({
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "ε": r"$\varepsilon$", "σ": r"$\sigma$", "δ": r"$\delta$",
+    "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "∞": r"$\infty$", "≤": r"$\leq$", "≥": r"$\geq$", "‖": r"$\|$",
+    "−": r"$-$", "–": "--", "→": r"$\to$", "₀": "$_0$", "₁": "$_1$", "…": r"\dots{}", "<": r"$<$", ">": r"$>$",
+    "Σ": r"$\Sigma$", "²": "$^2$",
+})  # fmt: skip
+
+
+SIZES = {6: "", 8: "\\small", 10: "\\footnotesize", 1000: "\\scriptsize"}  # of type, for at most so many columns
+
+
+def latex(table: Table) -> str:
+    """A `table`, or a `longtable` where there are many rows; the first line names the packages that it needs."""
+    lines = [[_latex_cell(cell, place, table) for place, cell in enumerate(row)] for row in table.cells]
+    heads = [escape(column) for column in table.columns]
+    groups = [(escape(over), head) for over, head in zip(table.over, heads, strict=True)]
+    frame = pd.DataFrame(lines, columns=range(len(heads)))
+    frame.columns = pd.MultiIndex.from_tuples(groups) if table.groups else heads
+    sides = ["p{30em}" if n in table.wrapped else "l" if n < table.words else "r" for n in range(len(heads))]
+    title = re.sub(r"^Table \d+\s*", "", table.title).strip("()")  # a paper counts its tables itself
+    said = " ".join(filter(None, [f"{title}." if title else "", table.caption, *table.notes]))
+    made = frame.style.hide(axis="index").to_latex(
+        column_format="".join(sides),
+        environment="longtable" if table.long else "table*" if len(heads) > 6 else "table",
+        position_float=None if table.long else "centering",
+        hrules=True,
+        multicol_align="c",
+        caption=escape(said),
+        label=f"tab:{re.sub(r'[^a-z0-9]+', '-', table.name.lower())}",
+    )
+    size = next(size for most, size in SIZES.items() if len(heads) <= most)
+    made = f"{{{size}\n{made}}}\n" if table.long and size else made.replace("\\centering", f"\\centering{size}", 1)
+    return f"% \\usepackage{{booktabs, makecell{', longtable' * table.long}}}\n{made}"
+
+
+def _latex_cell(cell: Cell, column: int, table: Table) -> str:
+    """Its notes stand below it in small type, as on the page."""
+    words = escape(cell.text)
+    words = "{}" + words if words.startswith(("[", "*")) else words  # after a \\ these would be its arguments
+    words = f"\\textbf{{{words}}}" if cell.kind == "significant" else words
+    lines = [words, *(f"{{\\scriptsize {escape(note)}}}" for note in cell.notes)]
+    if len(lines) == 1 or column in table.wrapped:
+        return " ".join(lines)
+    return f"\\makecell[t{'l' if column < table.words else 'r'}]{{" + r"\\".join(lines) + "}"
+
+
+def escape(words: str) -> str:
+    return words.translate(SIGNS)
