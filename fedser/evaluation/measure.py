@@ -7,7 +7,8 @@ A condition is what a model is tested on; the first four are those of Chang et a
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -56,45 +57,92 @@ def evaluate(
     `attacks` maps names to adversaries, `randomise` is the inference-time defence or None, `lengths` [n] are the real
     frames of each input. Every draw derives from `seed` and its purpose, so that conditions do not disturb each other.
     """
-    predictions: dict[str, Tensor] = {}
-    examples: dict[str, dict[str, Tensor]] = {}
-    shown: dict[str, Tensor] = {}
-    vanished: dict[nn.Module | None, Tensor] = {}
-
-    def classify(inputs: Tensor, conditions: list[Condition]) -> None:
-        for condition in conditions:
-            draws = protocol.draws if condition.randomised else 1
-            versions = (
-                inference.apply(randomise, inputs, lengths, generator(seed, "randomise", condition.name, draw))
-                if condition.randomised
-                else (inputs, lengths)
-                for draw in range(draws)
-            )
-            predictions[condition.name] = torch.stack([predict(model, x, batch_size, real) for x, real in versions])
-
-    # Attacks need to know what is right without them, whether or not that is to be reported.
-    original = Condition("original", None, False)
-    classify(x, [original, *(c for c in protocol.conditions if c.examples is None and c != original)])
-    first = int((predictions["original"][0] == y.cpu()).float().argmax()) if len(y) else 0
-    if len(x):
-        shown |= {"x": x[first, 0].cpu(), "predicted/original": predictions["original"][0, first]}
+    evaluation = _Evaluation(model, x, y, protocol, attacks, randomise, batch_size, seed, lengths)
+    evaluation.on_original_data()
     for name in protocol.sets:
-        attack = attacks[name.removeprefix("adaptive/")]
-        knows = randomise if name.startswith("adaptive/") else None
+        evaluation.under(name)
+    return evaluation.measured()
+
+
+@dataclass
+class _Evaluation:
+    """One under way: its arguments, and what there is so far."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    protocol: Protocol
+    attacks: dict
+    randomise: nn.Module | None
+    batch_size: int
+    seed: int
+    lengths: Tensor | None
+    predictions: dict[str, Tensor] = field(default_factory=dict)
+    examples: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    shown: dict[str, Tensor] = field(default_factory=dict)
+    vanished: dict[nn.Module | None, Tensor] = field(default_factory=dict)
+
+    def on_original_data(self) -> None:
+        """Classifies the original data, which attacks need even where that is not to be reported."""
+        original = Condition("original", None, False)
+        self._classify(self.x, [original, *(c for c in self._conditions(None) if c != original)])
+        if len(self.x):
+            self.shown |= {"x": self.x[self._first, 0].cpu(), "predicted/original": self._predicted("original")}
+
+    def under(self, name: str) -> None:
+        """Makes a set of adversarial examples, measures and classifies it."""
+        adaptive = name.startswith("adaptive/")
+        knows = self.randomise if adaptive else None
+        known = {"predictions": self.predictions["original"][0], "lengths": self.lengths}
+        attack, seed = self.attacks[name.removeprefix("adaptive/")], derive(self.seed, name)
         began = time.perf_counter()
-        known = {"predictions": predictions["original"][0], "lengths": lengths}
-        x_adv = _attacked(attack, model, x, y, known, knows, batch_size, derive(seed, name))
-        examples[name] = _lengths(x, x_adv) | {"seconds": torch.tensor([time.perf_counter() - began])}
-        if protocol.gradients:
-            if knows not in vanished:  # the same for all attackers who know as much
-                vanished[knows] = flat(model, x, y, knows, batch_size, derive(seed, "gradient"), lengths)
-            examples[name]["flat"] = vanished[knows]
-        classify(x_adv, [condition for condition in protocol.conditions if condition.examples == name])
-        if len(x):
-            condition = name if name.startswith("adaptive/") else f"adversarial/{name}"
-            shown |= {f"delta/{name}": (x_adv - x)[first, 0].cpu()}
-            shown |= {f"predicted/{name}": predictions[condition][0, first]}
-    return Measured({condition.name: predictions[condition.name] for condition in protocol.conditions}, examples, shown)
+        x_adv = _attacked(attack, self.model, self.x, self.y, known, knows, self.batch_size, seed)
+        seconds = torch.tensor([time.perf_counter() - began])
+        self.examples[name] = _lengths(self.x, x_adv) | {"seconds": seconds}
+        if self.protocol.gradients:
+            self.examples[name]["flat"] = self._flat(knows)
+        self._classify(x_adv, self._conditions(name))
+        if len(self.x):
+            self.shown[f"delta/{name}"] = (x_adv - self.x)[self._first, 0].cpu()
+            self.shown[f"predicted/{name}"] = self._predicted(name if adaptive else f"adversarial/{name}")
+
+    def measured(self) -> Measured:
+        """What was asked for."""
+        predictions = {condition.name: self.predictions[condition.name] for condition in self.protocol.conditions}
+        return Measured(predictions, self.examples, self.shown)
+
+    def _conditions(self, examples: str | None) -> list[Condition]:
+        return [condition for condition in self.protocol.conditions if condition.examples == examples]
+
+    @property
+    def _first(self) -> int:
+        """The first utterance that is classified correctly."""
+        return int((self.predictions["original"][0] == self.y.cpu()).float().argmax())
+
+    def _predicted(self, condition: str) -> Tensor:
+        return self.predictions[condition][0, self._first]
+
+    def _flat(self, knows: nn.Module | None) -> Tensor:
+        """The same for all attackers who know as much."""
+        if knows not in self.vanished:
+            seed = derive(self.seed, "gradient")
+            self.vanished[knows] = flat(self.model, self.x, self.y, knows, self.batch_size, seed, self.lengths)
+        return self.vanished[knows]
+
+    def _classify(self, inputs: Tensor, conditions: list[Condition]) -> None:
+        for condition in conditions:
+            versions = self._versions(inputs, condition)
+            predicted = [predict(self.model, version, self.batch_size, real) for version, real in versions]
+            self.predictions[condition.name] = torch.stack(predicted)
+
+    def _versions(self, inputs: Tensor, condition: Condition) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The inputs and their lengths as they are, or as many draws of the randomisation."""
+        if not condition.randomised:
+            yield inputs, self.lengths
+            return
+        for draw in range(self.protocol.draws):
+            draws = generator(self.seed, "randomise", condition.name, draw)
+            yield inference.apply(self.randomise, inputs, self.lengths, draws)
 
 
 def _attacked(attack, model, x, y, known: dict, randomise, batch_size, seed) -> Tensor:
