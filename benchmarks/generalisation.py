@@ -11,22 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from safetensors.numpy import load_file
 
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
+from fedser.config.validation import plain
 from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract
 from fedser.evaluation import measure, metrics
 from fedser.features.normalisation import Sums, zscore
 from fedser.federation import transport
+from fedser.runs.folder import RunFolder
 
 
 def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
     """{train or test: {condition: UAR}} of a run that normalised with `zscore_global`."""
-    settings = Settings.of(yaml.safe_load((run / "config.yaml").read_text()))
+    settings = Settings.of(plain(RunFolder(run).config()))
     corpus = corpora.load(settings.dataset)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
     splits = partition(store.table, settings.partition, settings.seed)

@@ -31,7 +31,6 @@ from fedser.errors import FedserError, InputError, Interrupted
 from fedser.evaluation import record as records
 from fedser.federation.client_app import app as client_app
 from fedser.preparation import prepare
-from fedser.runs import model_cache
 from fedser.runs.files import disk_error
 from fedser.runs.folder import RunFolder, run_folders
 from fedser.simulation import backend, interrupt
@@ -98,9 +97,6 @@ def _track(place: RunFolder, settings: Settings, target: Path, record: dict) -> 
 
 def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
     """The round to evaluate, by default the last, and the model's weights after it."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     summary = place.summary()
     if summary is None:
         raise InputError(f"{place.path} holds no run (no summary.json): give a run's folder.")
@@ -113,12 +109,7 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
             "once more, or choose one of its evaluated rounds with round=…"
         )
     round = int(chosen[-1]) if chosen else summary["rounds"]
-    file = model_cache.weights_file(place.path / "weights", round)
-    try:
-        return round, load_file(file)
-    except (OSError, SafetensorError) as error:
-        kept = ", ".join(str(int(path.stem.partition("-")[2])) for path in sorted(file.parent.glob("round-*")))
-        raise InputError(f"{file} can't be read ({error}). Rounds with weights: {kept or 'none'}.") from error
+    return round, place.weights(round)
 
 
 def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path | None) -> Settings:
@@ -127,10 +118,7 @@ def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path
     for word, key in zip(overrides, keys, strict=True):
         if re.split(r"[./@]", key)[0] not in FROM_THE_COMMAND and not INFERENCE.match(key):
             raise InputError(f"{word}: belongs to the training. fedser-evaluate takes {GROUPS}.")
-    try:
-        run = OmegaConf.load(place.path / "config.yaml")
-    except OSError as error:
-        raise InputError(f"{place.path / 'config.yaml'} can't be read: {error}") from error
+    run = place.config()
     composed = compose.compose(overrides, config_dir)
     OmegaConf.set_struct(composed, False)
     settings = OmegaConf.merge(composed)

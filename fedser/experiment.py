@@ -35,7 +35,7 @@ from fedser.preparation import Preparation, prepare
 from fedser.runs import model_cache
 from fedser.runs.checkpoint import Checkpoints, State
 from fedser.runs.files import disk_error, dumps, write_whole
-from fedser.runs.folder import RunFolder
+from fedser.runs.folder import RunFolder, weights_file
 from fedser.simulation import backend, interrupt
 
 log = logging.getLogger(__name__)
@@ -304,9 +304,9 @@ class Attempt:
 
     def _keep(self, round: int, weights: dict, known: "model_cache.Trained | None") -> None:
         """The weights of an evaluated round, in the run's folder; a reused model's are not stored twice."""
-        file = model_cache.weights_file(self.place.path / "weights", round)
+        file = weights_file(self.place.path / "weights", round)
         if known:
-            model_cache.link(model_cache.weights_file(known.folder, round), file)
+            model_cache.link(weights_file(known.folder, round), file)
         else:
             model_cache.save_weights(weights, file)
 

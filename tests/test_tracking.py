@@ -40,6 +40,36 @@ def test_damaged_summary_is_named(tmp_path):
         RunFolder(tmp_path).summary()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("config.yaml", "a: [", lambda folder: folder.config()),
+        ("config.yaml", "- a", lambda folder: folder.config()),
+        ("config.yaml", None, lambda folder: folder.config()),
+        ("history.jsonl", "{\n", lambda folder: folder.history()),
+        ("history.jsonl", None, lambda folder: folder.history()),
+        ("weights/round-00002.safetensors", "no tensors", lambda folder: folder.weights(2)),
+    ],
+)
+def test_what_is_missing_or_damaged_in_a_runs_folder_is_named(tmp_path, name, content, read):
+    (tmp_path / "weights").mkdir()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(
+        InputError, match=f"^{tmp_path / name} can't be read: [^\n]*$|^{tmp_path / name} can't be read \\("
+    ):
+        read(RunFolder(tmp_path))
+
+
+def test_records_of_a_run_its_own_first(tmp_path):
+    for folder in ("evaluations/b", "evaluations/a", "evaluations/under-way", "."):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        if folder != "evaluations/under-way":
+            (tmp_path / folder / "evaluation.json").write_text("{}")
+    found = RunFolder(tmp_path).evaluations()
+    assert found == [tmp_path, tmp_path / "evaluations/a", tmp_path / "evaluations/b"]
+
+
 def records(folder):
     """Every record of W&B's offline file: LevelDB's log format (blocks of 32 KiB) behind a header of seven bytes."""
     from wandb.proto.wandb_internal_pb2 import Record

@@ -7,15 +7,13 @@ import argparse
 import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from fedser.evaluation import record as records
+from fedser.runs.folder import RunFolder, run_folders
 
-from fedser.runs.folder import run_folders
 
-
-def cell(folder: Path) -> dict:
+def cell(run: RunFolder) -> dict:
     """What is kept of one run: no clients, no single draws."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    summary = json.loads((folder / "summary.json").read_text())
+    config, summary = run.config(), run.summary()
     training = config["defence"]["training"]
     return {
         "dataset": config["dataset"]["name"],
@@ -25,22 +23,20 @@ def cell(folder: Path) -> dict:
         "rounds": summary["rounds"],
         "version": summary["version"],
         "train_seconds": None if summary.get("reused") else round(sum(summary.get("train_seconds", [])), 1),
-        "curve": [row for line in (folder / "history.jsonl").read_text().splitlines() if (row := uars(line))],
-        "evaluations": [evaluation(file) for file in sorted(folder.glob("**/evaluation.json"))],
+        "curve": [found for row in run.history() if (found := uars(row))],
+        "evaluations": [evaluation(folder) for folder in run.evaluations()],
     }
 
 
-def uars(line: str) -> dict:
-    """The round and the UARs of a line of the history; nothing where it was not evaluated."""
-    row = json.loads(line)
+def uars(row: dict) -> dict:
+    """The round and the UARs of a row of the history; nothing where it was not evaluated."""
     found = {key: round(value, 4) for key, value in row.items() if key.startswith("uar/")}
     return found and {"round": row["round"]} | found
 
 
-def evaluation(file: Path) -> dict:
+def evaluation(folder: Path) -> dict:
     """What is kept of one evaluation."""
-    record = json.loads(file.read_text())
-    times = json.loads((file.parent / "times.json").read_text())
+    record, times = records.read(folder), records.times(folder)
     return {
         "name": record["name"],
         "round": record["round"],
@@ -57,19 +53,16 @@ def evaluation(file: Path) -> dict:
     }
 
 
-def finished(folder: Path) -> bool:
-    file = folder / "summary.json"
-    return file.is_file() and json.loads(file.read_text())["status"] == "finished"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="runs' folders, or folders of runs")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
-    for folder in filter(finished, run_folders(arguments.runs)):
-        kept = cell(folder)
-        name = f"{folder.name}.json"
+    for run in map(RunFolder, run_folders(arguments.runs)):
+        if (run.summary() or {}).get("status") != "finished":
+            continue
+        kept = cell(run)
+        name = f"{run.path.name}.json"
         (arguments.to / name).write_text(json.dumps(kept, separators=(",", ":"), ensure_ascii=False) + "\n")
         print(arguments.to / name)
 

@@ -4,18 +4,17 @@
 >>> x_adv = transfer(model, x, y, seed=0)
 """
 
-import json
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from fedser.attacks.adversary import classes_of, known_labels, threat, undisturbed
 from fedser.config import components
 from fedser.errors import InputError
 from fedser.models import weights
+from fedser.runs.folder import RunFolder
 
 
 class Transfer:
@@ -54,19 +53,18 @@ class Transfer:
 
     def _read(self) -> dict:
         """The source's settings. Raises InputError unless it has finished, and has a model."""
-        files = [self.source / name for name in ("config.yaml", "summary.json", "model.safetensors")]
-        for file in files[:2]:
-            if not file.is_file():
-                raise self._wrong(file, "is not there, so there is no run")
+        run = RunFolder(self.source)
+        for name in ("config.yaml", "summary.json"):
+            if not (self.source / name).is_file():
+                raise self._wrong(self.source / name, "is not there, so there is no run")
         try:
-            status = json.loads(files[1].read_text())["status"]
-            config = OmegaConf.to_container(OmegaConf.load(files[0]))
-        except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
+            config, status = OmegaConf.to_container(run.config()), (run.summary() or {}).get("status")
+        except InputError as error:
             raise self._wrong(self.source, f"is damaged ({error})") from error
         if status != "finished":
-            raise self._wrong(files[1], f"says that the run is {status}, not finished")
-        if not files[2].is_file():
-            raise self._wrong(files[2], "is not there")
+            raise self._wrong(self.source / "summary.json", f"says that the run is {status}, not finished")
+        if not (model := self.source / "model.safetensors").is_file():
+            raise self._wrong(model, "is not there")
         return config
 
     def _check(self, victim: dict) -> None:

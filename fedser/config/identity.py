@@ -108,7 +108,7 @@ def corpus(name: str, root: str | None) -> str:
         return name
     file = Path(root).expanduser().absolute()
     chosen = file.parent.name if file.stem.lower() in ("manifest", "index", "metadata", "clips") else file.stem
-    return re.sub(r"[^\w.+]+", "_", chosen) or name
+    return re.sub(r"[^\w.+-]+", "_", chosen) or name
 
 
 def device(settings: Settings) -> str:

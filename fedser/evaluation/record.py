@@ -6,7 +6,6 @@ example.npz       one utterance and its perturbations (Chang et al. 2022, Fig. 2
 times.json        how long it took: the only one that depends on the clock
 """
 
-import json
 from pathlib import Path
 
 from fedser.config import identity
@@ -16,7 +15,7 @@ from fedser.data.store import FeatureStore
 from fedser.evaluation import sanity
 from fedser.evaluation.metrics import METRICS
 from fedser.evaluation.results import Results
-from fedser.runs.files import dumps, write_whole
+from fedser.runs.files import dumps, read_json, write_whole
 
 FILE = "evaluation.json"
 
@@ -59,9 +58,13 @@ def write(folder: Path, record: dict, results: Results, store: FeatureStore, sec
 
 
 def read(folder: Path) -> dict | None:
-    """The `evaluation.json` of a folder, or None."""
-    file = folder / FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    """The `evaluation.json` of a folder, or None. Raises InputError when it is damaged."""
+    return read_json(folder / FILE)
+
+
+def times(folder: Path) -> dict:
+    """The `times.json` of a record: `seconds`, and `examples` by set; empty where there is none."""
+    return read_json(folder / "times.json") or {}
 
 
 def metrics(record: dict) -> dict[str, float]:

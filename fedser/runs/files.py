@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedser.errors import RunError
+from fedser.errors import InputError, RunError
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -18,6 +18,16 @@ def write_whole(file: Path, content: bytes) -> None:
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def read_json(file: Path):
+    """What a JSON file holds, None where there is no such file. Raises InputError naming a damaged one."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error}): move the folder away or delete it.") from error
 
 
 def dumps(value, indent: int | None = None) -> str:

@@ -13,11 +13,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from omegaconf import OmegaConf
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedser.errors import InputError
 from fedser.runs import cache
-from fedser.runs.files import dumps, write_whole
+from fedser.runs.files import dumps, read_json, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +79,11 @@ def _of_a_run(folder: Path) -> bool:
     return all(re.search(f"^{key}:", text, re.MULTILINE) for key in SETTINGS)
 
 
+def weights_file(folder: Path, round: int) -> Path:
+    """Where the weights after `round` are in a folder of weights: a run's, or a model's in the cache."""
+    return folder / f"round-{round:05d}.safetensors"
+
+
 class RunFolder:
     """The files of one run. Raises InputError where it cannot be written, RunError when the disk fills up later."""
 
@@ -84,13 +92,35 @@ class RunFolder:
 
     def summary(self) -> dict | None:
         """What an earlier run left in `summary.json`, or None. Raises InputError when it is not JSON."""
-        file = self.path / "summary.json"
-        if not file.is_file():
-            return None
+        return read_json(self.path / "summary.json")
+
+    def config(self) -> DictConfig:
+        """The run's resolved configuration. Raises InputError where it is missing or damaged."""
+        file = self.path / "config.yaml"
         try:
-            return json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} is damaged ({error}): move the folder away or delete it.") from error
+            config = OmegaConf.load(file)
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+        if not isinstance(config, DictConfig):
+            raise InputError(f"{file} can't be read: it holds no settings")
+        return config
+
+    def weights(self, round: int) -> dict[str, np.ndarray]:
+        """The packed weights after a round that was evaluated. Raises InputError naming those that there are."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        file = weights_file(self.path / "weights", round)
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            kept = ", ".join(str(int(path.stem.partition("-")[2])) for path in sorted(file.parent.glob("round-*")))
+            raise InputError(f"{file} can't be read ({error}). Rounds with weights: {kept or 'none'}.") from error
+
+    def evaluations(self) -> list[Path]:
+        """The folders that hold a record of an evaluation (see `fedser.evaluation.record`): the run's own first."""
+        folders = [self.path, *sorted((self.path / "evaluations").glob("*"))]
+        return [folder for folder in folders if (folder / "evaluation.json").is_file()]
 
     @contextlib.contextmanager
     def locked(self):
@@ -139,8 +169,12 @@ class RunFolder:
 
     def history(self) -> list[dict]:
         """The rows of `history.jsonl`, but for a last one that a full disk cut off."""
-        lines = (self.path / "history.jsonl").read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        file = self.path / "history.jsonl"
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} can't be read: {error}") from error
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file in one step: a reader sees the old or the new one, whole."""

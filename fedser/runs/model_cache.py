@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from fedser.errors import InputError, Interrupted
 from fedser.runs import cache
 from fedser.runs.files import write_whole
+from fedser.runs.folder import weights_file
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -104,11 +105,6 @@ class Lock:
     def release(self) -> None:
         """Lets go; nothing if it is not held."""
         self._held.close()
-
-
-def weights_file(folder: Path, round: int) -> Path:
-    """Where the weights after `round` are in a folder of weights."""
-    return folder / f"round-{round:05d}.safetensors"
 
 
 def save_weights(weights: dict[str, np.ndarray], file: Path) -> None:
