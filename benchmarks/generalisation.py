@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
@@ -27,12 +26,13 @@ from fedser.runs.folder import RunFolder
 
 def generalisation(run: Path, attacks: list[str]) -> dict[str, dict[str, float]]:
     """{train or test: {condition: UAR}} of a run that normalised with `zscore_global`."""
-    settings = Settings.of(plain(RunFolder(run).config()))
+    folder = RunFolder(run)
+    settings = Settings.of(plain(folder.config()))
     corpus = corpora.load(settings.dataset)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
     splits = partition(store.table, settings.partition, settings.seed)
     model = settings.model.component.build(classes=len(corpus.classes))
-    transport.unpack(load_file(run / "model.safetensors"), model)
+    transport.unpack(folder.weights(folder.summary()["rounds"]), model)
     adversaries = {name: settings.attacks[name].build() for name in attacks}
     sums = [Sums.of(store.frames[split.train]) for split in splits]
     normalise = zscore(sum(sums[1:], sums[0]))
