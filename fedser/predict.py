@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
     from rich.table import Table
 
@@ -64,7 +65,7 @@ def _predict(options: argparse.Namespace) -> int:
                 bad += 1
                 continue
             best = max(found, key=found.get)
-            table.add_row(str(clip), best, f"{found[best]:.3f}")
+            table.add_row(escape(str(clip)), escape(best), f"{found[best]:.3f}")
             write([clip, best, *(f"{probability:.7g}" for probability in found.values())])
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)  # lines of a file or pipe are not folded
     return 1 if bad else 0
