@@ -4,6 +4,7 @@ Inputs x [B, 1, T, F] are as long as `features.frames`; of shorter clips the fra
 repetitions.
 """
 
+import functools
 import inspect
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 
 def takes_lengths(model: nn.Module) -> bool:
     """Whether a network's `forward` has the argument `lengths`."""
-    return "lengths" in inspect.signature(model.forward).parameters
+    return _takes(type(model))
+
+
+@functools.cache  # looked at in every step of every attack
+def _takes(kind: type[nn.Module]) -> bool:
+    return "lengths" in inspect.signature(kind.forward).parameters
 
 
 def logits(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
