@@ -112,7 +112,7 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
     return round, place.weights(round)
 
 
-def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path | None) -> Settings:
+def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path | None = None) -> Settings:
     """The run's settings, with what the overrides say of the groups that an evaluation may change."""
     keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):

@@ -73,7 +73,9 @@ def _places(name: str) -> list[str]:
     """Where a module's code is: its file, and the folders of a package."""
     try:
         spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
-    except (ImportError, ValueError):
+    except (
+        Exception
+    ):  # of a package that is imported on the way, in whatever way it fails: none of its modules are found
         return []
     return [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
 
@@ -85,7 +87,8 @@ def _is_own(place: str) -> bool:
 @functools.cache
 def _installed() -> tuple[str, ...]:
     """Where installed packages and Python's own modules lie."""
-    return tuple({sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib", "platstdlib")})
+    places = {sysconfig.get_path(key) for key in ("purelib", "platlib", "stdlib", "platstdlib")}
+    return tuple(places | {folder for folder in sys.path if folder.endswith("-packages")})
 
 
 def _reached(name: str, file: Path, seen: set[Path]) -> set[Path]:

@@ -108,10 +108,9 @@ def extract(
     A clip that can't be used raises InputError naming it
     (`on_bad_audio="error"`) or is left out with a warning (`"skip"`). `workers` threads, by default one per core.
     """
-    settings = features.front_end  # normalisation is the clients' business and changes nothing here
     workers = workers or _cores()
     base = os.path.commonpath([os.path.dirname(path) for path in corpus.table["path"]])
-    key = _key(corpus, base, settings, on_bad_audio, workers)
+    key = _key(corpus, base, features, on_bad_audio, workers)
     folder = cache.folder("features", key)
     store = None
     if folder.exists():
@@ -122,7 +121,7 @@ def extract(
             shutil.rmtree(folder, ignore_errors=True)
     if store is None:
         with _explain_disk(folder), cache.publish(folder) as scratch:
-            _write(scratch, corpus, base, settings, on_bad_audio, progress, workers)
+            _write(scratch, corpus, base, features, on_bad_audio, progress, workers)
         store = FeatureStore.open(folder)
     # The entry is found by content, so the corpus may have moved since.
     store.table["path"], store.base = _places(store.table["path"], store.base, base), base
@@ -147,12 +146,15 @@ def _file_digest(path: str) -> str:
         return ""  # reading it as audio will say what is wrong
 
 
-def _key(corpus: Corpus, base: str, settings: dict[str, Any], on_bad_audio: str, workers: int) -> str:
-    """The hash of the clips' bytes, the table with paths relative to `base`, and all settings that matter."""
+def _key(corpus: Corpus, base: str, features: Features, on_bad_audio: str, workers: int) -> str:
+    """The hash of the clips' bytes, the table with paths relative to `base`, and all settings that matter.
+
+    Normalisation is the clients' business and changes nothing here.
+    """
     with ThreadPoolExecutor(workers) as pool:
         clips = list(pool.map(_file_digest, corpus.table["path"]))
     _warn_of_twins(corpus.table["path"], clips)
-    identity = [VERSION, clips, _index(corpus.table, base), corpus.classes, settings, on_bad_audio]
+    identity = [VERSION, clips, _index(corpus.table, base), corpus.classes, features.front_end, on_bad_audio]
     return _digest(json.dumps(identity, sort_keys=True).encode())
 
 
@@ -186,13 +188,13 @@ def _write(
     folder: Path,
     corpus: Corpus,
     base: str,
-    settings: dict[str, Any],
+    features: Features,
     on_bad_audio: str,
     progress: bool,
     workers: int,
 ) -> None:
     """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
-    clips, bad = _write_frames(folder / "frames.npy", settings, _clips(corpus, settings, progress, workers))
+    clips, bad = _write_frames(folder / "frames.npy", features, _clips(corpus, features, progress, workers))
     if bad and (on_bad_audio == "error" or not clips):
         raise InputError(_complaint(list(bad.values()), len(corpus.table)))
     table = corpus.table.drop(index=corpus.table.index[list(bad)])
@@ -203,8 +205,8 @@ def _write(
         "corpus": corpus.name,
         "base": base,
         "classes": corpus.classes,
-        "features": settings,
-        "shape": [len(clips), settings["frames"], settings["mels"]],
+        "features": features.front_end,
+        "shape": [len(clips), features.frames, features.mels],
         "index": _digest(index),
         "skipped": list(bad.values()),
     }
@@ -215,10 +217,10 @@ def _write(
 
 
 def _write_frames(
-    path: Path, settings: dict[str, Any], clips: Iterator["_Clip | audio.BadAudio"]
+    path: Path, features: Features, clips: Iterator["_Clip | audio.BadAudio"]
 ) -> tuple[list["_Clip"], dict[int, str]]:
     """Writes what `_clips` yields as it comes: (the good ones, position → complaint of the bad ones)."""
-    shape = (settings["frames"], settings["mels"])
+    shape = (features.frames, features.mels)
     good, bad = [], {}
     with open(path, "wb") as file:
         # Plain writes: on a full disk they raise, where a mapped file would kill the process.
@@ -260,11 +262,11 @@ class _Clip:
     seconds: float
 
 
-def _clips(corpus: Corpus, settings: dict[str, Any], progress: bool, workers: int) -> Iterator[_Clip | audio.BadAudio]:
+def _clips(corpus: Corpus, features: Features, progress: bool, workers: int) -> Iterator[_Clip | audio.BadAudio]:
     """For every clip, in the table's order, its features, or what is wrong with it."""
-    logmel = LogMel(**{key: value for key, value in settings.items() if key != "frames"})
-    rate, count, window = settings["sample_rate"], settings["frames"], settings["window"]
-    longest = window + (count - 1) * settings["hop"]  # samples that can still be seen in the frames kept
+    logmel = LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
+    rate, count, window = features.sample_rate, features.frames, features.window
+    longest = window + (count - 1) * features.hop  # samples that can still be seen in the frames kept
 
     def one(path: str) -> _Clip | audio.BadAudio:
         try:
