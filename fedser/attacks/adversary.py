@@ -87,9 +87,9 @@ class Adversary:
         if self.eps is not None:
             settings = {"eps": eps, **settings}
             if settings.get("alpha", 0) is None:
-                settings["alpha"] = eps / 4
+                settings |= {"alpha": eps / 4}
         if self.box is not None and "clip" in known:
-            settings["clip"] = (0.0, 1.0)
+            settings |= {"clip": (0.0, 1.0)}
         self.settings = settings
         self._given = [key for key in ("n_classes", "seed") if key in known and key not in settings]
 
