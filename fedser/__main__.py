@@ -97,11 +97,13 @@ def job(config) -> float | None:
     name = f"job {hydra.job.num} ({folder.name}): " if hydra.mode.name == "MULTIRUN" else ""
     _prepare_process()
     try:
-        from fedser.config import sweeps
-        from fedser.experiment import run
+        from fedser.config import sweeps, validation
 
         sweeps.check(config, hydra)
-        return sweeps.figure(config, run(config, folder).metrics)
+        settings = validation.validate(config)  # before what runs it is imported: a wrong number is refused at once
+        from fedser.experiment import run
+
+        return sweeps.figure(config, run(settings, folder).metrics)
     except (Interrupted, KeyboardInterrupt) as error:
         Failure(str(error) or "Interrupted before the first round; the same command starts again.", 130)
         raise KeyboardInterrupt from error  # ends a sweep too

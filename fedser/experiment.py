@@ -53,11 +53,11 @@ class Result:
 def run(config, folder=None) -> Result:
     """Runs one experiment and returns its result.
 
-    `config` comes from `fedser.compose`; `folder` is the run's, by default `outputs/<name>` as on the command line. A
+    `config` comes from `fedser.compose`, validated or not; `folder` is the run's, by default `outputs/<name>` as on the command line. A
     run that has finished there already returns at once (unless `reuse=false`).
     Raises InputError before anything is started, RunError when the run fails, Interrupted on Ctrl-C.
     """
-    settings = validate(config)
+    settings = config if isinstance(config, Settings) else validate(config)
     name = identity.run_name(settings)
     place = RunFolder(Path(folder).expanduser() if folder is not None else Path("outputs") / name)
     with place.locked():
