@@ -13,11 +13,12 @@ from fedser.config.components import build
 from fedser.config.compose import compose
 from fedser.config.protocol import Protocol
 from fedser.config.validation import plain, validate
-from fedser.data import audio, corpora
+from fedser.data import corpora
 from fedser.data.store import extract
 from fedser.defences import inference
 from fedser.defences.randomisation import Randomise
 from fedser.evaluation import measure
+from fedser.features import audio
 from fedser.models.lengths import logits
 from fedser.models.weights import serialised
 from fedser.training.local import train

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("run")
     (folder / "model.safetensors").write_bytes(weights.serialised(network.state_dict(), about))
-    about |= {"normalisation": {"_target_": "fedser.models.normalisation.ClientZScore", "name": "zscore_client"}}
+    about |= {"normalisation": {"_target_": "fedser.features.normalisation.ClientZScore", "name": "zscore_client"}}
     about |= {"shift": None, "scale": None, "sums": {"count": 1, "total": [0.0] * 16, "squares": [0.0] * 16}}
     (folder / "own.safetensors").write_bytes(weights.serialised(network.state_dict(), about))
     return folder
