@@ -1,7 +1,7 @@
 """Components named by a file that somebody else may have made: whose code is run to build them.
 
-A model's file names classes, and to build a class runs code. fedser's networks and defences and torch's layers do no
-harm when they are made; for any other code the user must say that she trusts it.
+A model's file names classes, and to build a class runs code. fedser's networks, defences and normalisations and torch's
+layers do no harm when they are made; for any other code the user must say that she trusts it.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from pathlib import Path
 from fedser.config import components
 from fedser.errors import InputError
 
-HARMLESS = ("fedser.models", "fedser.defences", "torch.nn")
+HARMLESS = ("fedser.models", "fedser.defences", "fedser.features", "torch.nn")
 
 
 def check(node: dict, modules: Sequence[str], file: Path) -> None:
