@@ -53,8 +53,8 @@ class Result:
 def run(config, folder=None) -> Result:
     """Runs one experiment and returns its result.
 
-    `config` comes from `fedser.compose`, validated or not; `folder` is the run's, by default `outputs/<name>` as on the command line. A
-    run that has finished there already returns at once (unless `reuse=false`).
+    `config` comes from `fedser.compose`, validated or not; `folder` is the run's, by default `outputs/<name>` as on the
+    command line. A run that has finished there already returns at once (unless `reuse=false`).
     Raises InputError before anything is started, RunError when the run fails, Interrupted on Ctrl-C.
     """
     settings = config if isinstance(config, Settings) else validate(config)

@@ -1,23 +1,19 @@
 """The two stages of defence: halves and weights of Eq. 5, random resizing and padding by hand."""
 
-from pathlib import Path
-
-import hydra
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import fedser.config.compose  # noqa: F401 - registers the resolvers that the files use
 from fedser.attacks import Adversary
 from fedser.config.components import check_node
+from fedser.config.compose import compose
+from fedser.config.validation import validate
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError
 from fedser.randomness import generator
 from fedser.training.adversarial import AdversarialTraining
 from fedser.training.objective import Samples
-
-CONF = str(Path(__file__).parents[1] / "conf")
 
 
 class Recorder:
@@ -222,9 +218,8 @@ def test_ranges_that_would_shrink_the_input(shape, key):
 # --- the config group ---
 
 
-def compose(*overrides):
-    with hydra.initialize_config_dir(CONF, version_base="1.3"):
-        return hydra.compose(overrides=list(overrides))
+def defence(*overrides):
+    return validate(compose(overrides)).defence
 
 
 @pytest.mark.parametrize(
@@ -232,30 +227,24 @@ def compose(*overrides):
     [("none", False, False), ("randomise", False, True), ("adversarial", True, False), ("two_stage", True, True)],
 )
 def test_every_defence_composes(name, training, inference):
-    config = compose("+attack=pgd", f"+defence={name}", "+features=logmel", "+dataset=emodb").defence
-    assert config.name == name
-    slots = hydra.utils.instantiate(config)
-    assert isinstance(slots.training, AdversarialTraining) is training
-    assert isinstance(slots.inference, nn.Module) is inference
-    assert (slots.training is None, slots.inference is None) == (not training, not inference)
+    chosen = defence("attack=pgd", f"defence={name}", "dataset=emodb")
+    assert chosen.name == name
+    made = [part and part.build() for part in (chosen.training, chosen.inference)]
+    assert isinstance(made[0], AdversarialTraining) is training and isinstance(made[1], nn.Module) is inference
+    assert [part is None for part in made] == [not training, not inference]
 
 
 def test_training_defaults_to_the_threat_and_can_differ():
-    config = compose(
-        "+attack=pgd", "+defence=two_stage", "+attack@attacks.fgsm=fgsm", "+features=logmel", "+dataset=emodb"
+    assert defence("attack=pgd", "defence=two_stage").training.build().attack.name == "pgd"
+    attack = (
+        defence("attack=pgd", "defence=adversarial", "defence.training.attack=${attacks.fgsm}").training.build().attack
     )
-    assert hydra.utils.instantiate(config.defence.training).attack.name == "pgd"
-    config = compose(
-        "+attack=pgd", "+attack@attacks.fgsm=fgsm", "+defence=adversarial", "defence.training.attack=${attacks.fgsm}"
-    )
-    attack = hydra.utils.instantiate(config.defence.training).attack
     assert isinstance(attack, Adversary)
     assert attack.name == "fgsm"
 
 
 def test_configured_training_keeps_the_budget():
-    config = compose("+attack=fgsm", "+defence=adversarial")
-    training = hydra.utils.instantiate(config.defence.training)
+    training = defence("attack=fgsm", "defence=adversarial").training.build()
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     x, y = torch.randn(8, 1, 4, 3), torch.arange(8) % 3
     made = training.start_round(model, Samples.of(x, y), round=2, seed=0)
