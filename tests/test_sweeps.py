@@ -162,7 +162,7 @@ def test_every_metric_of_a_summary_can_be_named(settings, metric):
 @pytest.mark.parametrize("launcher", [JOBLIB, SUBMITIT])
 def test_jobs_in_other_processes_fail_as_in_this_one(cli, tmp_path, launcher):
     needs(launcher)
-    seed = f"seed={len(launcher)}"  # a model of its own for each launcher
+    seed = f"seed={700 + len(launcher)}"  # a model of its own for each launcher
     done = cli(
         "-m", *QUICK, *launcher, seed, "client.lr=0.001,-1", "evaluation.batch_size=32,16", "hydra.sweep.dir=swept"
     )

@@ -105,6 +105,8 @@ def build(node: dict, *arguments: Any, key: str = "", **more: Any) -> Any:
 
 def locate(target: str, key: str) -> Callable:
     """The class or function at an import path. Raises InputError naming what is not there."""
+    if not isinstance(target, str):
+        raise InputError(f"{key}._target_={shown(target)} must be the import path of a class or function.")
     module, _, name = target.rpartition(".")
     while module:
         try:

@@ -28,7 +28,9 @@ class Must(str):
 
 Names = Annotated[
     tuple[str | None, ...],
-    BeforeValidator(lambda value: tuple([value] if isinstance(value, str) else value)),
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    ),
     Must("must be a list of names, e.g. [fgsm,pgd]"),
 ]
 

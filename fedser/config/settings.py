@@ -189,12 +189,12 @@ class Settings(Group):
     @classmethod
     def of(cls, plain: dict) -> "Settings":
         """The settings of resolved plain values. Raises InputError naming the first that does not fit."""
-        components.search(plain.get("modules") or ())
         open_groups = {key: field.annotation for key, field in cls.model_fields.items() if _is_open(field.annotation)}
         settings = parse(
             cls, plain | {key: kind.split(plain.get(key)) for key, kind in open_groups.items() if key in plain}
         )
         settings._plain = plain
+        components.search(settings.modules)
         return settings
 
     @property

@@ -58,7 +58,8 @@ def tidy(values: dict, quiet: bool = False) -> dict:
     Raises InputError for a key that still has to be set. `quiet` leaves out the warning about an ε.
     """
     _check_missing({key: value for key, value in values.items() if key != "attacks"})
-    folders = tuple(values.get("modules") or ())
+    modules = values.get("modules")
+    folders = tuple(map(str, modules)) if isinstance(modules, list) else ()
     for node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
         if isinstance(node.get("source"), str):  # a run's folder: workers have a working folder of their own
             node["source"] = str(Path(node["source"]).expanduser().absolute())
