@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fedser-evaluate", description=__doc__.split("\n\n")[0])
     parser.add_argument("words", nargs="+", metavar="RUN|KEY=VALUE", help="runs' folders, and overrides as for fedser")
     parser.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files and modules of your own")
-    chosen = parser.parse_args(argv)
+    chosen = parser.parse_intermixed_args(argv)
     words = chosen.words
     sys.path.append(os.getcwd())  # modules of the user's own
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="clips to normalise by, where the run normalises each speaker by herself")  # fmt: skip
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR",
                         help="where your own model's module lies; its code is run")  # fmt: skip
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         return _predict(options)
     except (FedserError, OSError) as error:
