@@ -80,7 +80,7 @@ def test_a_corpus_of_ones_own(tmp_path):
 
 def test_a_finished_run_that_knew_nothing_of_it_is_evaluated_under_it(small, tmp_path):
     plain = small("seed=31")
-    record = evaluate.evaluate(plain.folder, ["evaluation.attacks=[corners]"], config_dir=TEMPLATE)
+    record = evaluate.evaluate(plain.folder, ["evaluation.attacks=[corners]", "simulation=serial"], config_dir=TEMPLATE)
     assert "adversarial/corners" in record["conditions"]
     assert record["attacks"]["corners"]["settings"]["tries"] == 4
 

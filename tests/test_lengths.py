@@ -73,8 +73,9 @@ def attacks(tmp_path_factory):
     (source / "config.yaml").write_text("model: {_target_: test_lengths.Averaging, name: averaging}")
     (source / "summary.json").write_text('{"status": "finished"}')
     (source / "model.safetensors").write_bytes(serialised(network(1).state_dict(), {}))
-    for node in settings["ensemble"]["members"].values():
-        node.update({key: few for key, few in (("steps", 5), ("queries", 60)) if key in node})
+    ensembles = [settings[name].get(part) or {} for name in ("ensemble", "autoattack") for part in ("members", "rand")]
+    for node in (member for members in ensembles for member in members.values()):
+        node.update({key: few for key, few in (("steps", 5), ("queries", 60), ("eot", 2)) if key in node})
     return {name: build(settings[name]) for name in ATTACKS}
 
 
