@@ -7,7 +7,7 @@ attack broken; it says where to look. UARs that differ by less than a point cont
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,9 +50,35 @@ class Compared(NamedTuple):
     supported: bool = True
 
 
+CHECKS: list[Callable[["Figures"], Flag]] = []
+
+
+def check(title: str, wanting: str) -> Callable:
+    """Makes a check of a function that yields comparisons: its flag is raised by any of them, and without one it says
+    what is wanting."""
+
+    def register(compared: Callable[["Figures"], Iterator[Compared]]) -> Callable:
+        CHECKS.append(lambda figures: _judged(compared.__name__, title, list(compared(figures)), wanting))
+        return compared
+
+    return register
+
+
+def _judged(flag: str, title: str, compared: list[Compared], wanting: str) -> Flag:
+    if not compared:
+        return Flag(flag, title, "not checked", wanting)
+    wrong = sorted((each for each in compared if each.wrong), key=lambda each: not each.supported)
+    sentences = [each.words for each in wrong or compared]
+    more = f"; and {len(sentences) - 4} more" if len(sentences) > 4 else ""
+    detail = "; ".join(sentences[:4]) + more + "."
+    if not wrong:
+        return Flag(flag, title, "clear", detail)
+    return Flag(flag, title, "raised", detail, "significant" if wrong[0].supported else "minor")
+
+
 def flags(record: dict) -> list[dict]:
     """All flags of an `evaluation.json`: raised ones first, of these the significant ones."""
-    found = [check(Figures(record)) for check in CHECKS]
+    found = [judge(Figures(record)) for judge in CHECKS]
     order = ("raised", "clear", "not checked")
     return [vars(f) for f in sorted(found, key=lambda f: (order.index(f.status), f.severity != "significant"))]
 
@@ -85,10 +111,10 @@ class Figures:
 
     def _supported(self, one: str, other: str, by: float) -> bool:
         """Whether the interval of the difference, over clients as over speakers, lies above `by`."""
-        cells = [_cells(self.conditions[name]) for name in (one, other)]
-        if any(each is None for each in cells):
+        conditions = [self.conditions[name] for name in (one, other)]
+        if any(len(condition.get("by_client") or {}) < 2 for condition in conditions):
             return False
-        (first, *places), (second, *others) = cells
+        (first, *places), (second, *others) = map(_cells, conditions)
         if not all(map(np.array_equal, places, others)):  # of other clips: nothing to pair
             return False
         return statistics.paired_bootstrap(first, second, *places).interval.low > by
@@ -135,220 +161,177 @@ class Figures:
         """The other attacks of its budget that were tested so."""
         return [other for other in self.bounded(kind) if other != name and self.same_budget(other, name)]
 
-    def beside_the_best(self, chosen, rivals) -> Iterator[tuple[str, str, str]]:
-        """(kind, attack, rival): every attack that is `chosen`, and the strongest of those that are its `rivals`."""
+    def beside_the_best(self, chosen: Callable[[str], bool]) -> Iterator[tuple[str, str, str]]:
+        """(condition, rival's condition, words): every attack that is `chosen`, beside the strongest of its rivals that
+        are not."""
         for kind in INFORMED:
             for name in filter(chosen, self.bounded(kind)):
-                if others := list(filter(rivals, self.rivals(name, kind))):
-                    yield kind, name, min(others, key=lambda other: self.uar(other, kind))
+                if others := [other for other in self.rivals(name, kind) if not chosen(other)]:
+                    best = min(others, key=lambda other: self.uar(other, kind))
+                    yield f"{kind}/{name}", f"{kind}/{best}", self.against(name, kind, best, f"{kind}/{best}")
 
     def same_budget(self, one: str, other: str) -> bool:
         return self.attacks[one].get("eps") == self.attacks[other].get("eps")
 
+    def by_budget(self) -> Iterator[tuple[str, str, list[tuple[float, str]]]]:
+        """(attack, kind, points) of each tested at several budgets: (ε, condition), from the unattacked at 0 on.
 
-def judged(flag: str, title: str, compared: list[Compared], wanting: str) -> Flag:
-    """The flag of these comparisons: raised by any, not checked without one."""
-    if not compared:
-        return Flag(flag, title, "not checked", wanting)
-    wrong = sorted((each for each in compared if each.wrong), key=lambda each: not each.supported)
-    sentences = [each.words for each in wrong or compared]
-    more = f"; and {len(sentences) - 4} more" if len(sentences) > 4 else ""
-    detail = "; ".join(sentences[:4]) + more + "."
-    if not wrong:
-        return Flag(flag, title, "clear", detail)
-    return Flag(flag, title, "raised", detail, "significant" if wrong[0].supported else "minor")
+        Away from the predicted label, an attack may lead to the true one, and raise UAR: those start at their smallest
+        ε.
+        """
+        for kind in INFORMED:
+            found: dict[str, dict[float, str]] = {}
+            for plain, varied, eps in self.varied("eps"):
+                points = found.setdefault(plain, {})
+                for name, budget in ((plain, self.attacks[plain]["eps"]), (varied, eps)):
+                    if self.uar(name, kind) is not None:
+                        points[budget] = f"{kind}/{name}"
+            for name, points in found.items():
+                if len(points) > 1 and name != CONTROL:
+                    away = self.attacks[name].get("labels") == "predicted"
+                    start = {0.0: UNATTACKED[kind]} if not away and UNATTACKED[kind] in self.conditions else {}
+                    yield name, kind, sorted((start | points).items())
 
+    def leaves(self, name: str, kind: str) -> str:
+        """`adaptive pgd leaves 32.0%`"""
+        return f"{_named(name, kind)} leaves {self.uar(name, kind):.1%}"
 
-def multi_step_weaker(figures: Figures) -> Flag:
-    compared = [
-        figures.compare(f"{kind}/{name}", f"{kind}/fgsm", _against(figures, name, "fgsm", kind))
-        for kind in INFORMED
-        for name in figures.bounded(kind)
-        if figures.multi_step(name) and "fgsm" in figures.rivals(name, kind)
-    ]
-    title = "a multi-step attack is weaker than a single step"
-    return judged("multi_step_weaker", title, compared, "needs fgsm and an attack of several steps, of the same budget")
+    def against(self, name: str, kind: str, rival: str, condition: str) -> str:
+        """`pgd leaves 32.0%, fgsm 30.0% (2 of 108 clips)`; the rival's UAR is that of `condition`."""
+        clips = self.clips(f"{kind}/{name}", condition)
+        return f"{self.leaves(name, kind)}, {rival} {self.conditions[condition]['uar']:.1%}{clips}"
 
-
-def ensemble_weaker(figures: Figures) -> Flag:
-    compared = [
-        figures.compare(f"{kind}/{name}", f"{kind}/{best}", _against(figures, name, best, kind))
-        for kind, name, best in figures.beside_the_best(figures.composed, lambda rival: not figures.composed(rival))
-    ]
-    title = "an ensemble of attacks is weaker than a single one"
-    return judged("ensemble_weaker", title, compared, "needs an ensemble, e.g. autoattack, and another attack")
-
-
-def black_box_stronger(figures: Figures) -> Flag:
-    compared = [
-        figures.compare(f"{kind}/{best}", f"{kind}/{name}", _against(figures, name, best, kind))
-        for kind, name, best in figures.beside_the_best(figures.black_box, lambda rival: not figures.black_box(rival))
-    ]
-    title = "an attack without gradients beats those with them"
-    return judged("black_box_stronger", title, compared, "needs square or transfer, and a white-box attack")
+    def gain(self, before: str, after: str, words: str) -> Compared:
+        """What condition `after` gains beside `before`, which should be as strong."""
+        gain = self.conditions[before]["uar"] - self.conditions[after]["uar"]
+        return self.compare(before, after, f"{words} {100 * gain:.1f} points{self.clips(before, after)}")
 
 
-def gradients_vanish(figures: Figures) -> Flag:
+@check(
+    "a multi-step attack is weaker than a single step", "needs fgsm and an attack of several steps, of the same budget"
+)
+def multi_step_weaker(figures: Figures) -> Iterator[Compared]:
+    for kind in INFORMED:
+        fgsm = f"{kind}/fgsm"
+        for name in filter(figures.multi_step, figures.bounded(kind)):
+            if "fgsm" in figures.rivals(name, kind):
+                yield figures.compare(f"{kind}/{name}", fgsm, figures.against(name, kind, "fgsm", fgsm))
+
+
+@check("an ensemble of attacks is weaker than a single one", "needs an ensemble, e.g. autoattack, and another attack")
+def ensemble_weaker(figures: Figures) -> Iterator[Compared]:
+    for ensemble, best, words in figures.beside_the_best(figures.composed):
+        yield figures.compare(ensemble, best, words)
+
+
+@check("an attack without gradients beats those with them", "needs square or transfer, and a white-box attack")
+def black_box_stronger(figures: Figures) -> Iterator[Compared]:
+    for black_box, best, words in figures.beside_the_best(figures.black_box):
+        yield figures.compare(best, black_box, words)
+
+
+@check("gradients vanish", "needs evaluation.gradients=true")
+def gradients_vanish(figures: Figures) -> Iterator[Compared]:
     shares = {name: examples["zero_gradient"] for name, examples in figures.examples.items()}
-    known = sorted(((share, name) for name, share in shares.items() if share is not None), reverse=True)
-    compared = [
-        Compared(
-            share > VANISHED,
-            f"{share:.1%} of the utterances have no gradient for {name}",
-            share * figures.tested > FEW,
-        )
-        for share, name in known[:1]
-    ]
-    return judged("gradients_vanish", "gradients vanish", compared, "needs evaluation.gradients=true")
+    if known := [(share, name) for name, share in shares.items() if share is not None]:
+        share, name = max(known)
+        words = f"{share:.1%} of the utterances have no gradient for {name}"
+        yield Compared(share > VANISHED, words, share * figures.tested > FEW)
 
 
-def not_converged(figures: Figures) -> Flag:
-    compared = []
+@check("twice the steps gain more than a point", "needs an attack with more steps (evaluation.sanity)")
+def not_converged(figures: Figures) -> Iterator[Compared]:
     for plain, varied, steps in figures.varied("steps"):
         for kind in INFORMED:
             if None not in (figures.uar(plain, kind), figures.uar(varied, kind)):
                 more = f"{steps:g} steps instead of {figures.attacks[plain]['steps']} gain"
-                compared.append(_gain(figures, f"{kind}/{plain}", f"{kind}/{varied}", f"{_named(plain, kind)}: {more}"))
-    title = "twice the steps gain more than a point"
-    return judged("not_converged", title, compared, "needs an attack with more steps (evaluation.sanity)")
+                yield figures.gain(f"{kind}/{plain}", f"{kind}/{varied}", f"{_named(plain, kind)}: {more}")
 
 
-def too_few_draws(figures: Figures) -> Flag:
-    compared = []
+@check(
+    "more draws of the randomisation gain more than a point",
+    "needs adaptive attacks that differ in their draws only (eot_pgd and pgd_strong)",
+)
+def too_few_draws(figures: Figures) -> Iterator[Compared]:
     for few, many in itertools.permutations(figures.bounded(ADAPTIVE), 2):
         one, other = figures.attacks[few], figures.attacks[many]
-        if _but_draws(one) == _but_draws(other) and one.get("eot", DRAWS) < other.get("eot", DRAWS):
-            draws = f"{other.get('eot', DRAWS)} draws a step instead of {one.get('eot', DRAWS)} gain"
-            words = f"{many} after {few}: {draws}"
-            compared.append(_gain(figures, f"{ADAPTIVE}/{few}", f"{ADAPTIVE}/{many}", words))
-    title = "more draws of the randomisation gain more than a point"
-    wanting = "needs adaptive attacks that differ in their draws only (eot_pgd and pgd_strong)"
-    return judged("too_few_draws", title, compared, wanting)
+        draws, more = one.get("eot", DRAWS), other.get("eot", DRAWS)
+        if _but_draws(one) == _but_draws(other) and draws < more:
+            words = f"{many} after {few}: {more} draws a step instead of {draws} gain"
+            yield figures.gain(f"{ADAPTIVE}/{few}", f"{ADAPTIVE}/{many}", words)
 
 
-def not_monotone(figures: Figures) -> Flag:
-    compared = []
-    for name, kind, points in _by_budget(figures):
+@check("UAR rises with ε", "needs several ε (evaluation.sanity or .grid)")
+def not_monotone(figures: Figures) -> Iterator[Compared]:
+    for name, kind, points in figures.by_budget():
         path = " → ".join(f"{100 * figures.conditions[condition]['uar']:.1f}" for _, condition in points)
         words = f"{_named(name, kind)} at ε {', '.join(f'{eps:g}' for eps, _ in points)}: {path} %"
         rises = [figures.compare(b, a, words) for (_, a), (_, b) in itertools.pairwise(points)]
-        compared.append(max(rises, key=lambda each: (each.wrong, each.supported)))
-    return judged("not_monotone", "UAR rises with ε", compared, "needs several ε (evaluation.sanity or .grid)")
+        yield max(rises, key=lambda each: (each.wrong, each.supported))
 
 
-def large_eps_survived(figures: Figures) -> Flag:
-    compared = []
-    for name, kind, points in _by_budget(figures):
+@check("a huge ε does not reach chance", "needs a large ε")
+def large_eps_survived(figures: Figures) -> Iterator[Compared]:
+    for name, kind, points in figures.by_budget():
         eps, condition = points[-1]
         if figures.multi_step(name) and eps >= HUGE * figures.attacks[name]["eps"]:
             uar = figures.conditions[condition]["uar"]
             words = f"{_named(name, kind)} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
-            compared.append(Compared(uar > figures.chance, words, figures.beats_chance(condition)))
-    return judged("large_eps_survived", "a huge ε does not reach chance", compared, "needs a large ε")
+            yield Compared(uar > figures.chance, words, figures.beats_chance(condition))
 
 
-def adaptive_weaker(figures: Figures) -> Flag:
-    compared = []
+@check("knowing the defence makes the attack weaker", "needs adaptive attacks on a randomised model")
+def adaptive_weaker(figures: Figures) -> Iterator[Compared]:
     for name in figures.attacks:
         oblivious, adaptive = figures.uar(name, OBLIVIOUS), figures.uar(name, ADAPTIVE)
         if None not in (oblivious, adaptive) and name.partition("@")[0] != CONTROL:
             words = f"{name}: {adaptive:.1%} knowing the randomisation, {oblivious:.1%} oblivious of it"
-            compared.append(figures.compare(f"{ADAPTIVE}/{name}", f"{OBLIVIOUS}/{name}", words))
-    title = "knowing the defence makes the attack weaker"
-    return judged("adaptive_weaker", title, compared, "needs adaptive attacks on a randomised model")
+            yield figures.compare(f"{ADAPTIVE}/{name}", f"{OBLIVIOUS}/{name}", words)
 
 
-def noise_as_strong(figures: Figures) -> Flag:
-    compared = [
-        figures.compare(
-            f"{kind}/{name}", noise, f"{CONTROL} leaves {control:.1%}, {_leaves(figures, name, kind)}", -POINT
-        )
-        for kind, beside in ((WITHOUT, WITHOUT), (ADAPTIVE, OBLIVIOUS))
-        if (control := figures.uar(CONTROL, beside)) is not None and (noise := f"{beside}/{CONTROL}")
-        for name in figures.bounded(kind)
-        if figures.same_budget(name, CONTROL)
-    ]
-    title = "random noise does as well as an attack"
-    return judged("noise_as_strong", title, compared, "needs the attack 'noise'")
+@check("random noise does as well as an attack", "needs the attack 'noise'")
+def noise_as_strong(figures: Figures) -> Iterator[Compared]:
+    for kind, beside in ((WITHOUT, WITHOUT), (ADAPTIVE, OBLIVIOUS)):
+        if (control := figures.uar(CONTROL, beside)) is None:
+            continue
+        for name in figures.bounded(kind):
+            if figures.same_budget(name, CONTROL):
+                words = f"{CONTROL} leaves {control:.1%}, {figures.leaves(name, kind)}"
+                yield figures.compare(f"{kind}/{name}", f"{beside}/{CONTROL}", words, -POINT)
 
 
-def uar_raised(figures: Figures) -> Flag:
-    compared = [
-        figures.compare(attacked, clean, _against_none(figures, name, kind))
-        for kind, clean in UNATTACKED.items()
-        for name in figures.attacks
-        if name.partition("@")[0] != CONTROL and {clean, attacked := f"{kind}/{name}"} <= figures.conditions.keys()
-    ]
-    return judged("uar_raised", "an attack raises UAR", compared, "needs an attack beside the unattacked")
+@check("an attack raises UAR", "needs an attack beside the unattacked")
+def uar_raised(figures: Figures) -> Iterator[Compared]:
+    for kind, clean in UNATTACKED.items():
+        for name in figures.attacks:
+            if name.partition("@")[0] != CONTROL and {clean, f"{kind}/{name}"} <= figures.conditions.keys():
+                yield figures.compare(f"{kind}/{name}", clean, figures.against(name, kind, "no attack", clean))
 
 
-def budget_breached(figures: Figures) -> Flag:
+@check("an attack left its budget", "needs an attack bounded in L∞")
+def budget_breached(figures: Figures) -> Iterator[Compared]:
     """A breach of the budget has already ended the evaluation (`BudgetError`); this shows how far attacks went."""
-    compared = [
-        Compared(
-            examples["linf"] > 1.001 * eps + ROUNDING,
-            f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}",
-        )
-        for name, examples in figures.examples.items()
-        if (attack := figures.attacks[name.removeprefix("adaptive/")]).get("norm") == "Linf"
-        if (eps := attack.get("eps")) is not None
-    ]
-    return judged("budget_breached", "an attack left its budget", compared, "needs an attack bounded in L∞")
+    for name, examples in figures.examples.items():
+        attack = figures.attacks[name.removeprefix("adaptive/")]
+        if attack.get("norm") == "Linf" and (eps := attack.get("eps")) is not None:
+            words = f"{name} moved cells by at most {examples['linf']:.4g} of {eps:g}"
+            yield Compared(examples["linf"] > 1.001 * eps + ROUNDING, words)
 
 
-CHECKS = (
-    multi_step_weaker,
-    ensemble_weaker,
-    black_box_stronger,
-    gradients_vanish,
-    not_converged,
-    too_few_draws,
-    not_monotone,
-    large_eps_survived,
-    adaptive_weaker,
-    noise_as_strong,
-    uar_raised,
-    budget_breached,
-)
-
-
-def _against(figures: Figures, one: str, other: str, kind: str) -> str:
-    clips = figures.clips(f"{kind}/{one}", f"{kind}/{other}")
-    return f"{_leaves(figures, one, kind)}, {other} {figures.uar(other, kind):.1%}{clips}"
-
-
-def _gain(figures: Figures, before: str, after: str, words: str) -> Compared:
-    gain = figures.conditions[before]["uar"] - figures.conditions[after]["uar"]
-    return figures.compare(before, after, f"{words} {100 * gain:.1f} points{figures.clips(before, after)}")
-
-
-def _cells(condition: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Per clip how often it was right, as a mean over its client and class, its class and its client; None where there
-    are no two clients. A test that resamples clients needs no more."""
-    clients, draws = condition.get("by_client") or {}, condition.get("draws", 1)
-    if len(clients) < 2:
-        return None
-    matrices = np.array([np.asarray(matrix, float) for matrix in clients.values()])
+def _cells(condition: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per clip how often it was right, as a mean over its client and class, its class and its client: a test that
+    resamples clients needs no more."""
+    matrices = np.array([np.asarray(matrix, float) for matrix in condition["by_client"].values()])
     recalls = np.nan_to_num([metrics.recalls(matrix) for matrix in matrices])
-    counts = (matrices.sum(axis=2) // draws).astype(int)
+    counts = (matrices.sum(axis=2) // condition.get("draws", 1)).astype(int)
     client, label = (place.ravel() for place in np.indices(counts.shape))
     return tuple(np.repeat(part, counts.ravel()) for part in (recalls.ravel(), label, client))
-
-
-def _against_none(figures: Figures, name: str, kind: str) -> str:
-    clean = UNATTACKED[kind]
-    clips = figures.clips(f"{kind}/{name}", clean)
-    return f"{_leaves(figures, name, kind)}, no attack {figures.conditions[clean]['uar']:.1%}{clips}"
 
 
 def _right_of(condition: dict) -> tuple[float, int]:
     """How many test clips are right, as a mean over draws, and how many there are."""
     matrix, draws = condition["matrix"], condition.get("draws", 1)
-    return sum(row[k] for k, row in enumerate(matrix)) / draws, round(sum(map(sum, matrix)) / draws)
-
-
-def _leaves(figures: Figures, name: str, kind: str) -> str:
-    return f"{_named(name, kind)} leaves {figures.uar(name, kind):.1%}"
+    return np.trace(matrix) / draws, round(np.sum(matrix) / draws)
 
 
 def _named(name: str, kind: str) -> str:
@@ -358,22 +341,3 @@ def _named(name: str, kind: str) -> str:
 def _but_draws(attack: dict) -> dict:
     """What two attacks share that differ in the draws of a known randomisation only."""
     return {key: value for key, value in attack.items() if key not in ("name", "eot", "adaptive")}
-
-
-def _by_budget(figures: Figures) -> Iterator[tuple[str, str, list[tuple[float, str]]]]:
-    """(attack, kind, points) of each that was tested at several budgets: (ε, condition), from the unattacked at 0 on.
-
-    Away from the predicted label, an attack may lead to the true one, and raise UAR: those start at their smallest ε.
-    """
-    for kind in INFORMED:
-        found: dict[str, dict[float, str]] = {}
-        for plain, varied, eps in figures.varied("eps"):
-            points = found.setdefault(plain, {})
-            for name, budget in ((plain, figures.attacks[plain]["eps"]), (varied, eps)):
-                if figures.uar(name, kind) is not None:
-                    points[budget] = f"{kind}/{name}"
-        for name, points in found.items():
-            if len(points) > 1 and name != CONTROL:
-                away = figures.attacks[name].get("labels") == "predicted"
-                start = {0.0: UNATTACKED[kind]} if not away and UNATTACKED[kind] in figures.conditions else {}
-                yield name, kind, sorted((start | points).items())
