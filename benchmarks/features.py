@@ -31,7 +31,7 @@ from fedser.features.front_end import LogMel, fit
 def measure_speed(corpus, settings, workers):
     """(store, seconds of audio per second of CPU time, the same per second of wall time); the cache must be empty."""
     wall, cpu = time.perf_counter(), time.process_time()
-    store = extract(corpus, settings, progress=False, workers=workers)
+    store = extract(corpus, settings, workers=workers)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     seconds = store.table["seconds"].sum()
     return store, seconds / cpu, seconds / wall
@@ -104,7 +104,7 @@ def measure(name, root, processes, repeats):
                 runs[workers].append(measure_speed(corpus, settings, workers))
         decoding, front = measure_stages(corpus, settings)
         begin = time.perf_counter()
-        store = extract(corpus, settings, progress=False)
+        store = extract(corpus, settings)
         warm = time.perf_counter() - begin
         shared = {n: measure_sharing(store.folder, n) for n in sorted({1, 2, processes})}
         size = (store.folder / "frames.npy").stat().st_size

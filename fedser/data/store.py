@@ -1,4 +1,4 @@
-"""Log-Mel features: a differentiable front end, and a store that extracts a corpus once and maps it from disk.
+"""Log-Mel features: a store that extracts a corpus once and maps it from disk.
 
 The store is a folder in the cache, named by the hash of everything that made it:
 
@@ -16,8 +16,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,41 +95,43 @@ class FeatureStore:
 
 
 def extract(
-    corpus: Corpus,
-    features: Features,
-    on_bad_audio: str = "error",
-    progress: bool = True,
-    workers: int | None = None,
+    corpus: Corpus, features: Features, on_bad_audio: str = "error", workers: int | None = None
 ) -> FeatureStore:
     """The features of every clip in `corpus`, from the cache if they are there.
 
     A clip that can't be used raises InputError naming it
     (`on_bad_audio="error"`) or is left out with a warning (`"skip"`). `workers` threads, by default one per core.
     """
-    workers = workers or _cores()
+    workers = workers or len(os.sched_getaffinity(0))
     base = os.path.commonpath([os.path.dirname(path) for path in corpus.table["path"]])
-    key = _key(corpus, base, features, on_bad_audio, workers)
-    folder = cache.folder("features", key)
-    store = None
-    if folder.exists():
+    folder = cache.folder("features", _key(corpus, base, features, on_bad_audio, workers))
+    if (store := _known(folder)) is None:
         try:
-            store = FeatureStore.open(folder)
-        except DamagedStore as error:
-            log.warning("%s. Doing both now.", error)
-            shutil.rmtree(folder, ignore_errors=True)
-    if store is None:
-        with _explain_disk(folder), cache.publish(folder) as scratch:
-            _write(scratch, corpus, base, features, on_bad_audio, progress, workers)
+            with cache.publish(folder) as scratch:
+                _write(scratch, corpus, base, features, on_bad_audio, workers)
+        except OSError as error:
+            raise InputError(
+                f"the feature cache {folder.parent} can't be written: {error.strerror or error}; "
+                "make room, or set FEDSER_CACHE to another folder"
+            ) from error
         store = FeatureStore.open(folder)
     # The entry is found by content, so the corpus may have moved since.
-    store.table["path"], store.base = _places(store.table["path"], store.base, base), base
+    store.table["path"] = [os.path.join(base, os.path.relpath(path, store.base)) for path in store.table["path"]]
+    store.base = base
     if store.skipped:
         log.warning("%d clips left out (dataset.on_bad_audio=skip): %s", len(store.skipped), "; ".join(store.skipped))
     return store
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _known(folder: Path) -> FeatureStore | None:
+    """The store in `folder`; None where there is none, and where it was damaged and is gone now."""
+    if not folder.exists():
+        return None
+    try:
+        return FeatureStore.open(folder)
+    except DamagedStore as error:
+        log.warning("%s. Doing both now.", error)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(data: bytes) -> str:
@@ -161,7 +161,7 @@ def _key(corpus: Corpus, base: str, features: Features, on_bad_audio: str, worke
 def _warn_of_twins(paths: Sequence[str], digests: Sequence[str]) -> None:
     first: dict[str, str] = {}
     twins = [
-        (first[digest], path)
+        f"{path} = {first[digest]}"
         for path, digest in zip(paths, digests, strict=True)
         if first.setdefault(digest, path) != path
     ]
@@ -169,7 +169,7 @@ def _warn_of_twins(paths: Sequence[str], digests: Sequence[str]) -> None:
         log.warning(
             "the same audio under two names (%d times), so that one may be trained on and the other tested: %s",
             len(twins),
-            ", ".join(f"{path} = {original}" for original, path in twins[:3]) + (", …" if len(twins) > 3 else ""),
+            ", ".join(twins[:3]) + (", …" if len(twins) > 3 else ""),
         )
 
 
@@ -184,21 +184,13 @@ def _parse_index(text: bytes) -> pd.DataFrame:
     return table.astype({key: kind for key, kind in DTYPES.items() if key in table})
 
 
-def _write(
-    folder: Path,
-    corpus: Corpus,
-    base: str,
-    features: Features,
-    on_bad_audio: str,
-    progress: bool,
-    workers: int,
-) -> None:
+def _write(folder: Path, corpus: Corpus, base: str, features: Features, on_bad_audio: str, workers: int) -> None:
     """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
-    clips, bad = _write_frames(folder / "frames.npy", features, _clips(corpus, features, progress, workers))
-    if bad and (on_bad_audio == "error" or not clips):
+    good, bad = _write_frames(folder / "frames.npy", features, _clips(corpus, features, workers))
+    if bad and (on_bad_audio == "error" or not good):
         raise InputError(_complaint(list(bad.values()), len(corpus.table)))
-    table = corpus.table.drop(index=corpus.table.index[list(bad)])
-    table = table.assign(seconds=[clip.seconds for clip in clips], frames=[clip.length for clip in clips])
+    seconds, lengths = zip(*good, strict=True)
+    table = corpus.table.drop(index=corpus.table.index[list(bad)]).assign(seconds=seconds, frames=lengths)
     index = _index(table, base).encode()
     notes = {
         "version": VERSION,
@@ -206,7 +198,7 @@ def _write(
         "base": base,
         "classes": corpus.classes,
         "features": features.front_end,
-        "shape": [len(clips), features.frames, features.mels],
+        "shape": [len(good), features.frames, features.mels],
         "index": _digest(index),
         "skipped": list(bad.values()),
     }
@@ -216,10 +208,9 @@ def _write(
             _sync(file)
 
 
-def _write_frames(
-    path: Path, features: Features, clips: Iterator["_Clip | audio.BadAudio"]
-) -> tuple[list["_Clip"], dict[int, str]]:
-    """Writes what `_clips` yields as it comes: (the good ones, position → complaint of the bad ones)."""
+def _write_frames(path: Path, features: Features, clips: Iterator) -> tuple[list[tuple[float, int]], dict[int, str]]:
+    """Writes what `_clips` yields as it comes: ((seconds, real frames) of the good ones, position → complaint of the
+    bad ones)."""
     shape = (features.frames, features.mels)
     good, bad = [], {}
     with open(path, "wb") as file:
@@ -229,8 +220,9 @@ def _write_frames(
             if isinstance(clip, audio.BadAudio):
                 bad[position] = str(clip)
             else:
-                file.write(clip.frames.data)
-                good.append(replace(clip, frames=None))  # written: only what is said of it is kept
+                frames, *known = clip
+                file.write(frames.data)
+                good.append(known)
         file.seek(0)
         _write_header(file, (len(good), *shape))
         _sync(file)
@@ -253,22 +245,19 @@ def _complaint(bad: list[str], total: int) -> str:
     return f"{len(bad)} of {total} clips can't be used: {'; '.join(bad[:3])}{more}. What to do: {advice}"
 
 
-@dataclass(frozen=True)
-class _Clip:
-    """A clip's frames [frames, mels], the first `length` of them its own, and how many seconds it lasts."""
+def _clips(
+    corpus: Corpus, features: Features, workers: int
+) -> Iterator[tuple[np.ndarray, float, int] | audio.BadAudio]:
+    """For every clip, in the table's order, what is wrong with it, or its frames [frames, mels], how many seconds it
+    lasts, and how many of the frames are its own and no repetition. With a bar on stderr where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
 
-    frames: np.ndarray | None
-    length: int
-    seconds: float
-
-
-def _clips(corpus: Corpus, features: Features, progress: bool, workers: int) -> Iterator[_Clip | audio.BadAudio]:
-    """For every clip, in the table's order, its features, or what is wrong with it."""
     logmel = LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
     rate, count, window = features.sample_rate, features.frames, features.window
     longest = window + (count - 1) * features.hop  # samples that can still be seen in the frames kept
 
-    def one(path: str) -> _Clip | audio.BadAudio:
+    def one(path: str) -> tuple[np.ndarray, float, int] | audio.BadAudio:
         try:
             waveform = audio.read(path, rate, min_samples=window)
         except audio.BadAudio as error:
@@ -276,38 +265,14 @@ def _clips(corpus: Corpus, features: Features, progress: bool, workers: int) -> 
         with torch.inference_mode():
             # Clip by clip and on one thread: batching would let the numbers depend on the neighbours.
             frames = logmel(torch.from_numpy(waveform[:longest]))
-        return _Clip(fit(frames, count).contiguous().numpy(), min(len(frames), count), len(waveform) / rate)
+        return fit(frames, count).contiguous().numpy(), len(waveform) / rate, min(len(frames), count)
 
+    total, words, console = len(corpus.table), f"Features of {corpus.name}", Console(stderr=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from _watched(pool.map(one, corpus.table["path"]), len(corpus.table), corpus.name, progress)
+            found = pool.map(one, corpus.table["path"])
+            yield from track(found, words, total, console=console, transient=True, disable=not sys.stderr.isatty())
     finally:
         torch.set_num_threads(threads)
-
-
-def _watched(results: Iterator, total: int, name: str, progress: bool) -> Iterator:
-    """`results`, with a bar on stderr where that is a terminal."""
-    if not progress or not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(results, f"Features of {name}", total, console=Console(stderr=True), transient=True)
-
-
-def _places(paths: Sequence[str], old: str, new: str) -> list[str]:
-    return [os.path.join(new, os.path.relpath(path, old)) for path in paths]
-
-
-@contextmanager
-def _explain_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"the feature cache {folder.parent} can't be written: {error.strerror or error}; "
-            "make room, or set FEDSER_CACHE to another folder"
-        ) from error
