@@ -327,7 +327,7 @@ def test_features_resident_on_the_device_are_the_same_inputs(settings, tmp_path,
     rows = data.rows("train")
     normalise = zscore(Sums.of(data.frames(rows)))
     before = state.samples(data, rows, normalise)
-    monkeypatch.setattr(state, "_resident", lambda data: torch.from_numpy(np.array(data.store.frames, np.float32)))
+    monkeypatch.setattr(state, "_resident", lambda: torch.from_numpy(np.array(state.clients.store.frames, np.float32)))
     again = state.samples(data, rows, normalise)
     for part in ("x", "y", "weight", "lengths"):
         assert torch.equal(getattr(before, part), getattr(again, part)), part

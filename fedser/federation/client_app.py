@@ -59,7 +59,7 @@ class ClientState:
         self.objective = settings.defence.training.build() if settings.defence.training else CrossEntropy()
         self.inference_defence = settings.defence.inference.build() if settings.defence.inference else None
         self.normalisation = settings.features.normalisation.build()
-        self.resident: dict[Path, Tensor] = {}
+        self.resident: Tensor | None = None
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
@@ -71,7 +71,7 @@ class ClientState:
         return Samples.of(self._inputs(data, rows, normalise), labels, lengths)
 
     def _inputs(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Tensor:
-        if (resident := self._resident(data)) is not None:
+        if (resident := self._resident()) is not None:
             frames = resident[torch.from_numpy(rows).to(self.device)]
             shift, scale = (torch.from_numpy(part).to(self.device) for part in (normalise.shift, normalise.scale))
             return ((frames - shift) / scale).unsqueeze(1)
@@ -80,17 +80,13 @@ class ClientState:
             inputs = inputs.pin_memory()
         return inputs.to(self.device, non_blocking=True)
 
-    def _resident(self, data: ClientData) -> Tensor | None:
-        """The whole store's log-Mels on the GPU, where that takes a small part of this client's share of it."""
-        if self.device.type != "cuda":
-            return None
-        if (held := self.resident.get(data.store.folder)) is not None:
-            return held
-        free, _ = torch.cuda.mem_get_info(self.device)
-        if data.store.frames.nbytes > RESIDENT * free / self.experiment.get("clients_per_gpu", 1):
-            return None
-        held = torch.from_numpy(np.array(data.store.frames, np.float32)).to(self.device)
-        return self.resident.setdefault(data.store.folder, held)
+    def _resident(self) -> Tensor | None:
+        """All clients' log-Mels on the GPU, where that takes a small part of a client's share of it."""
+        if self.resident is None and self.device.type == "cuda":
+            frames, (free, _) = self.clients.store.frames, torch.cuda.mem_get_info(self.device)
+            if frames.nbytes <= RESIDENT * free / self.experiment.get("clients_per_gpu", 1):
+                self.resident = torch.from_numpy(np.array(frames, np.float32)).to(self.device)
+        return self.resident
 
 
 def simulated(experiment: dict, settings: Settings) -> Clients:

@@ -3,9 +3,8 @@
 `Simulated` are the parts of one store that all simulated clients map; `Own` reads one client's own corpus.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -16,45 +15,31 @@ from fedser.data.store import FeatureStore, extract
 from fedser.randomness import derive
 
 
-@dataclass(frozen=True)
 class ClientData:
-    """One client's utterances: the rows of `store` that `split` says, which are all that it ever looks at."""
+    """One client's utterances: of the clips in `store` those that `split` says, which are all that it ever looks at.
 
-    store: FeatureStore
-    split: ClientSplit
+    name: the client's, by default its speaker; number: its place among all clients.
+    """
 
-    @property
-    def name(self) -> str:
-        """The client's name, by default its speaker."""
-        return self.split.name
-
-    @property
-    def number(self) -> int:
-        """Its place among all clients."""
-        return self.split.number
+    def __init__(self, store: FeatureStore, split: ClientSplit):
+        self.name, self.number, self.split = split.name, split.number, split
+        self._frames, self._labels, self._lengths = store.frames, store.labels, store.lengths
 
     def rows(self, part: str, fraction: float = 1.0, seed: int = 0) -> np.ndarray:
         """Positions of the training, validation or test utterances, or of a stratified fraction of them."""
-        return stratified(self.store.labels, getattr(self.split, part), fraction, derive(seed, "subset", self.name))
+        return stratified(self._labels, getattr(self.split, part), fraction, derive(seed, "subset", self.name))
 
     def frames(self, rows: np.ndarray) -> np.ndarray:
         """Log-Mels before normalisation, float32 [n, frames, mels]."""
-        return self.store.frames[rows]
+        return self._frames[rows]
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """Classes, int64 [n]."""
-        return self.store.labels[rows].astype(np.int64)
+        return self._labels[rows]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """How many frames of each are real, int64 [n]."""
-        return self.store.lengths[rows].astype(np.int64)
-
-
-class Clients(Protocol):
-    """The clients that a process can be."""
-
-    def client(self, number: int) -> ClientData:
-        """The data of client `number`."""
+        return self._lengths[rows]
 
 
 class Simulated:
@@ -81,3 +66,6 @@ class Own:
     def client(self, number: int) -> ClientData:
         """The data of this client, whatever its number among the others."""
         return ClientData(self.store, replace(self._split, number=number))
+
+
+Clients = Simulated | Own  # that a process can be
