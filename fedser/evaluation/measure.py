@@ -21,8 +21,6 @@ from fedser.errors import RunError
 from fedser.models.lengths import logits
 from fedser.randomness import derive, generator
 
-MEASURES = ("linf", "l2", "rms", "snr")
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -80,7 +78,6 @@ class _Evaluation:
     predictions: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shown: dict[str, Tensor] = field(default_factory=dict)
-    vanished: dict[nn.Module | None, Tensor] = field(default_factory=dict)
 
     def on_original_data(self) -> None:
         """Classifies the original data, which attacks need even where that is not to be reported."""
@@ -100,7 +97,8 @@ class _Evaluation:
         seconds = torch.tensor([time.perf_counter() - began])
         self.examples[name] = _lengths(self.x, x_adv) | {"seconds": seconds}
         if self.protocol.gradients:
-            self.examples[name]["flat"] = self._flat(knows)
+            seed = derive(self.seed, "gradient")
+            self.examples[name]["flat"] = flat(self.model, self.x, self.y, knows, self.batch_size, seed, self.lengths)
         self._classify(x_adv, self._conditions(name))
         if len(self.x):
             self.shown[f"delta/{name}"] = (x_adv - self.x)[self._first, 0].cpu()
@@ -121,13 +119,6 @@ class _Evaluation:
 
     def _predicted(self, condition: str) -> Tensor:
         return self.predictions[condition][0, self._first]
-
-    def _flat(self, knows: nn.Module | None) -> Tensor:
-        """The same for all attackers who know as much."""
-        if knows not in self.vanished:
-            seed = derive(self.seed, "gradient")
-            self.vanished[knows] = flat(self.model, self.x, self.y, knows, self.batch_size, seed, self.lengths)
-        return self.vanished[knows]
 
     def _classify(self, inputs: Tensor, conditions: list[Condition]) -> None:
         for condition in conditions:
@@ -161,7 +152,7 @@ def _lengths(x: Tensor, x_adv: Tensor) -> dict[str, Tensor]:
     linf = change.abs().amax(1) if len(x) else l2
     rms = l2 / max(change.shape[1], 1) ** 0.5
     snr = torch.where(l2 > 0, 20 * torch.log10(signal / l2), 0.0)  # JSON knows no infinity
-    return {name: value.cpu() for name, value in zip(MEASURES, (linf, l2, rms, snr), strict=True)}
+    return {"linf": linf.cpu(), "l2": l2.cpu(), "rms": rms.cpu(), "snr": snr.cpu()}
 
 
 def flat(model: nn.Module, x: Tensor, y: Tensor, randomise, batch_size: int, seed: int, lengths=None) -> Tensor:

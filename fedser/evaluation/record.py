@@ -62,11 +62,6 @@ def read(folder: Path) -> dict | None:
     return read_json(folder / FILE)
 
 
-def times(folder: Path) -> dict:
-    """The `times.json` of a record: `seconds`, and `examples` by set; empty where there is none."""
-    return read_json(folder / "times.json") or {}
-
-
 def metrics(record: dict) -> dict[str, float]:
     """What a summary has of it: every metric, `uar_sd/` where there were draws, and `recall/…/<class>`."""
     found = {}

@@ -46,7 +46,8 @@ class Results:
 
     def pooled(self) -> dict[str, np.ndarray]:
         """Per condition the confusion matrix over all clients and draws."""
-        return {name: by_draw.sum(axis=0) for name, by_draw in self._by_draw().items()}
+        names = [condition.name for condition in self.protocol.conditions]
+        return {name: sum(self.counts(name).values()).sum(axis=0) for name in names}
 
     def metrics(self) -> dict[str, float]:
         """`uar/<condition>` and `accuracy/<condition>`, means over the draws; those of validation utterances too."""
@@ -70,14 +71,12 @@ class Results:
 
     def record(self) -> dict:
         """The `classes`, `conditions` and `examples` of `evaluation.json`."""
-        conditions = {condition.name: self._condition(condition) for condition in self.protocol.conditions}
-        examples = {name: self._examples(name) for name in self.protocol.sets}
         return {
             "format": FORMAT,
             "version": __version__,
             "classes": self.classes,
-            "conditions": conditions,
-            "examples": examples,
+            "conditions": {condition.name: self._condition(condition) for condition in self.protocol.conditions},
+            "examples": {name: self._examples(name) for name in self.protocol.sets},
             "validation": self.validation(),
             "missing": self.missing,
         }
@@ -91,13 +90,6 @@ class Results:
         """
         parts = [self._utterances(name, table, base) for name, answer in self.answers.items() if answer["utterances"]]
         return pd.concat(parts).sort_index().reset_index(drop=True) if parts else None
-
-    def _by_draw(self) -> dict[str, np.ndarray]:
-        return {
-            condition.name: sum(self.counts(condition.name).values())
-            for condition in self.protocol.conditions
-            if self.answers
-        }
 
     def _condition(self, condition: Condition) -> dict:
         by_client = self.counts(condition.name)
@@ -118,15 +110,12 @@ class Results:
         parts = [answer["examples"][name] for answer in self.answers.values()]
         measures = {key: np.concatenate([np.array(part[key]) for part in parts]) for key in parts[0]}
         moved = measures["l2"] > 0
-
-        def median(measure: str) -> float | None:
-            return float(np.median(measures[measure][moved])) if moved.any() else None
-
+        median = {key: float(np.median(measures[key][moved])) if moved.any() else None for key in ("l2", "rms", "snr")}
         return {
             "linf": float(measures["linf"].max(initial=0.0)),
-            "l2": median("l2"),
-            "rms": median("rms"),
-            "snr_db": median("snr"),
+            "l2": median["l2"],
+            "rms": median["rms"],
+            "snr_db": median["snr"],
             "moved": float(moved.mean()) if len(moved) else 0.0,
             "zero_gradient": float(measures["flat"].mean()) if "flat" in measures else None,
         }
@@ -188,11 +177,11 @@ def joined(parts: list[dict], protocol: Protocol) -> dict:
 def example(measured: Measured, client: str, classes: list[str]) -> bytes:
     """One utterance as an .npz: `title`, `x` [frames, mels] in σ, the class `predicted/original`, and per set
     `delta/<set>` and `predicted/<set>`."""
-    arrays = {name: part.numpy() for name, part in measured.shown.items() if name == "x" or name.startswith("delta/")}
-    names = {name: classes[int(part)] for name, part in measured.shown.items() if name.startswith("predicted/")}
-    file = io.BytesIO()
-    title = f"A test utterance of client {client}"
-    np.savez_compressed(file, title=title, **arrays, **names)
+    shown = {
+        name: classes[int(part)] if name.startswith("predicted/") else part.numpy()
+        for name, part in measured.shown.items()
+    }
+    np.savez_compressed(file := io.BytesIO(), title=f"A test utterance of client {client}", **shown)
     return file.getvalue()
 
 
