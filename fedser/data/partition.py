@@ -38,18 +38,17 @@ def partition(table: pd.DataFrame, settings: Partition, seed: int) -> list[Clien
     """
     rows = settings.component.build(table, seed=seed)
     _check(rows, len(table), settings.name)
-    splits = [split_rows(number, name, rows[name], settings, seed) for number, name in enumerate(sorted(rows))]
-    if not splits:
-        raise InputError("The corpus has no utterances to deal to clients.")
-    return splits
+    return [split_rows(number, name, rows[name], settings, seed) for number, name in enumerate(sorted(rows))]
 
 
 def _check(rows: dict[str, np.ndarray], utterances: int, name: str) -> None:
     """Raises InputError unless a partition gives each client positions in the table, and none to two of them."""
     if not isinstance(rows, dict):
         raise InputError(f"partition={name} must return {{client's name: row positions}}, not {type(rows).__name__}.")
-    dealt = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows.values()]) if rows else np.empty(0)
-    if len(np.unique(dealt)) < len(dealt) or (len(dealt) and not (dealt.min() >= 0 and dealt.max() < utterances)):
+    if not rows:
+        raise InputError("The corpus has no utterances to deal to clients.")
+    dealt = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows.values()])
+    if len(np.unique(dealt)) < len(dealt) or not np.isin(dealt, np.arange(utterances)).all():
         raise InputError(f"partition={name} deals an utterance twice, or one that the corpus has not.")
 
 
@@ -117,12 +116,13 @@ def stratified(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int)
 def warn_of_gaps(table: pd.DataFrame, splits: list[ClientSplit], classes: list[str]) -> None:
     """Logs which clients never see a class, and which classes the pooled test set lacks (UAR leaves those out)."""
     labels = table["label"].to_numpy()
+    has = {split.name: labels[np.concatenate([split.train, split.validation, split.test])] for split in splits}
     for index, emotion in enumerate(classes):
-        without = [split.name for split in splits if not (labels[_all(split)] == index).any()]
+        without = [name for name, own in has.items() if index not in own]
         if without:
             shown = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
             log.warning("%d of %d clients have no utterance of %s: %s", len(without), len(splits), emotion, shown)
-        if not any((labels[split.test] == index).any() for split in splits):
+        if not any(index in labels[split.test] for split in splits):
             log.warning("No test utterance of %s: its recall is undefined and UAR leaves it out.", emotion)
 
 
@@ -154,7 +154,3 @@ def _named(dealt) -> dict[str, np.ndarray]:
 
 def _random(seed: int, *keys: str) -> np.random.Generator:
     return np.random.default_rng(derive(seed, "partition", *keys))
-
-
-def _all(split: ClientSplit) -> np.ndarray:
-    return np.concatenate([split.train, split.validation, split.test])

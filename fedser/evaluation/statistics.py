@@ -68,13 +68,6 @@ class Aggregate(NamedTuple):
     n: int
 
 
-class Spread(NamedTuple):
-    """The lowest value and the 10 % quantile."""
-
-    minimum: float
-    q10: float
-
-
 def uar(correct: ArrayLike, labels: ArrayLike) -> float:
     """UAR in [0, 1]."""
     return _mean(_strata(*_utterances(correct=correct, labels=labels)))
@@ -269,10 +262,10 @@ def by_speaker(correct: ArrayLike, labels: ArrayLike, speakers: ArrayLike) -> di
     return dict(zip(np.unique(speakers).tolist(), _uar(cells.sums, cells.counts).tolist(), strict=True))
 
 
-def spread(values: Iterable[float]) -> Spread:
-    """How the worst off fare, such as of `by_speaker(…).values()`."""
+def spread(values: Iterable[float]) -> tuple[float, float]:
+    """The lowest value and the 10 % quantile: how the worst off fare, such as of `by_speaker(…).values()`."""
     values = _numbers("values", values)
-    return Spread(float(values.min()), float(np.quantile(values, 0.1)))
+    return float(values.min()), float(np.quantile(values, 0.1))
 
 
 def gap(

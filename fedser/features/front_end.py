@@ -1,6 +1,5 @@
 """The front end: a waveform becomes log-Mel frames, differentiably."""
 
-import math
 import warnings
 
 import torch
@@ -66,7 +65,4 @@ def _mel_bank(bins: int, fmin: float, fmax: float, mels: int, sample_rate: int) 
 
 def fit(frames: Tensor, count: int) -> Tensor:
     """[..., n, mels] → [..., count, mels]: shorter clips are repeated in frames, longer ones cropped."""
-    length = frames.shape[-2]
-    if length < count:
-        frames = frames.repeat(*(1,) * (frames.dim() - 2), math.ceil(count / length), 1)
-    return frames[..., :count, :]
+    return frames[..., torch.arange(count, device=frames.device) % frames.shape[-2], :]

@@ -11,7 +11,6 @@ background noise and microphone colour, so that absolute level gives nothing awa
 
 import dataclasses
 import hashlib
-import importlib.resources
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -282,8 +281,7 @@ def counts(scale: float) -> pd.DataFrame:
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= MAX_SCALE:
         raise InputError(f"dataset.scale must be above 0 and at most {MAX_SCALE:g}, not {scale!r}; 1 is DEMoS's size")
-    with importlib.resources.files("fedser.data.corpora").joinpath("demos_counts.csv").open() as file:
-        table = pd.read_csv(file, dtype={"speaker": str})
+    table = pd.read_csv(Path(__file__).with_name("demos_counts.csv"), dtype={"speaker": str})
     emotions = list(CODES)
     exact = table[emotions].to_numpy() * scale
     whole = np.maximum(np.floor(exact), exact > 0).astype(int)
@@ -324,19 +322,15 @@ def generate(folder: Path, scale: float, seed: int, workers: int | None = None) 
         with cache.publish(folder) as scratch, ThreadPoolExecutor(workers) as pool:
             (scratch / "DEMOS").mkdir()
             (scratch / OPTIONS).write_text(json.dumps(_options(scale, seed)) + "\n")
-            tasks = [pool.submit(write, clip) for clip in todo]
-            try:
-                console = rich.console.Console(stderr=True)
-                for task in rich.progress.track(tasks, "Making the synthetic corpus", console=console):
-                    task.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for all the clips
-                raise
+            made = pool.map(write, todo)  # which calls off the rest at an error or Ctrl-C
+            console = rich.console.Console(stderr=True)
+            for _ in rich.progress.track(made, "Making the synthetic corpus", len(todo), console=console):
+                pass
     except (OSError, soundfile.SoundFileError) as error:
         raise RunError(f"the synthetic corpus could not be written to {folder}: {error}") from error
 
 
-def read(root: Path | str | None = None, *, scale: float = 0.1, seed: int = 0) -> pd.DataFrame:
+def read(root: Path | None = None, *, scale: float = 0.1, seed: int = 0) -> pd.DataFrame:
     """The corpus as `fedser.data.corpora.demos.read` returns it, generated first where it is not there yet.
 
     `root` None is an entry of the cache, named by the options; a path is generated into if there is nothing.
@@ -344,10 +338,8 @@ def read(root: Path | str | None = None, *, scale: float = 0.1, seed: int = 0) -
     """
     expected = len(clips(scale))
     options = _options(scale, seed)
-    if root is None:
-        digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:12]
-        root = cache.folder("corpora", f"synthetic-{digest}")
-    root = Path(root).expanduser().absolute()
+    digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:12]
+    root = root or cache.folder("corpora", f"synthetic-{digest}").absolute()
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         generate(root, scale, seed)
     if not (root / OPTIONS).is_file() or json.loads((root / OPTIONS).read_text()) != options:
