@@ -349,7 +349,7 @@ class _Boxed(nn.Module):
 def _chunks(model: nn.Module, x: Tensor, lengths: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Rows of x that are attacked together, at most so many, and how many of their frames are real if that counts."""
     everyone = torch.arange(len(x), device=x.device)
-    if lengths is None or not takes_lengths(model):
+    if lengths is None or not takes_lengths(type(model)):
         yield from ((rows, None) for rows in everyone.split(size))
         return
     for length in lengths.unique():

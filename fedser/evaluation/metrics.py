@@ -1,15 +1,10 @@
 """Predictions → confusion matrices → recall, UAR and accuracy."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-def confusion(y: "Tensor", predicted: "Tensor", classes: int) -> np.ndarray:
-    """Confusion matrix [true, predicted] of counts, int64."""
+def confusion(y, predicted, classes: int) -> np.ndarray:
+    """Confusion matrix [true, predicted] of counts, int64, of classes y [n] and predicted [n], both tensors."""
     cells = y.cpu().numpy() * classes + predicted.cpu().numpy()
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 

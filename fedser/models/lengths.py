@@ -11,18 +11,14 @@ import torch
 from torch import Tensor, nn
 
 
-def takes_lengths(model: nn.Module) -> bool:
-    """Whether a network's `forward` has the argument `lengths`."""
-    return _takes(type(model))
-
-
 @functools.cache  # looked at in every step of every attack
-def _takes(kind: type[nn.Module]) -> bool:
+def takes_lengths(kind: type[nn.Module]) -> bool:
+    """Whether the `forward` of this kind of network has the argument `lengths`."""
     return "lengths" in inspect.signature(kind.forward).parameters
 
 
 def logits(model: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
     """The model's logits [B, classes] of x [B, 1, T, F] with so many real frames [B]; None: all that there are."""
-    if not takes_lengths(model):
+    if not takes_lengths(type(model)):
         return model(x)
     return model(x, torch.full((len(x),), x.shape[2], device=x.device) if lengths is None else lengths)

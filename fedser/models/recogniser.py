@@ -39,11 +39,7 @@ class Recogniser(nn.Module):
     """
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        network: nn.Module,
-        features: dict[str, Any],
-        defence: nn.Module | None = None,
+        self, classes: Sequence[str], network: nn.Module, features: dict[str, Any], defence: nn.Module | None = None
     ):
         super().__init__()
         self.classes, self.network, self.defence = list(classes), network, defence

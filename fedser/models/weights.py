@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
 from fedser.errors import InputError
 
@@ -29,9 +30,7 @@ def named(flat: dict[str, np.ndarray], model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of a model like this one whose weights are the flat vectors; integer buffers are this one's."""
     model = copy.deepcopy(model)
     for key, tensors in layout(model).items():
-        parts = torch.tensor(flat[key]).split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.data.copy_(part.view_as(tensor))
+        vector_to_parameters(torch.tensor(flat[key]), tensors)
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
 
 
