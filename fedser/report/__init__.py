@@ -18,50 +18,38 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fedser.errors import FedserError
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-    from fedser.report.analysis.runs import Run
+def load(paths):
+    """The runs in these folders and below them, in the order given; see `fedser.report.analysis.runs.load`."""
+    from fedser.report.analysis.runs import load
 
-
-def load(paths: Iterable[str | Path]) -> "list[Run]":
-    """The runs in these folders and below them, in the order given, none twice.
-
-    Raises `InputError` for a path that holds no run. What is damaged is logged, and left out.
-    """
-    from fedser.report.analysis import runs
-
-    return runs.load(paths)
+    return load(paths)
 
 
-def table(runs: "Sequence[Run]") -> "pd.DataFrame":
-    """One row per run: name, settings, rounds done and planned, status, `uar/<condition>` as fractions, folder."""
-    from fedser.report import overview
+def table(runs):
+    """One row per run, as a `pandas.DataFrame`; see `fedser.report.overview.table`."""
+    from fedser.report.overview import table
 
-    return overview.table(runs)
+    return table(runs)
 
 
-def show(runs: "Sequence[Run]") -> None:
+def show(runs):
     """Prints the table for people."""
-    from fedser.report import overview
+    from fedser.report.overview import show
 
-    overview.show(runs)
+    show(runs)
 
 
-def write(runs: "Sequence[Run]", folder: str | Path) -> list[Path]:
-    """Writes the page, its figures and its tables; returns the paths, index.html first.
+def write(runs, folder):
+    """Writes the page, its figures and its tables, and returns their paths; see `fedser.report.output.write`."""
+    from fedser.report.output import write
 
-    Raises `InputError` if the folder cannot be written to.
-    """
-    from fedser.report import output
-
-    return output.write(runs, Path(folder))
+    return write(runs, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 MISSING = "–"
 LONG = 18  # rows
@@ -35,7 +34,7 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
-    data: "pd.DataFrame"
+    data: pd.DataFrame
     groups: Sequence[tuple[str, int]] = ()  # headings over so many columns each; none: no such line
     words: int = 1  # the first so many columns are words, the others numbers
     notes: Sequence[str] = ()

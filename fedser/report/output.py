@@ -2,17 +2,15 @@
 
 import base64
 import html
-import json
 import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from plotly.offline import get_plotlyjs
 
 from fedser.errors import InputError
 from fedser.report import overview, tables, text
@@ -21,7 +19,7 @@ from fedser.report.analysis.flags import Check, checks
 from fedser.report.analysis.models import Corpus, corpora
 from fedser.report.analysis.runs import Run
 from fedser.report.cells import Cell, Table
-from fedser.report.charts import Chart, build, drawn, plots
+from fedser.report.charts import Chart, Panel, build, drawn, plots
 from fedser.report.charts.pictures import PICTURES, Picture
 
 log = logging.getLogger(__name__)
@@ -42,9 +40,9 @@ class Content:
     checks: Sequence[Check] = ()
 
 
-def write(runs: Sequence[Run], folder: Path) -> list[Path]:
+def write(runs: Sequence[Run], folder: str | Path) -> list[Path]:
     """Everything, in files; returns their paths, index.html first. Raises `InputError` if they cannot be written."""
-    found = corpora(runs)
+    folder, found = Path(folder), corpora(runs)
     index = folder / "index.html"
     earlier = _written_before(index)
     try:
@@ -95,16 +93,11 @@ def _figures(each: Content, folder: Path) -> list[Path]:
     return [path for name, figure in (charts | pictures).items() for path in drawn.save(figure, folder / name)]
 
 
-# --- The page --------------------------------------------------------------------------------------------------------
-
-
 def page(contents: Sequence[Content], runs_table: Table, figures: Path) -> str:
     """The whole of index.html, which needs neither a server nor a network; `figures` is the pictures' folder."""
-    from plotly.offline import get_plotlyjs
-
     shown: list[dict] = []
 
-    def plot(chart: Chart) -> list[tuple[str, Any]]:
+    def plot(chart: Chart) -> list[tuple[str, Panel]]:
         """A place for each panel; what is plotted there is added to the page's data."""
         places = [f"plot-{len(shown) + number}" for number in range(len(chart.panels))]
         shown.extend({"id": place} | each for place, each in zip(places, plots.plots(chart), strict=True))
@@ -115,35 +108,18 @@ def page(contents: Sequence[Content], runs_table: Table, figures: Path) -> str:
         content = (figures / f"{picture.name}.{picture.form}").read_bytes()
         return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
-    facts = {
-        "contents": contents,
-        "runs": [run for each in contents for run in each.corpus.runs],
-        "runs_table": runs_table,
-    }
-    facts |= {"text": text, "errors": overview.errors}
-    facts |= {"plot": plot, "data_uri": data_uri, "asset": _asset, "made_by": MADE_BY}
-    facts |= {"plots": lambda: _json(shown), "plotly": lambda: Markup(get_plotlyjs())}
-    return text.environment().get_template("page.html").render(**facts)
-
-
-def _asset(name: str) -> Markup:
-    return Markup((files("fedser.report") / "assets" / name).read_text(encoding="utf-8"))
-
-
-def _json(data: Any) -> Markup:
-    return Markup(json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"))
-
-
-# --- Tables as files -------------------------------------------------------------------------------------------------
+    template = text.environment().get_template("page.html")
+    views = {"text": text, "errors": overview.errors, "plot": plot, "plots": shown, "data_uri": data_uri}
+    runs = [run for each in contents for run in each.corpus.runs]
+    facts = {"contents": contents, "runs": runs, "runs_table": runs_table, "made_by": MADE_BY}
+    return template.render(facts, plotly=Markup(get_plotlyjs()), **views)
 
 
 def _table(table: Table, folder: Path) -> list[Path]:
-    written = []
-    for ending, form in ((".csv", lambda t: t.data.to_csv(index=False)), (".md", markdown), (".tex", latex)):
-        path = folder / f"{table.name}{ending}"
-        path.write_text(form(table), encoding="utf-8")
-        written.append(path)
-    return written
+    forms = {"csv": table.data.to_csv(index=False), "md": markdown(table), "tex": latex(table)}
+    for ending, content in forms.items():
+        (folder / f"{table.name}.{ending}").write_text(content, encoding="utf-8")
+    return [folder / f"{table.name}.{ending}" for ending in forms]
 
 
 def markdown(table: Table) -> str:

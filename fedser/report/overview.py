@@ -2,18 +2,20 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text  # and not strings, since names may hold [brackets]
 
 from fedser.report.analysis.conditions import CLEAN, in_order, title
+from fedser.report.analysis.models import Corpus
+from fedser.report.analysis.naming import numbered
 from fedser.report.analysis.runs import Run
-from fedser.report.cells import MISSING, Cell, Table
-
-if TYPE_CHECKING:
-    from rich.table import Table as Grid
-
-    from fedser.report.analysis.models import Corpus
+from fedser.report.cells import MISSING, Cell, Table, percent
+from fedser.report.text import prose
 
 # Where a run's config says what stands in which column.
 SETTINGS = {
@@ -27,33 +29,18 @@ SETTINGS = {
 }
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """One distinct name per run: its own, numbered where several share it."""
-    taken: list[str] = []
-    for name in (run.name for run in runs):
-        candidate, number = name, 1
-        while candidate in taken:
-            number += 1
-            candidate = f"{name} #{number}"
-        taken.append(candidate)
-    return taken
-
-
 def table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run: name, settings, rounds done and planned, status, `uar/<condition>` as fractions, folder."""
-    conditions = in_order(condition for run in runs for condition in run.uar)
-    rows = []
-    for label, run in zip(labels(runs), runs, strict=True):
-        settings = {column: run.setting(key) for column, key in SETTINGS.items()}
-        rounds = {"rounds": run.rounds, "rounds_planned": run.setting("rounds"), "status": run.status}
-        uar = {f"uar/{condition}": run.uar.get(condition, math.nan) for condition in conditions}
-        rows.append({"name": label, **settings, **rounds, **uar, "folder": str(run.folder)})
-    columns = ["name", *SETTINGS, "rounds", "rounds_planned", "status", *(f"uar/{c}" for c in conditions), "folder"]
-    frame = pd.DataFrame(rows, columns=columns, dtype=object)
-    for column in ("seed", "rounds", "rounds_planned"):
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype("Int64")
-    for column in ("eps", *(f"uar/{condition}" for condition in conditions)):
-        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(float)
+    columns = {"name": numbered(run.name for run in runs)}
+    columns |= {column: [run.setting(key) for run in runs] for column, key in SETTINGS.items()}
+    columns |= {"rounds": [run.rounds for run in runs], "rounds_planned": [run.setting("rounds") for run in runs]}
+    columns |= {"status": [run.status for run in runs]}
+    uars = {f"uar/{name}": name for name in in_order(condition for run in runs for condition in run.uar)}
+    columns |= {column: [run.uar.get(name, math.nan) for run in runs] for column, name in uars.items()}
+    frame = pd.DataFrame(columns | {"folder": [str(run.folder) for run in runs]}, dtype=object)
+    kinds = dict.fromkeys(("seed", "rounds", "rounds_planned"), "Int64") | dict.fromkeys(("eps", *uars), "float")
+    for column, kind in kinds.items():
+        frame[column] = pd.to_numeric(frame[column], errors="coerce").astype(kind)
     return frame
 
 
@@ -71,47 +58,37 @@ def for_people(frame: pd.DataFrame) -> pd.DataFrame:
     shown["status"] = cells("status")
     for column in frame.columns:
         if column.startswith("uar/"):
-            shown[title(column.removeprefix("uar/"))] = cells(column, lambda uar: f"{100 * uar:.1f}")
+            shown[title(column.removeprefix("uar/"))] = cells(column, percent)
     return pd.DataFrame(shown)
 
 
-def runs_table(corpora: Sequence["Corpus"]) -> Table:
+def runs_table(corpora: Sequence[Corpus]) -> Table:
     """All runs for the page, each with the model that it belongs to; what they have in common stands in the caption."""
-    from fedser.report.text import caption
-
     runs = [run for corpus in corpora for run in corpus.runs]
     models = {run: model.label for corpus in corpora for model in corpus.models for run in model.runs}
     data = table(runs)
     shown = for_people(data).rename(columns={"name": "run", "model": "network"})
     shown.insert(0, "model", [models.get(run, MISSING) for run in runs])
     data.insert(1, "trained_as", [models.get(run, "") for run in runs])
-    words = [column for column in ("dataset", "network", "defence", "attack", "strategy") if column in shown]
+    words = ("dataset", "network", "defence", "attack", "strategy")
     common = {column: shown[column][0] for column in words if len(runs) > 1 and shown[column].nunique() == 1}
     first = ["model", "status", *(column for column in words if column not in common)]
-    kept = [*first, *(column for column in ("seed", "rounds", *CLEAN) if column in shown), "run"]
+    kept = [*first, "seed", "rounds", *(column for column in CLEAN if column in shown), "run"]
     rows = [
         [Cell(row[name], kind=row[name] if name == "status" else "") for name in kept]
         for row in shown.to_dict("records")
     ]
-    return Table("runs", "All runs", caption("runs", common=common), kept, rows, data, words=len(first))
+    return Table("runs", *prose("runs", common=common), kept, rows, data, words=len(first))
 
 
 def errors(runs: Sequence[Run]) -> list[str]:
     """One line for every run that says why it did not finish."""
-    return [f"{label}: {run.error}" for label, run in zip(labels(runs), runs, strict=True) if run.error]
-
-
-# --- In the terminal -------------------------------------------------------------------------------------------------
+    names = numbered(run.name for run in runs)
+    return [f"{name}: {run.error}" for name, run in zip(names, runs, strict=True) if run.error]
 
 
 def show(runs: Sequence[Run]) -> None:
-    """Prints the table; settings that all runs share stand above it, so that the rest fits a terminal.
-
-    Where it still does not fit, it is printed attack by attack.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
+    """Prints the table, settings that all runs share above it; where it does not fit the terminal, attack by attack."""
     shown = for_people(table(runs))
     last_setting = shown.columns.get_loc("status")
     common = [column for column in shown.columns[1:last_setting] if shown[column].nunique() == 1]
@@ -134,12 +111,8 @@ def show(runs: Sequence[Run]) -> None:
         console.print(Text(note, style="red"))
 
 
-def _grid(shown: pd.DataFrame, uar: Sequence[str]) -> "Grid":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text  # and not strings, since names may hold [brackets]
-
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _grid(shown: pd.DataFrame, uar: Sequence[str]) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in shown.columns:
         if column in uar:
             grid.add_column(Text(column.replace(" · ", " ").replace(" ", "\n")), justify="right", no_wrap=True)

@@ -7,26 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedser.evaluation import statistics
-from fedser.evaluation.statistics import Interval
-from fedser.report.analysis import comparisons, flags
+from fedser.evaluation import metrics, statistics
+from fedser.report.analysis import comparisons, conditions, flags
 from fedser.report.analysis.claims import PAPER
-from fedser.report.analysis.conditions import (
-    ATTACKED,
-    CLEAN,
-    KINDS,
-    PAPER_ATTACKS,
-    attack_title,
-    attacks_in_order,
-    parse,
-    set_title,
-    title,
-)
-from fedser.report.analysis.estimates import Estimate
+from fedser.report.analysis.conditions import ATTACKED, CLEAN, KINDS, PAPER_ATTACKS, attack_title, of_set, parse, title
+from fedser.report.analysis.estimates import UNKNOWN, Estimate
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Run
 from fedser.report.cells import MISSING, Cell, Table, between, number, p_text, percent, signed
-from fedser.report.text import SWITCHED, caption
+from fedser.report.text import SWITCHED, prose, verdict
+
+METHODS = ("clustered", "stratified", "closed_form")  # of intervals
 
 
 def all_tables(corpus: Corpus) -> list[Table]:
@@ -50,17 +41,17 @@ def uar_cell(estimate: Estimate | None, shaded: bool = False, attack: bool = Fal
 def records(corpus: Corpus, names: Iterable[str], models: Sequence[Model] | None = None) -> pd.DataFrame:
     """All that is known of the UAR of every model under these conditions, as rows of a CSV file."""
     found = ((model, name) for name in names for model in models or corpus.models if name in model.estimates)
-    return pd.DataFrame([_record(corpus, model, name) for model, name in found])
+    return pd.DataFrame([_record(corpus, model, model.estimates[name]) for model, name in found])
 
 
-def _record(corpus: Corpus, model: Model, name: str) -> dict[str, Any]:
-    estimate, condition = model.estimates[name], parse(name)
-    row = {"model": model.label, "condition": name, "kind": condition.kind, "attack": condition.variant}
+def _record(corpus: Corpus, model: Model, estimate: Estimate) -> dict[str, Any]:
+    condition = estimate.condition
+    row = {"model": model.label, "condition": condition.name, "kind": condition.kind, "attack": condition.variant}
     row |= {"eps": corpus.eps(condition), "uar": estimate.uar, "sd_over_seeds": estimate.over_seeds.sd}
     row |= {"seeds": len(estimate.measures), "sd_over_draws": estimate.draw_sd, "draws": estimate.draws}
     row |= {"utterances": estimate.utterances, "fraction": estimate.fraction}
-    row |= {"accuracy": float(np.trace(estimate.matrix) / estimate.matrix.sum())}
-    for method in ("clustered", "stratified", "closed_form"):
+    row |= {"accuracy": metrics.accuracy(estimate.matrix)}
+    for method in METHODS:
         interval = getattr(estimate, method)
         row |= {f"{method}_low": interval.low, f"{method}_high": interval.high}
     return row
@@ -74,36 +65,29 @@ def _decibel(value: float | None) -> str:
     return number(value, ".1f")
 
 
-# --- The verdict's numbers, the corpus, the attacks ------------------------------------------------------------------
-
-
 def glance(corpus: Corpus) -> Table:
     """Per model what it does on clean speech, and under the worst attack within its budget of each kind."""
     rows, data = [], []
     for model in corpus.models if corpus.conditions else ():
-        clean = model.estimates.get("original")
-        worst = {kind: corpus.worst(model, kind) for kind in ATTACKED}
+        _, clean, worst, *_ = verdict(corpus, model)
         rows.append([model.label, uar_cell(clean), *(uar_cell(each, attack=True) for each in worst.values())])
         data.append({"model": model.label, "original": clean.uar if clean else math.nan})
         data[-1] |= {f"worst_{kind}": found.uar if found else math.nan for kind, found in worst.items()}
         data[-1] |= {f"attack_{kind}": found.condition.variant if found else "" for kind, found in worst.items()}
     columns = ["Model", "Original", *(f"Worst, {SWITCHED[kind]}" for kind in ATTACKED)]
-    return Table("at-a-glance", "At a glance", caption("glance"), columns, rows, pd.DataFrame(data))
+    return Table("at-a-glance", *prose("at-a-glance"), columns, rows, pd.DataFrame(data))
 
 
 def counts(corpus: Corpus) -> Table:
     """The paper's Table 2: clips of each class, of the first run that was evaluated on all of them."""
     run, found = next(((run, found) for run in corpus.runs if (found := _counts(run))), (None, {}))
-    rows = [[name, *(str(found[part].get(name, 0)) for part in found)] for name in (corpus.classes if found else ())]
-    data = pd.DataFrame(
-        {"class": corpus.classes} | {part: [c.get(name, 0) for name in corpus.classes] for part, c in found.items()}
-    )
-    if rows:
-        rows.append(["Σ", *(str(sum(part.values())) for part in found.values())])
+    data = pd.DataFrame(found, index=pd.Index(corpus.classes, name="class")).fillna(0).astype(int)
+    shown = pd.concat([data, data.sum().to_frame("Σ").T])
     if len(found) > 1:
-        rows = [[*row, str(sum(map(int, row[1:])))] for row in rows]
-    columns = ["Class", *map(str.capitalize, found), *(["Σ"] if len(found) > 1 else [])]
-    return Table("counts", "Clips", caption("counts", seed=run and run.setting("seed")), columns, rows, data)
+        shown["Σ"] = shown.sum(axis=1)
+    rows = [[str(cell) for cell in row] for row in shown.itertuples()] if found else []
+    columns = ["Class", *map(str.capitalize, shown.columns)]
+    return Table("counts", *prose("counts", seed=run and run.setting("seed")), columns, rows, data.reset_index())
 
 
 def _counts(run: Run) -> dict[str, dict[str, int]]:
@@ -121,13 +105,13 @@ def _counts(run: Run) -> dict[str, dict[str, int]]:
 def threats(corpus: Corpus) -> Table:
     """Every attack's threat model, its budget in σ and as SNR."""
     rows, data = [], []
-    for name in attacks_in_order(corpus.attacks()):
+    for name in corpus.attacks():
         eps, snr = corpus.eps(parse(f"adversarial/{name}")), _snr(corpus, name)
         words = corpus.threat(name).removeprefix(f"{name}: ") or MISSING
         rows.append([attack_title(name), words, _cell(eps), _cell(snr, _decibel)])
         data.append({"attack": name, "threat": words, "eps": eps, "snr_db": snr})
     columns = ["Attack", "What it may do and knows", "ε (σ)", "SNR (dB)"]
-    return Table("threats", "Attacks", caption("threats"), columns, rows, pd.DataFrame(data), words=2, wrapped=[1])
+    return Table("threats", *prose("threats"), columns, rows, pd.DataFrame(data), words=2, wrapped=[1])
 
 
 def _snr(corpus: Corpus, attack: str) -> float:
@@ -137,9 +121,6 @@ def _snr(corpus: Corpus, attack: str) -> float:
         if known := [value for value in found if value is not None]:
             return float(np.mean(known))
     return math.nan
-
-
-# --- Table 3 ---------------------------------------------------------------------------------------------------------
 
 
 def table3(corpus: Corpus) -> list[Table]:
@@ -160,22 +141,18 @@ def _table3(corpus: Corpus, family: Sequence[Model], place: int) -> Table:
     rows, marks, seen = [], {}, ""
     for (half, kind), row in grid.items():
         if any(row[n][0].value is not None for n in filled):
-            marks |= (
-                {len(rows): "added"} if kind == "adaptive" else {len(rows): "first"} if seen not in ("", half) else {}
-            )
+            if kind == "adaptive" or seen not in ("", half):
+                marks[len(rows)] = "added" if kind == "adaptive" else "first"
             cells = [cell for n in filled for cell in row[n]]
             rows.append([half if half != seen else "", kind.replace("_", " ").capitalize(), *cells])
             seen = half
     draws = {e.draws for m in models for name in names if (e := m.estimates.get(name)) and e.condition.randomised}
-    facts = {"draws": sorted(draws), "paper": PAPER, "corpus": corpus.name}
+    of = (models[0].label.partition(" (")[2].rstrip(")") or models[0].label) if place and models else ""
+    words = prose("table3", of=of, draws=sorted(draws), paper=PAPER, corpus=corpus.name)
     heads = [("", 2), *((("No attack", *map(attack_title, PAPER_ATTACKS))[n], 2) for n in filled)]
     notes = [f"{model.label} is not in it: one model per attack." for model in family if model not in models]
-    heading = "Table 3" + (
-        f" ({models[0].label.partition(' (')[2].rstrip(')') or models[0].label})" if place and models else ""
-    )
     columns = ["Models", "Test data", *["ours", "paper"] * len(filled)]
-    name = f"table3-{place}" if place else "table3"
-    return Table(name, heading, caption("table3", **facts), columns, rows, numbers, heads, 2, notes, marks)
+    return Table(f"table3-{place}" if place else "table3", *words, columns, rows, numbers, heads, 2, notes, marks)
 
 
 def _row3(kind: str, nature: bool, model_of: Callable[[str | None], Model | None]) -> list[tuple[Cell, Cell]]:
@@ -193,16 +170,13 @@ def _row3(kind: str, nature: bool, model_of: Callable[[str | None], Model | None
     return row
 
 
-# --- Train-attack × test-attack --------------------------------------------------------------------------------------
-
-
 def matrices(corpus: Corpus) -> list[Table]:
     """A table for each kind of attacker: a model per row, an attack per column."""
     return [_matrix(corpus, kind) for kind in ATTACKED if corpus.attacks(kind)]
 
 
 def _matrix(corpus: Corpus, kind: str) -> Table:
-    attacks = attacks_in_order(corpus.attacks(kind))
+    attacks = corpus.attacks(kind)
     clean = "original" if kind == "adversarial" else "randomised"
     names = [clean, *(f"{kind}/{attack}" for attack in attacks)]
     rows = [
@@ -210,11 +184,9 @@ def _matrix(corpus: Corpus, kind: str) -> Table:
         for model in corpus.models
         if any(name in model.estimates for name in names[1:])
     ]
-    columns, words = ["Model", clean.capitalize(), *map(attack_title, attacks)], caption("matrix", kind=kind)
-    return Table(f"matrix-{kind}", SWITCHED[kind].capitalize(), words, columns, rows, records(corpus, names))
+    columns = ["Model", clean.capitalize(), *map(attack_title, attacks)]
+    return Table(f"matrix-{kind}", *prose("matrix", kind=kind), columns, rows, records(corpus, names))
 
-
-# --- Budgets and distances -------------------------------------------------------------------------------------------
 
 BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkeys(
     ("l2", "rms", "snr_db", "seconds"), "mean"
@@ -224,37 +196,32 @@ BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkey
 def budgets(corpus: Corpus) -> Table:
     """How large each attack's perturbations are, in σ and as SNR: of those with a budget over all models."""
     found = [
-        {"set": name, "model": model.label}
-        | {key: math.nan if v.get(key) is None else float(v[key]) for key in BUDGETS}
+        {"set": name, "model": model.label} | {key: each.get(key) for key in BUDGETS}
         for model in corpus.models
         for name, seeds in model.examples.items()
-        for v in seeds
+        for each in seeds
     ]
-    data, rows = pd.DataFrame(found), []
-    if found:
-        eps = {name: corpus.eps(parse(f"adversarial/{name.removeprefix('adaptive/')}")) for name in data["set"]}
-        plain = data[~data["set"].str.contains("@")]
-        shown = plain if len(plain) else data
-        shown = _by_set(shown.assign(model=shown["model"].mask(shown["set"].map(eps).notna(), "all")))
-        rows = [_budget_row(eps[row["set"]], row) for row in shown.to_dict("records")]
-        data = _by_set(data)
+    data = pd.DataFrame(found, columns=["set", "model", *BUDGETS]).astype(dict.fromkeys(BUDGETS, float))
+    eps = {name: corpus.eps(of_set(name)) for name in data["set"]}
+    plain = data[["@" not in name for name in data["set"]]]
+    shown = plain if len(plain) else data
+    shown = _by_set(shown.assign(model=shown["model"].mask(shown["set"].map(eps).notna(), "all")))
+    rows = []
+    for row in shown.to_dict("records"):
+        lengths = map(_cell, (eps[row["set"]], row["linf"], row["l2"]))
+        snr, seconds = (_cell(row[key], _decibel) for key in ("snr_db", "seconds"))
+        shares = [_cell(row[key], percent) for key in ("moved", "zero_gradient")]
+        rows.append([conditions.set_title(row["set"]), row["model"], *lengths, snr, *shares, seconds])
     columns = ["Examples", "Model", "ε (σ)", "L∞ (σ)", "L2 (σ)", "SNR (dB)", "moved (%)", "no gradient (%)", "seconds"]
-    return Table("budgets", "Budgets", caption("budgets"), columns, rows, data, words=2)
+    return Table("budgets", *prose("budgets"), columns, rows, _by_set(data), words=2)
 
 
 def _by_set(data: pd.DataFrame) -> pd.DataFrame:
     """Each set and model once, attack by attack, the oblivious before the adaptive."""
     data = data.groupby(["set", "model"], sort=False, as_index=False).agg(BUDGETS)
-    bare = {name: name.removeprefix("adaptive/") for name in data["set"]}
-    attacks = attacks_in_order(name.partition("@")[0] for name in bare.values())
-    order = sorted(bare, key=lambda n: (attacks.index(bare[n].partition("@")[0]), "@" in n, n.count("/"), bare[n]))
-    return data.sort_values("set", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
-
-
-def _budget_row(eps: float | None, row: dict[str, Any]) -> list[Cell | str]:
-    shares = [_cell(row[key], percent) for key in ("moved", "zero_gradient")]
-    snr, seconds = (_cell(row[key], _decibel) for key in ("snr_db", "seconds"))
-    return [set_title(row["set"]), row["model"], *map(_cell, (eps, row["linf"], row["l2"])), snr, *shares, seconds]
+    names = [of_set(name).name for name in data["set"]]
+    places = [conditions.in_order(names).index(name) for name in names]
+    return data.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
 
 
 def flips(corpus: Corpus) -> Table:
@@ -262,24 +229,12 @@ def flips(corpus: Corpus) -> Table:
     rows, data = [], []
     for attack in corpus.minimal_norm:
         for model in corpus.models:
-            if (found := model.flips(attack)) is not None:
-                right = found[found["distance"] > 0]
-                l2, snr = (
-                    statistics.median_flip(found["distance"]),
-                    float(right["snr"].median()) if len(right) else math.nan,
-                )
-                flipped = float(np.isfinite(right["distance"]).mean())
-                cells = [_cell(l2), _cell(snr, _decibel), percent(flipped), str(len(right))]
-                rows.append([attack_title(attack), model.label, *cells])
-                data.append({"attack": attack, "model": model.label, "l2": l2, "snr_db": snr})
-                data[-1] |= {"flipped": flipped, "clips": len(right)}
+            if found := model.median_flip(attack):
+                cells = [_cell(found["l2"]), _cell(found["snr_db"], _decibel), percent(found["flipped"])]
+                rows.append([attack_title(attack), model.label, *cells, str(found["clips"])])
+                data.append({"attack": attack, "model": model.label, **found})
     columns = ["Attack", "Model", "median L2 (σ)", "median SNR (dB)", "flipped (%)", "clips right at first"]
-    return Table(
-        "flips", "The smallest change that flips", caption("flips"), columns, rows, pd.DataFrame(data), words=2
-    )
-
-
-# --- Speakers, sexes, classes ----------------------------------------------------------------------------------------
+    return Table("flips", *prose("flips"), columns, rows, pd.DataFrame(data), words=2)
 
 
 def _looked_at(corpus: Corpus) -> Iterable[tuple[str, Model, Estimate]]:
@@ -303,13 +258,13 @@ def speakers(corpus: Corpus) -> Table:
             rows.append([title(name), model.label, *shares, str(len(values)), gap, p])
             data.append({"condition": name, "model": model.label, **row})
     columns = ["Test data", "Model", "median", "10 % quantile", "worst", "speakers", "female − male", "p"]
-    return Table("speakers", "Speakers", caption("speakers"), columns, rows, pd.DataFrame(data), words=2)
+    return Table("speakers", *prose("speakers"), columns, rows, pd.DataFrame(data), words=2)
 
 
 def _speaker_record(estimate: Estimate, values: Sequence[float]) -> dict[str, float]:
     minimum, q10 = statistics.spread(values)
     row = {"uar": estimate.uar, "median": float(np.median(values)), "q10": q10, "minimum": minimum}
-    unknown = statistics.Difference(math.nan, Interval(math.nan, math.nan), math.nan, math.nan)
+    unknown = statistics.Difference(math.nan, UNKNOWN, math.nan, math.nan)
     difference, interval, p, least = estimate.gap() or unknown
     row |= {"speakers": len(values), "gap": difference, "gap_low": interval.low, "gap_high": interval.high}
     return row | {"gap_p": p, "gap_p_at_most": p == least}
@@ -324,67 +279,47 @@ def class_recalls(corpus: Corpus) -> Table:
         rows.append([title(name), model.label, *shaded])
         data.append({"condition": name, "model": model.label, **dict(zip(corpus.classes, found, strict=True))})
     columns = ["Test data", "Model", *corpus.classes]
-    return Table("recall", "Recall of each class", caption("recall"), columns, rows, pd.DataFrame(data), words=2)
-
-
-# --- Tests, checks, all numbers --------------------------------------------------------------------------------------
+    return Table("recall", *prose("recall"), columns, rows, pd.DataFrame(data), words=2)
 
 
 def tests(corpus: Corpus) -> list[Table]:
     """Models against each other, then each model with the randomisation and without."""
-    models = _tests("tests-models", "Models compared", "Test data", comparisons.between_models(corpus))
-    about = comparisons.of_the_randomisation(corpus)
-    return [models, _tests("tests-defence", "What the randomisation changes", "Model and attack", about)]
+    models, about = comparisons.between_models(corpus), comparisons.of_the_randomisation(corpus)
+    return [_tests("tests-models", "Test data", models), _tests("tests-defence", "Model and attack", about)]
 
 
-def _tests(name: str, heading: str, shared: str, pairs: Iterable[comparisons.Pair]) -> Table:
+def _tests(name: str, shared: str, pairs: Iterable[comparisons.Pair]) -> Table:
     data, missing = comparisons.tested(pairs)
-    notes = []
-    if missing:
-        notes.append(f"{missing} pairs are left out: no seed of both tests the same clips, or has an utterances.csv.")
+    rows = []
+    for row in data.to_dict("records"):
+        ends, p = between(row["low"], row["high"], signed), row["bootstrap_p_holm"]
+        difference = Cell(signed(row["difference"]), (ends,) if ends else (), row["difference"])
+        corrected = Cell(p_text(p, row["bootstrap_p_at_most"]), value=p, kind="significant" if p < 0.05 else "")
+        rows.append([row["shared"], row["a"], row["b"], difference, corrected, str(row["utterances"])])
+    notes = [f"{missing} pairs are left out: no seed of both tests the same clips, or has an utterances.csv."]
     columns = [shared, "A", "B", "A − B", "p (Holm)", "clips"]
-    rows = [_test_row(row) for row in data.to_dict("records")]
-    return Table(name, heading, caption("tests"), columns, rows, data, words=3, notes=notes)
-
-
-def _test_row(row: dict[str, Any]) -> list[Cell | str]:
-    ends = between(row["low"], row["high"], signed)
-    difference = Cell(signed(row["difference"]), (ends,) if ends else (), row["difference"])
-    p = row["bootstrap_p_holm"]
-    corrected = Cell(p_text(p, row["bootstrap_p_at_most"]), value=p, kind="significant" if p < 0.05 else "")
-    return [row["shared"], row["a"], row["b"], difference, corrected, str(row["utterances"])]
+    return Table(name, *prose(name), columns, rows, data, words=3, notes=notes if missing else ())
 
 
 def checks(corpus: Corpus) -> Table:
     """Every check of every model."""
     data = [{"model": model.label} | vars(flag) for model in corpus.models for flag in flags.of_model(model)]
     rows = [
-        [
-            row["model"],
-            row["title"] or row["flag"],
-            Cell(" ".join(filter(None, [row["status"], row["severity"]]))),
-            row["detail"],
-        ]
+        [row["model"], row["title"] or row["flag"], f"{row['status']} {row['severity']}".strip(), row["detail"]]
         for row in data
     ]
     columns = ["Model", "Check", "Status", "Figures"]
-    return Table("flags", "Checks", caption("flags"), columns, rows, pd.DataFrame(data), words=4, wrapped=[3])
+    return Table("flags", *prose("flags"), columns, rows, pd.DataFrame(data), words=4, wrapped=[3])
 
 
 def everything(corpus: Corpus) -> Table:
     """Every UAR with all that is known of it."""
-    data = records(corpus, corpus.conditions)
-    rows = [_everything_row(row) for row in data.to_dict("records")]
+    data, rows = records(corpus, corpus.conditions), []
+    for row in data.to_dict("records"):
+        shares = [_cell(row[key], percent) for key in ("uar", "sd_over_seeds", "sd_over_draws")]
+        intervals = [between(row[f"{method}_low"], row[f"{method}_high"]) or MISSING for method in METHODS]
+        counted = [_cell(row["accuracy"], percent), *(str(row[key]) for key in ("seeds", "draws", "utterances"))]
+        rows.append([row["model"], title(row["condition"]), _cell(row["eps"]), *shares, *intervals, *counted])
     columns = ["Model", "Test data", "ε (σ)", "UAR", "sd, seeds", "sd, draws", "over speakers", "over clips"]
     columns += ["closed form", "accuracy", "seeds", "draws", "clips"]
-    return Table("all-numbers", "All numbers", caption("everything"), columns, rows, data, words=2)
-
-
-def _everything_row(row: dict[str, Any]) -> list[Cell | str]:
-    shares = [_cell(row[key], percent) for key in ("uar", "sd_over_seeds", "sd_over_draws")]
-    intervals = [
-        between(row[f"{m}_low"], row[f"{m}_high"]) or MISSING for m in ("clustered", "stratified", "closed_form")
-    ]
-    counted = [str(row[key]) for key in ("seeds", "draws", "utterances")]
-    accuracy = _cell(row["accuracy"], percent)
-    return [row["model"], title(row["condition"]), _cell(row["eps"]), *shares, *intervals, accuracy, *counted]
+    return Table("all-numbers", *prose("all-numbers"), columns, rows, data, words=2)

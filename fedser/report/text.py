@@ -1,24 +1,25 @@
 """What the page says in sentences: the figures for them; the sentences themselves are in `templates/`."""
 
 import functools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
 
-from fedser.evaluation import statistics
 from fedser.report import cells
 from fedser.report.analysis.claims import PAPER
-from fedser.report.analysis.conditions import ATTACKED, attack_title, parse
+from fedser.report.analysis.conditions import ATTACKED, attack_title
 from fedser.report.analysis.estimates import Estimate
 from fedser.report.analysis.models import Corpus, Model, flat
 from fedser.report.analysis.runs import Run
 
-SWITCHED = dict(
-    zip(ATTACKED, ("without randomisation", "with it, oblivious attacker", "with it, adaptive attacker"), strict=True)
-)
-"""How the three kinds of attack are called beside each other."""
+SWITCHED = {
+    "original": "no attack",
+    "adversarial": "without randomisation",
+    "randomised_adversarial": "with it, oblivious attacker",
+    "adaptive": "with it, adaptive attacker",
+}
+"""How no attack and the three kinds of attack are called beside each other."""
 
 
 @functools.cache
@@ -36,14 +37,15 @@ def environment() -> jinja2.Environment:
         "attack": attack_title,
         "starting": lambda named, start: [v for k, v in named.items() if k.startswith(start)],
     }
-    made.globals |= {"between": cells.between, "signed": cells.signed}
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    made.globals |= {"between": cells.between, "signed": cells.signed, "switched": SWITCHED}
     return made
 
 
-def caption(name: str, **facts: Any) -> str:
-    """What is said of a table or a figure, in a line."""
-    captions = environment().get_template("captions.txt").module
-    return " ".join(getattr(captions, name)(**facts).split())
+def prose(name: str, **facts: Any) -> list[str]:
+    """Title and caption of a table; of a figure also what is read out where it cannot be seen."""
+    told = getattr(environment().get_template("prose.txt").module, name.replace("-", "_"))(**facts)
+    return [" ".join(part.split()) for part in told.split("\n---\n")]
 
 
 class Verdict(NamedTuple):
@@ -53,8 +55,7 @@ class Verdict(NamedTuple):
     clean: Estimate | None
     worst: dict[str, Estimate | None]  # by kind: of those with a budget
     free: Estimate | None  # under an attack without a budget, DeepFool where it was run
-    l2: float  # the median distance that it needs, and its SNR; NaN where not known
-    snr: float
+    flip: dict[str, float]  # what that needs for the median utterance; empty where it is not known
 
     @property
     def strongest(self) -> Estimate | None:
@@ -64,18 +65,14 @@ class Verdict(NamedTuple):
 
 def verdicts(corpus: Corpus) -> list[Verdict]:
     """One for each model that was tested."""
-    return [_verdict(corpus, model) for model in corpus.models if model.estimates]
+    return [verdict(corpus, model) for model in corpus.models if model.estimates]
 
 
-def _verdict(corpus: Corpus, model: Model) -> Verdict:
+def verdict(corpus: Corpus, model: Model) -> Verdict:
     worst = {kind: corpus.worst(model, kind) for kind in ATTACKED}
-    attack = next((name for name in corpus.minimal_norm if f"adversarial/{name}" in model.estimates), None)
-    l2, snr = math.nan, math.nan
-    if attack and (found := model.flips(attack)) is not None:
-        l2, right = statistics.median_flip(found["distance"]), found[found["distance"] > 0]
-        snr = float(right["snr"].median()) if len(right) else math.nan
-    free = model.estimates[f"adversarial/{attack}"] if attack else None
-    return Verdict(model, model.estimates.get("original"), worst, free, l2, snr)
+    attack = next((name for name in corpus.minimal_norm if f"adversarial/{name}" in model.estimates), "")
+    free = model.estimates.get(f"adversarial/{attack}")
+    return Verdict(model, model.estimates.get("original"), worst, free, model.median_flip(attack) or {})
 
 
 def setup(corpus: Corpus) -> dict[str, str]:
@@ -107,7 +104,7 @@ def deviations(corpus: Corpus) -> list[tuple[str, str, str]]:
         attack = key.split(".")[1] if key.startswith("attacks.") else ""
         values = {run.summary.get(key) if key == "clients" else run.setting(key) for run in runs}
         if attack:
-            values = {corpus.settings(attack).get(key.rpartition(".")[2])}
+            values = {corpus.attack(attack).settings.get(key.rpartition(".")[2])}
         if known := {value for value in values if value is not None and value != paper}:
             found.append((name, _each(known), str(paper)))
     return found
@@ -131,12 +128,13 @@ def _network(runs: Iterable) -> str:
 def partial(corpus: Corpus) -> dict[str, float]:
     """Attacks that were run on a part of the test clips only, and on how large a one."""
     estimates = (estimate for model in corpus.models for estimate in model.estimates.values() if estimate.fraction < 1)
-    return {attack_title(parse(estimate.condition.name).variant): estimate.fraction for estimate in estimates}
+    return {attack_title(estimate.condition.variant): estimate.fraction for estimate in estimates}
 
 
 def configurations(runs: Sequence[Run]) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
     """Settings and environment: what all runs share, and of what differs the runs with each value."""
-    own = [flat(run.config) | {k: v for k, v in run.summary.items() if _plain(k, v)} for run in runs]
+    said = [{k: v for k, v in run.summary.items() if "/" not in k and not isinstance(v, dict | list)} for run in runs]
+    own = [flat(run.config) | summary for run, summary in zip(runs, said, strict=True)]
     keys = dict.fromkeys(key for each in own for key in each)
     values = {key: [str(each.get(key, cells.MISSING)) for each in own] for key in keys}
     common = {key: found[0] for key, found in values.items() if len(set(found)) == 1}
@@ -145,7 +143,3 @@ def configurations(runs: Sequence[Run]) -> tuple[dict[str, str], dict[str, dict[
         for run, value in zip(runs, values[key], strict=True):
             differing.setdefault(key, {}).setdefault(value, []).append(run.name)
     return common, differing
-
-
-def _plain(key: str, value: Any) -> bool:
-    return "/" not in key and not isinstance(value, dict | list)

@@ -43,22 +43,26 @@ class Claim(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A difference that a claim is about: `more` is what the paper says, that it is positive, or else about zero."""
+    """A difference that a claim is about, of a model under a condition beside another one: `more` is what the paper
+    says, that it is positive, or else about zero."""
 
     key: str
     more: bool
     words: str
-    model: Model | None
-    condition: str
-    beside: Model | None
-    reference: str
+    sides: Sequence[tuple[Model | None, str]]
+
+    @property
+    def result(self) -> dict | None:
+        """The paired tests; None where a side was not measured."""
+        estimates = (model and model.estimates.get(condition) for model, condition in self.sides)
+        return test(Pair("", self.words, "", "", *estimates))
 
     @property
     def paper(self) -> float:
         """The paper's difference."""
-        ours = zip((self.model, self.beside), (self.condition, self.reference), strict=True)
-        attack = self.model.against or self.condition.partition("/")[2]
-        after, before = (_paper(model, condition, attack) for model, condition in ours)
+        model, condition = self.sides[0]
+        attack = model.against or condition.partition("/")[2]
+        after, before = (_paper(model, condition, attack) for model, condition in self.sides)
         return (after - before) / 100
 
 
@@ -69,18 +73,18 @@ def _paper(model: Model, condition: str, attack: str) -> float:
 
 def claims(corpus: Corpus) -> list[Claim]:
     """Those of which something was measured, on the first family of models; p corrected (Holm) claim by claim."""
-    asked: dict[str, list[tuple[Asked, dict]]] = {key: [] for key in CLAIMS}
-    for each in _asked(corpus):
-        if (pair := _pair(each)) and (result := test(pair)):
-            asked[each.key].append((each, result))
-    return [Claim(key, list(_findings(tested, corpus.chance or 0))) for key, tested in asked.items() if tested]
+    tested: dict[str, list[tuple[Asked, dict]]] = {key: [] for key in CLAIMS}
+    for asked in _asked(corpus):
+        if result := asked.result:
+            tested[asked.key].append((asked, result))
+    return [Claim(key, list(_findings(each, corpus.chance or 0))) for key, each in tested.items() if each]
 
 
 def _findings(tested: Sequence[tuple[Asked, dict]], chance: float) -> Iterable[Finding]:
     corrected = holm(pd.Series([result["bootstrap_p"] for _, result in tested], dtype=float))
     for (asked, result), p in zip(tested, corrected, strict=True):
         interval = (result["difference"], result["low"], result["high"])
-        learnt = all(_learnt(model, chance) for model in (asked.model, asked.beside))
+        learnt = all(_learnt(model, chance) for model, _ in asked.sides)
         verdict = _verdict(asked.more, p, *interval) if learnt else "undecided"
         yield Finding(verdict, asked.words, *interval, asked.paper)
 
@@ -97,28 +101,17 @@ def _asked(corpus: Corpus) -> Iterable[Asked]:
     trained = {model.against: model for model in reversed(family)}
     models = [trained[attack] for attack in PAPER_ATTACKS if attack in trained]
     for model in models:
-        yield Asked("clean", True, model.label, model, "original", nature, "original")
+        yield Asked("clean", True, model.label, [(model, "original"), (nature, "original")])
     for model in filter(None, [nature, *models]):
-        yield Asked("free", False, model.label, model, "randomised", model, "original")
+        yield Asked("free", False, model.label, [(model, "randomised"), (model, "original")])
     for attack in PAPER_ATTACKS:
-        key, more = ("deepfool", False) if attack == "deepfool" else ("training", True)
-        model, name, title = trained.get(attack), f"adversarial/{attack}", attack_title(attack)
-        yield Asked(key, more, title, model, name, nature, name)
-        key = "randomised_deepfool" if attack == "deepfool" else "randomised_nature"
-        yield Asked(
-            key, True, f"{nature.label} under {title}" if nature else "", nature, f"randomised_{name}", nature, name
-        )
-        key, more = ("randomised_deepfool", True) if attack == "deepfool" else ("randomised_trained", False)
-        yield Asked(
-            key, more, f"{model.label} under {title}" if model else "", model, f"randomised_{name}", model, name
-        )
-
-
-def _pair(asked: Asked) -> Pair | None:
-    if not (asked.model and asked.beside):
-        return None
-    first, second = asked.model.estimates.get(asked.condition), asked.beside.estimates.get(asked.reference)
-    return Pair("", asked.words, "", "", first, second) if first and second else None
+        name, title, minimal = f"adversarial/{attack}", attack_title(attack), attack == "deepfool"
+        model = trained.get(attack)
+        yield Asked("deepfool" if minimal else "training", not minimal, title, [(model, name), (nature, name)])
+        for each, key in ((nature, "randomised_nature"), (model, "randomised_trained")):
+            if each:
+                words, sides = f"{each.label} under {title}", [(each, f"randomised_{name}"), (each, name)]
+                yield Asked("randomised_deepfool" if minimal else key, minimal or each is nature, words, sides)
 
 
 def _verdict(more: bool, p: float, difference: float, low: float, high: float) -> str:

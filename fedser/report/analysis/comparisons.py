@@ -18,14 +18,15 @@ WITH = {"adversarial": "without", "randomised_adversarial": "with, oblivious", "
 
 
 class Pair(NamedTuple):
-    """Two estimates to compare, the words for what they share and what they are, and with which tests they belong."""
+    """Two estimates to compare, None where one was not measured; the words for what they share and what they are, and
+    with which tests they belong."""
 
     family: str
     shared: str
     a: str
     b: str
-    first: Estimate
-    second: Estimate
+    first: Estimate | None
+    second: Estimate | None
 
 
 def between_models(corpus: Corpus) -> Iterable[Pair]:
@@ -35,49 +36,42 @@ def between_models(corpus: Corpus) -> Iterable[Pair]:
         pairs = [(corpus.models[0], model) for model in corpus.models[1:]]
     for name in corpus.looked_at:
         for second, first in pairs:
-            yield from pair(name, title(name), first, second, name)
+            yield _pair(name, name, first, second)
     for family in corpus.families:
         nature = next((model for model in family if model.against is None), None)
         for name, model in ((f"{kind}/{model.against}", model) for kind in ATTACKED[:2] for model in family if nature):
             if name not in corpus.looked_at:
-                yield from pair(f"own {name.partition('/')[0]} {nature.label}", title(name), model, nature, name)
+                yield _pair(f"own {name.partition('/')[0]} {nature.label}", name, model, nature)
 
 
-def pair(family: str, shared: str, first: Model, second: Model, condition: str) -> Iterable[Pair]:
-    """Two models under one condition, where both were."""
-    estimates = [model.estimates.get(condition) for model in (first, second)]
-    if all(estimates):
-        yield Pair(family, shared, first.label, second.label, *estimates)
+def _pair(family: str, condition: str, first: Model, second: Model) -> Pair:
+    estimates = (model.estimates.get(condition) for model in (first, second))
+    return Pair(family, title(condition), first.label, second.label, *estimates)
 
 
 def of_the_randomisation(corpus: Corpus) -> Iterable[Pair]:
     """Each model with and without it: what it costs, what it helps, what is left of that against who knows of it."""
+    strongest = {kind: corpus.strongest(kind) for kind in ATTACKED}
     for model in corpus.models:
-        clean = [model.estimates.get(name) for name in ("randomised", "original")]
-        if all(clean):
-            yield Pair(f"{model.label} clean", f"{model.label}, no attack", "with", "without", *clean)
+        clean = (model.estimates.get(name) for name in ("randomised", "original"))
+        yield Pair(f"{model.label} clean", f"{model.label}, no attack", "with", "without", *clean)
         for attack in PAPER_ATTACKS:
             yield from _switched(model, attack_title(attack), dict.fromkeys(ATTACKED, attack))
-        yield from _switched(model, "the strongest", {kind: corpus.strongest(kind) for kind in ATTACKED})
+        yield from _switched(model, "the strongest", strongest)
 
 
 def _switched(model: Model, named: str, attacks: Mapping[str, str | None]) -> Iterable[Pair]:
     """One model under these attacks of each kind, two kinds at a time."""
-
-    def words(kind: str) -> str:
-        attack = attack_title(attacks[kind] or "")
-        return WITH[kind] + (f" ({attack})" if attack != named else "")
-
+    titles = {kind: attack_title(attack or "") for kind, attack in attacks.items()}
+    words = {kind: WITH[kind] + (f" ({each})" if each != named else "") for kind, each in titles.items()}
     for low, high in combinations(ATTACKED, 2):
-        estimates = [model.estimates.get(f"{kind}/{attacks[kind]}") for kind in (high, low)]
-        if all(estimates):
-            family = f"{model.label} {high} {low}"
-            yield Pair(family, f"{model.label}, {named}", words(high), words(low), *estimates)
+        estimates = (model.estimates.get(f"{kind}/{attacks[kind]}") for kind in (high, low))
+        yield Pair(f"{model.label} {high} {low}", f"{model.label}, {named}", words[high], words[low], *estimates)
 
 
 def tested(pairs: Iterable[Pair]) -> tuple[pd.DataFrame, int]:
     """A row per pair that can be tested, p-values corrected (Holm) within each family; how many pairs cannot."""
-    found = [(pair, test(pair)) for pair in pairs]
+    found = [(pair, test(pair)) for pair in pairs if pair.first and pair.second]
     kept = [{"family": p.family, "shared": p.shared, "a": p.a, "b": p.b, **result} for p, result in found if result]
     data = pd.DataFrame(kept)
     for column in ("bootstrap_p", "mcnemar_p") if kept else ():
@@ -93,18 +87,20 @@ def holm(p: pd.Series) -> pd.Series:
 
 def test(pair: Pair) -> dict | None:
     """All tests of one pair, on what the same seeds tested; None where that is nothing."""
-    a, b = pair.first.observations, pair.second.observations
+    a, b = (estimate and estimate.observations for estimate in (pair.first, pair.second))
     if a is None or b is None:
         return None
     both = a.merge(b[["seed", "utterance", "correct"]], on=["seed", "utterance"], suffixes=("_a", "_b"))
     if both.empty:
         return None
-    columns = (both[name] for name in ("correct_a", "correct_b", "label", "speaker", "seed"))
+    sides = ["correct_a", "correct_b"]
+    columns = (both[name] for name in (*sides, "label", "speaker", "seed"))
     paired = statistics.paired_bootstrap(*columns, repeats=REPEATS)
-    clips = both.groupby("utterance")[["correct_a", "correct_b"]].mean()  # each once, with the mean of its seeds
-    mcnemar = statistics.mcnemar(clips["correct_a"], clips["correct_b"])
-    high, low = sorted((_uar(both, "correct_a"), _uar(both, "correct_b")), reverse=True)
-    z = statistics.z_test(high, low, len(clips), len(clips))
+    clips = both.groupby("utterance")[sides].mean()  # each once, with the mean of its seeds
+    mcnemar = statistics.mcnemar(*(clips[side] for side in sides))
+    seeds = [each for _, each in both.groupby("seed")]
+    uars = [np.mean([statistics.uar(each[side], each["label"]) for each in seeds]) for side in sides]
+    z = statistics.z_test(*sorted(uars, reverse=True), len(clips), len(clips))
     return {
         "difference": paired.difference,
         "low": paired.interval.low,
@@ -118,8 +114,3 @@ def test(pair: Pair) -> dict | None:
         "z_p": z.p,
         "utterances": len(clips),
     }
-
-
-def _uar(frame: pd.DataFrame, column: str) -> float:
-    """The mean of the seeds' UARs."""
-    return float(np.mean([statistics.uar(rows[column], rows["label"]) for _, rows in frame.groupby("seed")]))

@@ -74,17 +74,20 @@ def in_order(names: Iterable[str]) -> list[str]:
 
     def rank(name: str) -> tuple:
         kind, attack, varied = parse(name)
-        place = KINDS.index(kind) if kind in KINDS else len(KINDS)
-        return (attacks.index(attack) if attack else -1, _numbers(varied), place)
+        among = KINDS.index(kind) if kind in KINDS else len(KINDS)
+        return (attacks.index(attack) if attack else -1, _numbers(varied), among)
 
     return sorted(distinct, key=rank)
 
 
 def attacks_in_order(names: Iterable[str]) -> list[str]:
     """Distinct attacks: those of `TITLES` in its order, others as they first appear."""
-    known = list(TITLES)
-    distinct = [name for name in dict.fromkeys(names) if name]
-    return sorted(distinct, key=lambda name: known.index(name) if name in known else len(known))
+    return sorted(filter(None, dict.fromkeys(names)), key=place)
+
+
+def place(attack: str) -> int:
+    """Where an attack comes in the order of tables."""
+    return list(TITLES).index(attack) if attack in TITLES else len(TITLES)
 
 
 def _numbers(varied: str) -> list:
@@ -107,7 +110,12 @@ def title(name: str) -> str:
     return f"{kind} · {attack_title(condition.variant)}" if condition.attack else kind
 
 
+def of_set(examples: str) -> Condition:
+    """A set of examples, as `examples` of evaluation.json names it: the condition under which they were made."""
+    return parse(examples if examples.startswith("adaptive/") else f"adversarial/{examples}")
+
+
 def set_title(examples: str) -> str:
     """A set of examples: `adaptive/pgd` → `PGD, adaptive`."""
-    bare = examples.removeprefix("adaptive/")
-    return attack_title(bare) + (", adaptive" if bare != examples else "")
+    condition = of_set(examples)
+    return attack_title(condition.variant) + (", adaptive" if condition.kind == "adaptive" else "")

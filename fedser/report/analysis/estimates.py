@@ -1,7 +1,7 @@
 """The UAR of a model under one condition, over its seeds, and how far to trust it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,15 +32,15 @@ class Measure:
         return self.evaluation.conditions[self.source]
 
     @property
-    def attack(self) -> dict:
-        """The attack's `settings` and `threat`; empty where the evaluation does not hold them."""
-        return self.evaluation.part("attacks").get(parse(self.source).variant) or {}
+    def variant(self) -> str:
+        """The attack, as its file calls it."""
+        return parse(self.source).variant
 
     @property
     def examples(self) -> dict:
         """How far its adversarial examples lie from their originals; empty where that is not known."""
         name = parse(self.source).examples
-        found = self.evaluation.part("examples").get(name)
+        found = self.evaluation.content["examples"].get(name)
         return {"seconds": self.evaluation.times.get(name), **found} if found else {}
 
     @property
@@ -53,10 +53,6 @@ class Measure:
         return np.asarray(self.record["matrix"], float)
 
     @property
-    def by_client(self) -> dict[str, np.ndarray]:
-        return {client: np.asarray(m, float) for client, m in (self.record.get("by_client") or {}).items()}
-
-    @property
     def uar(self) -> float:
         return metrics.uar(self.matrix)
 
@@ -64,7 +60,7 @@ class Measure:
     def rank(self) -> tuple:
         """Of two measures of the same condition the greater one counts: later round, more clips, more draws, newer."""
         evaluation = self.evaluation
-        return (evaluation.round, evaluation.fraction, self.draws, evaluation.written)
+        return (evaluation.content.get("round") or 0, evaluation.fraction, self.draws, evaluation.written)
 
     @property
     def seed(self) -> str:
@@ -80,6 +76,17 @@ class Measure:
             return None
         known = frame[["utterance", "speaker", "sex", "emotion", column]].assign(seed=self.seed)
         return known.rename(columns={"emotion": "label", column: "correct"}).dropna(subset=["correct"])
+
+    def clients(self) -> Iterable[pd.DataFrame]:
+        """The like of each client's matrix: the client taken as one speaker, each clip and draw as having got the mean
+        of its client and class, which changes no UAR and no resampling of speakers."""
+        for client, counts in sorted((self.record.get("by_client") or {}).items()):
+            matrix = np.asarray(counts, float)
+            labels = np.repeat(np.arange(len(matrix)), matrix.sum(axis=1).astype(int))
+            sex = self.evaluation.content["clients"].get(client, {}).get("sex") or ""
+            who = {"speaker": client, "sex": SEXES.get(sex, sex), "seed": self.seed}
+            clips = [f"{self.seed} {row // self.draws}" for row in range(len(labels))]
+            yield pd.DataFrame({"correct": metrics.recalls(matrix)[labels], "label": labels, "utterance": clips} | who)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,19 +162,11 @@ class Estimate:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """`observations`, or what the clients' matrices say of them: each client taken as one speaker, and each
-        utterance as having got the mean of its client and class."""
+        """`observations`, or what the clients' matrices say of them."""
         if self.observations is not None:
             return self.observations
-        parts = [
-            _utterances_of(client, matrix, measure.draws).assign(seed=measure.seed)
-            for measure in self.measures
-            for client, matrix in sorted(measure.by_client.items())
-        ]
-        found = pd.concat(parts) if parts else pd.DataFrame(columns=["correct", "label", "speaker", "seed", "clip"])
-        clients = (measure.evaluation.part("clients") for measure in self.measures)
-        sexes = {name: entry.get("sex") or "" for part in clients for name, entry in part.items()}
-        return found.assign(sex=[sexes.get(speaker, "") for speaker in found["speaker"]]).replace({"sex": SEXES})
+        parts = [part for measure in self.measures for part in measure.clients()]
+        return pd.concat(parts) if parts else pd.DataFrame(columns=["correct", "label", "utterance", "speaker", "sex"])
 
     @cached_property
     def clustered(self) -> Interval:
@@ -179,21 +178,18 @@ class Estimate:
     @cached_property
     def stratified(self) -> Interval:
         """95 % interval over utterances within classes."""
-        if self.observations is not None:
-            return statistics.stratified_bootstrap(*self._tested)
-        return _mean([statistics.stratified_bootstrap_of_matrix(m.matrix, m.draws) for m in self.measures])
+        return self._over_clips(statistics.stratified_bootstrap, statistics.stratified_bootstrap_of_matrix)
 
     @cached_property
     def closed_form(self) -> Interval:
         """The check of `stratified`."""
-        if self.observations is not None:
-            return statistics.closed_form(*self._tested)
-        return _mean([statistics.closed_form_of_matrix(m.matrix, m.draws) for m in self.measures])
+        return self._over_clips(statistics.closed_form, statistics.closed_form_of_matrix)
 
-    @property
-    def _tested(self) -> list[pd.Series]:
-        """As intervals over utterances want it; with one seed they need no name."""
-        return self._columns("correct", "label", *(["seed", "utterance"] if len(self.measures) > 1 else []))
+    def _over_clips(self, of_clips: Callable, of_matrix: Callable) -> Interval:
+        if self.observations is not None:  # with one seed its clips need no name
+            return of_clips(*self._columns("correct", "label", *["seed", "utterance"] * (len(self.measures) > 1)))
+        intervals = [of_matrix(measure.matrix, measure.draws) for measure in self.measures]
+        return Interval(*np.array([[each.low, each.high] for each in intervals]).mean(axis=0).tolist())
 
     def _columns(self, *names: str) -> list[pd.Series]:
         return [self.rows[name] for name in names]
@@ -206,11 +202,8 @@ class Estimate:
     def by_speaker(self) -> dict[str, float]:
         """The UAR of each speaker with at least five clips, over the classes that this speaker has, in all seeds' test
         sets together."""
-        clips = self.rows.drop_duplicates(
-            ["speaker", *(["utterance"] if "utterance" in self.rows else ["seed", "clip"])]
-        )
-        known = clips["speaker"].value_counts()
-        rows = self.rows[self.rows["speaker"].isin(known.index[known >= CLIPS])]
+        clips = self.rows.drop_duplicates(["speaker", "utterance"])["speaker"].value_counts()
+        rows = self.rows[self.rows["speaker"].isin(clips.index[clips >= CLIPS])]
         return statistics.by_speaker(rows["correct"], rows["label"], rows["speaker"]) if len(rows) else {}
 
     def sexes(self) -> dict[str, str]:
@@ -222,16 +215,3 @@ class Estimate:
         if self.rows.empty or self.rows.groupby("speaker")["sex"].nunique().max() > 1:
             return None
         return statistics.gap(*self._columns("correct", "label", "sex", "speaker", "seed"))
-
-
-def _mean(intervals: Sequence[Interval]) -> Interval:
-    ends = np.array([[each.low, each.high] for each in intervals]).mean(axis=0)
-    return Interval(float(ends[0]), float(ends[1]))
-
-
-def _utterances_of(client: str, matrix: np.ndarray, draws: int) -> pd.DataFrame:
-    """One row per clip and draw of the matrix, which changes no UAR and no resampling of speakers."""
-    counts = matrix.sum(axis=1).astype(int)
-    labels = np.repeat(np.arange(len(matrix)), counts)
-    clips = np.arange(len(labels)) // draws
-    return pd.DataFrame({"correct": metrics.recalls(matrix)[labels], "label": labels, "speaker": client, "clip": clips})

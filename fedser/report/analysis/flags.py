@@ -51,8 +51,8 @@ def _flags(evaluation: Evaluation) -> list[Flag]:
     """As the evaluation has them; by today's checks where it was written before flags had a severity (0.3.0)."""
     stored = [flag for flag in evaluation.content.get("flags") or [] if isinstance(flag, dict)]
     if any("severity" not in flag for flag in stored):
-        attacks = {name: entry for name, entry in evaluation.part("attacks").items() if "settings" in entry}
-        stored = sanity.flags(evaluation.content | {"attacks": attacks, "examples": evaluation.part("examples")})
+        attacks = {name: entry for name, entry in evaluation.content["attacks"].items() if "settings" in entry}
+        stored = sanity.flags(evaluation.content | {"attacks": attacks})
     keys = ("flag", "title", "status", "detail", "severity")
     return [Flag(*(str(flag.get(key) or "") for key in keys)) for flag in stored]
 

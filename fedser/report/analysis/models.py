@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedser.evaluation import statistics
 from fedser.report.analysis import conditions
 from fedser.report.analysis.conditions import Condition, attack_title, parse
 from fedser.report.analysis.estimates import Estimate, Measure
-from fedser.report.analysis.naming import Naming, bounded, naming, short
-from fedser.report.analysis.runs import Evaluation, Run
+from fedser.report.analysis.naming import Naming, naming, numbered, short
+from fedser.report.analysis.runs import Attack, Run
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +68,6 @@ class Model:
     def seeds(self) -> list:
         return sorted({run.setting("seed") for run in self.runs}, key=str)
 
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        return [evaluation for run in self.runs for evaluation in run.evaluations]
-
     def curves(self, condition: str) -> dict[Any, tuple[list[int], list[float]]]:
         """Per seed the rounds and UARs of the run that got furthest."""
         found: dict[Any, tuple[list[int], list[float]]] = {}
@@ -86,7 +84,7 @@ class Model:
         """
         parts = []
         for measure in self.measures.get(f"adversarial/{attack}", {}).values():
-            frame, source = measure.evaluation.utterances, parse(measure.source).variant
+            frame, source = measure.evaluation.utterances, measure.variant
             columns = ("correct/original", f"correct/{measure.source}", f"l2/{source}", f"snr/{source}")
             if frame is None or any(column not in frame for column in columns):
                 return None
@@ -96,6 +94,15 @@ class Model:
             found = {"distance": distance, "snr": needed, "label": frame["emotion"], "seed": measure.seed}
             parts.append(pd.DataFrame(found))
         return pd.concat(parts, ignore_index=True) if parts else None
+
+    def median_flip(self, attack: str) -> dict[str, float] | None:
+        """What flips the median utterance, of the `clips` that are right at first: `l2` (σ), `snr_db`; how many of
+        them are `flipped`, as a share. None without utterances.csv."""
+        if (found := self.flips(attack)) is None:
+            return None
+        right = found[found["distance"] > 0]
+        medians = {"l2": statistics.median_flip(found["distance"]), "snr_db": float(right["snr"].median())}
+        return medians | {"flipped": float(np.isfinite(right["distance"]).mean()), "clips": len(right)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,51 +142,45 @@ class Corpus:
         """Attacks without a budget: they look for the smallest change that flips."""
         return [name for name in self.attacks("adversarial") if self.eps(parse(f"adversarial/{name}")) is None]
 
-    def settings(self, variant: str) -> dict[str, Any]:
-        """The attack's settings; empty if no evaluation holds them."""
-        measure = self._attacks.get(variant)
-        return (measure.attack.get("settings") or {}) if measure else {}
+    def attack(self, variant: str) -> Attack:
+        """The attack, with its varied settings, as the first measure that counts and knows it; empty if none does."""
+        return self._attacks.get(variant, Attack())
 
     def threat(self, variant: str) -> str:
         """The attack's threat model in a line, as it printed it; empty if none did."""
-        measure = self._attacks.get(variant)
-        return str(measure.attack.get("threat") or "") if measure else ""
+        return self.attack(variant).threat
 
     @cached_property
-    def _attacks(self) -> dict[str, Measure]:
-        """Per attack, with its varied settings, the first measure that counts and knows it."""
+    def _attacks(self) -> dict[str, Attack]:
         by_seed = (seeds for model in self.models for seeds in model.measures.values())
-        measures = [measure for seeds in by_seed for measure in seeds.values() if measure.attack]
-        return {measure.condition.variant: measure for measure in reversed(measures)}
+        measures = [m for seeds in by_seed for m in seeds.values() if m.variant in m.evaluation.attacks]
+        return {m.condition.variant: m.evaluation.attack(m.variant) for m in reversed(measures)}
 
     def eps(self, condition: Condition) -> float | None:
         """The budget in σ; None where there is none."""
-        measure = self._attacks.get(condition.variant)
-        if measure is None:
-            return float(condition.settings["eps"]) if "eps" in condition.settings else None
-        source = parse(measure.source).variant
-        return float(measure.evaluation.attack(source)["eps"]) if bounded(measure.evaluation, source) else None
+        if attack := self._attacks.get(condition.variant):
+            return attack.eps
+        return float(condition.settings["eps"]) if "eps" in condition.settings else None
+
+    def _judges(self, model: Model, kind: str) -> dict[str, Estimate]:
+        """What a model is judged by, by attack: those of this kind with a budget, as most runs have them."""
+        found = {
+            e.condition.attack: e
+            for e in model.estimates.values()
+            if (e.condition.kind, e.condition.varied) == (kind, "")
+        }
+        return {attack: e for attack, e in found.items() if e.representative and self.eps(e.condition) is not None}
 
     def worst(self, model: Model, kind: str) -> Estimate | None:
-        """The model's lowest UAR under an attack of this kind: of those with a budget, as most runs have it."""
-        found = [
-            estimate
-            for estimate in model.estimates.values()
-            if estimate.condition.kind == kind
-            and not estimate.condition.varied
-            and estimate.representative
-            and self.eps(estimate.condition) is not None
-        ]
-        return min(found, key=lambda estimate: estimate.uar, default=None)
+        """The model's lowest UAR of those that it is judged by."""
+        return min(self._judges(model, kind).values(), key=lambda estimate: estimate.uar, default=None)
 
     def strongest(self, kind: str) -> str | None:
-        """Of the attacks with a budget that most models were tested under so, the one that leaves least on average."""
+        """Of the attacks that most models are judged by, the one that leaves least on average."""
         found: dict[str, list[float]] = {}
         for model in self.models:
-            for name in self.attacks(kind):
-                estimate = model.estimates.get(f"{kind}/{name}")
-                if estimate and estimate.representative and self.eps(estimate.condition) is not None:
-                    found.setdefault(name, []).append(estimate.uar)
+            for attack, estimate in self._judges(model, kind).items():
+                found.setdefault(attack, []).append(estimate.uar)
         return min(found, key=lambda name: (-len(found[name]), sum(found[name]) / len(found[name])), default=None)
 
     @cached_property
@@ -195,13 +196,13 @@ class Corpus:
 
 def corpora(runs: Sequence[Run]) -> list[Corpus]:
     """One corpus per data set and set of classes, in the runs' order."""
-    groups: dict[tuple, list[Run]] = {}
     places = [_place(run, runs) for run in runs]
+    known = next(filter(None, places), ("unknown corpus", ()))
+    groups: dict[tuple, list[Run]] = {} if runs else {known: []}
     for run, place in zip(runs, places, strict=True):
-        groups.setdefault(place or next(filter(None, places), ("unknown corpus", ())), []).append(run)
-    if not groups:
-        groups[("unknown corpus", ())] = []
-    names = _distinct_names(groups)
+        groups.setdefault(place or known, []).append(run)
+    shared = Counter(name for name, _ in groups)
+    names = numbered(f"{name} ({len(classes)} classes)" if shared[name] > 1 else name for name, classes in groups)
     if len(groups) > 1:
         log.warning("the runs do not all compare (%s): each has a section of its own", ", ".join(names))
     return [_corpus(name, classes, group) for name, ((_, classes), group) in zip(names, groups.items(), strict=True)]
@@ -213,38 +214,28 @@ def _place(run: Run, runs: Sequence[Run]) -> tuple | None:
     name = str(run.setting("dataset.name") or "")
     if not name:
         return None
-    others = [other.classes for other in runs if other.evaluations and other.setting("dataset.name") == name]
-    if not run.evaluations:
-        alike = [classes for classes in others if not run.classes or set(classes) == set(run.classes)]
-        return name, next(iter(alike), run.classes)
-    return name, run.classes
-
-
-def _distinct_names(groups: Iterable[tuple]) -> list[str]:
-    groups = list(groups)
-    names = [name for name, _ in groups]
-    with_classes = [f"{name} ({len(classes)} classes)" if names.count(name) > 1 else name for name, classes in groups]
-    seen: list[str] = []
-    for name in with_classes:  # as many classes, but other ones
-        seen.append(f"{name} #{with_classes[: len(seen)].count(name) + 1}" if name in seen else name)
-    return seen
+    if run.evaluations:
+        return name, run.classes
+    others = (other.classes for other in runs if other.evaluations and other.setting("dataset.name") == name)
+    return name, next((each for each in others if not run.classes or set(each) == set(run.classes)), run.classes)
 
 
 def _corpus(name: str, classes: tuple[str, ...], runs: Sequence[Run]) -> Corpus:
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.config and run.setting("dataset.name"):
-            groups.setdefault(json.dumps(_training(run), sort_keys=True, default=str), []).append(run)
-    ways = sorted(((group, flat(json.loads(key))) for key, group in groups.items()), key=lambda way: _rank(way[0][0]))
-    labels = _labels([group[0] for group, _ in ways], [settings for _, settings in ways])
-    families = [json.dumps({k: v for k, v in way.items() if not k.startswith("defence")}) for _, way in ways]
-    first = 0 if labels and not ways[0][0][0].setting("defence.training") else 1  # 0 is nature's, in every report
-    names = naming([run for group, _ in ways for run in group])
+        if run.setting("dataset.name"):
+            groups.setdefault(json.dumps(_training(run), default=str), []).append(run)
+    ways = sorted(groups.values(), key=lambda group: _rank(group[0]))
+    settings = [_training(group[0]) for group in ways]
+    labels = _labels([group[0] for group in ways], settings)
+    families = [json.dumps(_but_defence(each), default=str) for each in settings]
+    first = 0 if ways and not ways[0][0].setting("defence.training") else 1  # 0 is nature's, in every report
+    names = naming([run for group in ways for run in group])
     models = [
         Model(label, _against(group[0]), group, number, family, names)
-        for number, (label, (group, _), family) in enumerate(zip(labels, ways, families, strict=True), start=first)
+        for number, (label, group, family) in enumerate(zip(labels, ways, families, strict=True), start=first)
     ]
-    return Corpus(name, classes, runs, models, _differing(labels, [settings for _, settings in ways]), names.notes)
+    return Corpus(name, classes, runs, models, _differing(labels, settings), names.notes)
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -253,7 +244,12 @@ def _training(run: Run) -> dict[str, Any]:
     for key in TRAINING:
         value, idle = run.config.get(key), IDLE.get(key, ())
         found[key] = {k: v for k, v in value.items() if k not in idle} if isinstance(value, dict) else value
-    return found | {"defence": run.setting("defence.training"), "code": run.summary.get("code")}
+    found |= {"defence": run.setting("defence.training"), "code": run.summary.get("code")}
+    return dict(sorted(flat(found).items()))
+
+
+def _but_defence(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if not key.startswith("defence")}
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -261,9 +257,6 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {key: v for name, part in node.items() for key, v in flat(part, f"{prefix}.{name}".strip(".")).items()}
-
-
-# --- What models are called ------------------------------------------------------------------------------------------
 
 
 def _against(run: Run) -> str | None:
@@ -276,19 +269,15 @@ def _label(run: Run) -> str:
     if not training:
         return "nature"
     attack = attack_title(_against(run) or "")
-    target = str(training.get("_target_") or "").rpartition(".")[2] if isinstance(training, dict) else str(training)
-    if training == target or not target.startswith("Adversarial"):
-        return " ".join(filter(None, [short(training), attack]))
-    return f"AT-{attack or 'unknown'}"
+    if str(training.get("_target_")).rpartition(".")[2].startswith("Adversarial"):
+        return f"AT-{attack or 'unknown'}"
+    return f"{short(training)} {attack}".rstrip()
 
 
 def _rank(run: Run) -> tuple:
     """Nature first, then as attacks are ordered."""
-    known = list(conditions.TITLES)
     against = _against(run)
-    if not run.setting("defence.training"):
-        return (0, 0, "")
-    return (1, known.index(against) if against in known else len(known), str(against))
+    return (bool(run.setting("defence.training")), conditions.place(against), str(against))
 
 
 def _labels(runs: Sequence[Run], settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -326,7 +315,7 @@ def _brief(value: Any) -> str:
 def _differing(labels: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
     """In what the models differ besides their defence: per setting and value the models that have it."""
     found: dict[str, dict[str, list[str]]] = {}
-    for key in _distinct([{k: v for k, v in each.items() if not k.startswith("defence")} for each in settings]):
+    for key in _distinct([_but_defence(each) for each in settings]):
         for label, each in zip(labels, settings, strict=True):
             found.setdefault(key, {}).setdefault(_brief(each.get(key)), []).append(label)
     return found

@@ -5,6 +5,7 @@ corpus it is what most of them have, and every other one is named by what differ
 with another randomisation than most have is left out.
 """
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -36,7 +37,7 @@ class Naming:
         condition = parse(name)
         if condition.randomised and evaluation in self.otherwise:
             return None
-        if condition.kind == "randomised_adversarial" and evaluation.attack(condition.variant).get("adaptive"):
+        if condition.kind == "randomised_adversarial" and evaluation.attack(condition.variant).settings.get("adaptive"):
             condition = condition._replace(kind="adaptive")
         variant = self.variants.get((evaluation, condition.variant), condition.variant)
         return parse(f"{condition.kind}/{variant}") if condition.attack else condition
@@ -81,16 +82,13 @@ def _words(own: dict, other: dict) -> str:
     return ", ".join(f"{key.removeprefix('inference.')}={short(value)}" for key, value in differences)
 
 
-# --- Attacks ---------------------------------------------------------------------------------------------------------
-
-
 def _variants(runs: Sequence[Run]) -> dict[tuple[Evaluation, str], str]:
     """What each attack of each evaluation is called; where its settings are not known, as in the file."""
     found: dict[tuple[Evaluation, str], str] = {}
     most: dict[str, dict | None] = {}
     seen: Seen = {}
     for evaluation in (evaluation for run in runs for evaluation in run.evaluations):
-        for variant in evaluation.part("attacks"):
+        for variant in evaluation.attacks:
             attack, settings = variant.partition("@")[0], _essential(evaluation, variant)
             if attack not in most:
                 most[attack] = _most_settings(runs, attack)
@@ -118,19 +116,13 @@ def _most(values: Iterable[Any]) -> Any:
 
 def _essential(evaluation: Evaluation, variant: str) -> dict[str, Any]:
     """What decides an attack's numbers: no budget where it means nothing."""
-    idle = () if bounded(evaluation, variant) else ("eps",)
-    return {key: value for key, value in _settings(evaluation.attack(variant)).items() if key not in idle}
+    attack = evaluation.attack(variant)
+    return {key: value for key, value in _settings(attack.settings).items() if key != "eps" or attack.eps is not None}
 
 
 def _settings(attack: Mapping[str, Any]) -> dict[str, Any]:
     """Without its name and what is only checked."""
     return {key: _canonical(value, HANDED_ON) for key, value in attack.items() if key not in ("name", "victim")}
-
-
-def bounded(evaluation: Evaluation, variant: str) -> bool:
-    """Whether an attack has a budget: one that looks for the smallest change does not, whatever its `eps` says."""
-    known = evaluation.part("attacks").get(variant) or {}
-    return evaluation.attack(variant).get("eps") is not None and "the smallest change" not in str(known.get("threat"))
 
 
 def _canonical(node: Any, without: Sequence[str] = ()) -> Any:
@@ -176,3 +168,12 @@ def short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else re.sub("[@,=]", "-", str(value).rstrip("/").rpartition("/")[2])
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """These names, those that are there already with a number: `a`, `a #2`."""
+    taken: list[str] = []
+    for name in names:
+        others = (f"{name} #{number}" for number in itertools.count(2))
+        taken.append(name if name not in taken else next(other for other in others if other not in taken))
+    return taken

@@ -5,17 +5,18 @@ import io
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf  # and not plain YAML, which takes 1e-05 for a string
 
 from fedser.errors import InputError
-from fedser.runs.folder import run_folders
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+from fedser.runs.folder import RunFolder, run_folders
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -25,46 +26,40 @@ TEXT = ("utterance", "client", "speaker", "sex", "emotion")  # columns of uttera
 NEEDED = ("utterance", "client", "speaker", "emotion")  # those with something in each row
 
 
+class Attack(NamedTuple):
+    """An attack as an evaluation had it; empty where the evaluation does not say."""
+
+    settings: Mapping[str, Any] = MappingProxyType({})
+    threat: str = ""
+
+    @property
+    def eps(self) -> float | None:
+        """Its budget in σ; one that looks for the smallest change has none, whatever its `eps` says."""
+        eps = self.settings.get("eps")
+        return None if eps is None or "the smallest change" in self.threat else float(eps)
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """One evaluation.json and the files beside it."""
 
     folder: Path
+    name: str
     content: dict[str, Any]
+    classes: tuple[str, ...]
+    attacks: dict[str, Attack]
+    fraction: float  # the share of the test utterances that was evaluated
     written: float  # seconds since the epoch
-    utterances: "pd.DataFrame | None"  # a row per test utterance
-    times: dict[str, float] = field(default_factory=dict)  # seconds that each set of examples took
-    example: "dict[str, np.ndarray]" = field(default_factory=dict)  # `x`, and `delta/` and `predicted/` of each attack
-
-    @property
-    def name(self) -> str:
-        return str(self.content.get("name") or self.folder.name)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(map(str, self.content["classes"]))
+    utterances: pd.DataFrame | None  # a row per test utterance
+    times: dict[str, float]  # seconds that each set of examples took
+    example: dict[str, np.ndarray]  # `x`, and `delta/` and `predicted/` of each attack
 
     @property
     def conditions(self) -> dict[str, dict]:
         return self.content["conditions"]
 
-    @property
-    def round(self) -> int:
-        return self.content.get("round") or 0
-
-    @property
-    def fraction(self) -> float:
-        """The share of the test utterances that was evaluated."""
-        share = (self.content.get("evaluation") or {}).get("fraction")
-        return 1.0 if share is None else float(share)
-
-    def part(self, key: str) -> dict[str, Any]:
-        """`clients`, `attacks` or `examples`; empty where there are none."""
-        return {name: entry for name, entry in (self.content.get(key) or {}).items() if isinstance(entry, dict)}
-
-    def attack(self, variant: str) -> dict[str, Any]:
-        """The settings of an attack; empty where the evaluation does not hold them."""
-        return (self.part("attacks").get(variant) or {}).get("settings") or {}
+    def attack(self, variant: str) -> Attack:
+        return self.attacks.get(variant, Attack())
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +90,7 @@ class Run:
     def uar(self) -> dict[str, float]:
         """Final UAR per condition, as a fraction; of an unfinished run what its last evaluated round had."""
         for record in [self.summary, *reversed(self.history)]:
-            found = {key.removeprefix("uar/"): _number(v) for key, v in record.items() if key.startswith("uar/")}
-            if found:
+            if found := {key.removeprefix("uar/"): v for key, v in record.items() if key.startswith("uar/")}:
                 return found
         return {}
 
@@ -129,9 +123,9 @@ class Run:
 
     def curve(self, condition: str) -> tuple[list[int], list[float]]:
         """Evaluated rounds and the UAR (fraction) in each; rounds without a number are left out."""
-        pairs = [(record["round"], _number(record.get(f"uar/{condition}"))) for record in self.history]
-        kept = [(round_, uar) for round_, uar in pairs if not math.isnan(uar)]
-        return [round_ for round_, _ in kept], [uar for _, uar in kept]
+        key = f"uar/{condition}"
+        kept = {record["round"]: record[key] for record in self.history if record.get(key) is not None}
+        return list(kept), list(kept.values())
 
 
 def load(paths: Iterable[str | Path]) -> list[Run]:
@@ -156,12 +150,12 @@ def _load_run(folder: Path) -> Run:
             return default
 
     lost = {"status": "damaged"} if (folder / "summary.json").is_file() else {}
-    summary = attempt(_summary, folder / "summary.json", lost)
+    summary = attempt(_json, folder / "summary.json", lost, "it is not known whether this run was finished")
     finished = summary.get("status") == "finished"
     history = attempt(_history, folder / "history.jsonl", [], finished)
     config = attempt(_config, folder / "config.yaml", {})
-    files = [folder / "evaluation.json", *sorted((folder / "evaluations").glob("*/evaluation.json"))]
-    evaluations = [attempt(_evaluation, file, None, attempt) for file in files if file.is_file()]
+    records = [place / "evaluation.json" for place in RunFolder(folder).evaluations()]
+    evaluations = [attempt(_evaluation, file, None, attempt) for file in records]
     if finished and not evaluations:
         problems.append(f"{folder}: holds no evaluation.json, so there are only its curves and its summary")
     return Run(folder, summary, config, history, list(filter(None, evaluations)), problems)
@@ -193,8 +187,8 @@ def _json_object(path: Path, text: str, first_line: int = 1) -> dict[str, Any]:
     return value
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    return _json_object(path, _text(path, "it is not known whether this run was finished"))
+def _json(path: Path, without: str = "") -> dict[str, Any]:
+    return _json_object(path, _text(path, without))
 
 
 def _history(path: Path, finished: bool) -> list[dict[str, Any]]:
@@ -212,8 +206,6 @@ def _history(path: Path, finished: bool) -> list[dict[str, Any]]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf  # and not plain YAML, which takes 1e-05 for a string
-
     text = _text(path, "this run's settings are not known")
     try:
         config = OmegaConf.to_container(OmegaConf.create(text))
@@ -227,7 +219,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _evaluation(path: Path, attempt: Callable) -> Evaluation:
-    content = _json_object(path, _text(path, ""))
+    content = _json(path)
     classes, conditions = content.get("classes"), content.get("conditions")
     if not isinstance(classes, list) or not classes or not isinstance(conditions, dict):
         raise InputError(f"{path}: lacks classes or conditions")
@@ -236,14 +228,28 @@ def _evaluation(path: Path, attempt: Callable) -> Evaluation:
         for name, record in conditions.items()
         if attempt(_check_condition, path, False, name, record, len(classes))
     }
+    for key in ("attacks", "clients", "examples"):
+        entries = (content.get(key) or {}).items()
+        content[key] = {name: entry for name, entry in entries if isinstance(entry, dict)}
+    fraction = (content.get("evaluation") or {}).get("fraction")
+    attacks = content["attacks"].items()
 
     def beside(name: str, read: Callable[..., T], default: T, *rest) -> T:
         file = path.with_name(name)
         return attempt(read, file, default, *rest) if file.is_file() else default
 
-    utterances = beside("utterances.csv", _utterances, None, set(map(str, classes)))
-    times, example = beside("times.json", _times, {}), beside("example.npz", _example, {})
-    return Evaluation(path.parent, content, path.stat().st_mtime, utterances, times, example)
+    return Evaluation(
+        folder=path.parent,
+        name=str(content.get("name") or path.parent.name),
+        content=content,
+        classes=tuple(map(str, classes)),
+        attacks={name: Attack(entry.get("settings") or {}, str(entry.get("threat") or "")) for name, entry in attacks},
+        fraction=1.0 if fraction is None else float(fraction),
+        written=path.stat().st_mtime,
+        utterances=beside("utterances.csv", _utterances, None, set(map(str, classes))),
+        times=beside("times.json", _json, {}).get("examples") or {},
+        example=beside("example.npz", _example, {}),
+    )
 
 
 def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
@@ -266,12 +272,7 @@ def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
     return True
 
 
-def _times(path: Path) -> dict[str, float]:
-    examples = _json_object(path, _text(path, "")).get("examples")
-    return {name: value for name, value in (examples or {}).items() if type(value) in (int, float)}
-
-
-def _utterances(path: Path, classes: Set[str]) -> "pd.DataFrame":
+def _utterances(path: Path, classes: Set[str]) -> pd.DataFrame:
     frame = _frame(path, classes)
     frame["sex"] = frame["sex"].replace(SEXES)
     numbers = [column for column in frame if column not in TEXT]
@@ -285,10 +286,8 @@ def _utterances(path: Path, classes: Set[str]) -> "pd.DataFrame":
     return frame
 
 
-def _frame(path: Path, classes: Set[str]) -> "pd.DataFrame":
+def _frame(path: Path, classes: Set[str]) -> pd.DataFrame:
     """Cells as they are written. Raises InputError for a row that lacks a field, or whose clip cannot be placed."""
-    import pandas as pd
-
     try:
         reader = csv.reader(io.StringIO(_text(path, "")), strict=True)
         rows = [(reader.line_num, row) for row in reader if row]
@@ -308,10 +307,8 @@ def _frame(path: Path, classes: Set[str]) -> "pd.DataFrame":
     return pd.DataFrame([row for _, row in rows[1:]], columns=columns, dtype=object)
 
 
-def _example(path: Path) -> "dict[str, np.ndarray]":
+def _example(path: Path) -> dict[str, np.ndarray]:
     """An archive's arrays; perturbations of another shape than the log-Mel are left out."""
-    import numpy as np
-
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -321,7 +318,3 @@ def _example(path: Path) -> "dict[str, np.ndarray]":
     if shape is not None and len(shape) != 2:
         raise InputError(f"{path}: its x is no log-Mel [frames, mels]")
     return {key: array for key, array in arrays.items() if not key.startswith("delta/") or array.shape == shape}
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)

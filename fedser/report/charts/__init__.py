@@ -38,6 +38,13 @@ class Panel:
         """Of its bars, as they stand beside each other."""
         return sorted({series.shade for series in self.series if series.form == "bars"})
 
+    def places(self, series: Series) -> list[float]:
+        """Where a series lies among the categories; dots are shifted, always the same, to keep neighbours apart."""
+        places = [self.categories.index(x) for x in series.x]
+        if series.form != "dots":
+            return places
+        return [place + round(0.4 * ((number * 0.618) % 1) - 0.2, 3) for number, place in enumerate(places)]
+
 
 @dataclass(frozen=True)
 class Key:
@@ -70,6 +77,12 @@ class Chart:
     @property
     def series(self) -> list[Series]:
         return [series for panel in self.panels for series in panel.series]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Of the y axis, the same in all panels."""
+        ends = [y for series in self.series for part in (series.y, series.high) for y in part or ()]
+        return -2, min(102, max([*ends, self.chance or 0]) + 6)
 
     @property
     def models(self) -> dict[str, str]:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from fedser.evaluation import statistics
-from fedser.report.analysis.conditions import ATTACKED, CLEAN, PAPER_ATTACKS, TITLES, attack_title, title
+from fedser.report.analysis.conditions import ATTACKED, CLEAN, PAPER_ATTACKS, attack_title, place, title
 from fedser.report.analysis.estimates import Estimate
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.charts import COLOURS, MEAN, Chart, Key, Panel, Series
-from fedser.report.text import SWITCHED, caption, partial, verdicts
+from fedser.report.text import SWITCHED, partial, prose, verdicts
 
 SHADES = dict(zip(("original", *ATTACKED), (0.15, 0.35, 0.65, 1.0), strict=True))
 SEXES = {"female": 0, "male": 2, "": 1}  # markers: circle, triangle, square
@@ -27,17 +27,9 @@ def colour(model: Model) -> str:
     return COLOURS[model.number % len(COLOURS)]
 
 
-def style(attack: str) -> int:
-    """The attack's dash and marker: the paper's three have the first ones, whatever else is there."""
-    return list(TITLES).index(attack) if attack in TITLES else len(TITLES)
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _chance(corpus: Corpus) -> float | None:
-    return None if corpus.chance is None else 100 * corpus.chance
+def _chart(corpus: Corpus, name: str, panels: Sequence[Panel], x: str = "", facts: Mapping = {}, **look) -> Chart:
+    chance = None if corpus.chance is None else 100 * corpus.chance
+    return Chart(name, *prose(name, **facts), panels, x, chance, **look)
 
 
 def _points(model: Model, name: str, estimates: Mapping, more: str = "", **look) -> Series:
@@ -45,22 +37,20 @@ def _points(model: Model, name: str, estimates: Mapping, more: str = "", **look)
     texts = [
         ", ".join(filter(None, [f"{more}{x}", *e.limits])) + ": " + _interval_text(e) for x, e in estimates.items()
     ]
-    ends, uars = _intervals(estimates.values()), [100 * estimate.uar for estimate in estimates.values()]
-    return Series(name, model.label, colour(model), list(estimates), uars, *ends, texts=texts, **look)
+    low, high = ([ends[side] for ends in map(_ends, estimates.values())] for side in (0, 1))
+    uars = [100 * estimate.uar for estimate in estimates.values()]
+    return Series(name, model.label, colour(model), list(estimates), uars, low, high, texts=texts, **look)
 
 
 def _interval_text(estimate: Estimate) -> str:
-    (low,), (high,) = _intervals([estimate])
+    low, high = _ends(estimate)
     return f"{100 * estimate.uar:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _intervals(estimates: Iterable[Estimate]) -> tuple[list[float], list[float]]:
-    """The ends, as far as they lie on their side of the UAR: that of several seeds need not lie inside."""
-    pairs = [(estimate.interval, estimate.uar) for estimate in estimates]
-    return [100 * min(i.low, uar) for i, uar in pairs], [100 * max(i.high, uar) for i, uar in pairs]
-
-
-# --- The verdict -----------------------------------------------------------------------------------------------------
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Of the interval, as far as they lie on their side of the UAR: that of several seeds need not lie inside."""
+    interval, uar = estimate.interval, estimate.uar
+    return 100 * min(interval.low, uar), 100 * max(interval.high, uar)
 
 
 def verdict(corpus: Corpus) -> Chart:
@@ -70,32 +60,21 @@ def verdict(corpus: Corpus) -> Chart:
         label = each.model.label
         for kind, estimate in {"original": each.clean, **each.worst}.items():
             if estimate:
-                named = ", ".join(filter(None, [_kind(kind), attack_title(estimate.condition.variant)]))
+                named = ", ".join(filter(None, [SWITCHED[kind], attack_title(estimate.condition.variant)]))
                 text = f"{named}: {_interval_text(estimate)}"
                 points = _points(each.model, label, {label: estimate}, form="bars", shade=SHADES[kind])
                 series.append(replace(points, texts=[text]))
                 kinds.append(kind)
     panels = [Panel("", series, list(dict.fromkeys(s.model for s in series)))] if set(kinds) - {"original"} else []
-    keys = [Key(_kind(kind), "bars", shade=shade) for kind, shade in SHADES.items() if kind in kinds]
-    alt = "Bar chart: UAR of each model without attack and under the worst attack of each kind."
-    heading, words = "What the worst attacks leave", caption("verdict")
-    return Chart("worst-attacks", heading, words, alt, panels, "", _chance(corpus), keys=keys, columns=1)
-
-
-def _kind(kind: str) -> str:
-    return SWITCHED.get(kind, "no attack")
-
-
-# --- UAR per round ---------------------------------------------------------------------------------------------------
+    keys = [Key(SWITCHED[kind], "bars", shade=shade) for kind, shade in SHADES.items() if kind in kinds]
+    return _chart(corpus, "worst-attacks", panels, keys=keys, columns=1)
 
 
 def rounds(corpus: Corpus) -> Chart:
     """Fig. 4 of the paper."""
     series = [series for model in corpus.models for series in _curves(model, "original", "")]
-    alt = "Line chart: UAR per round on original data, one line per model."
     panels = _choosable([Panel("Original test data", series)] if series else [])
-    words = caption("rounds")
-    return Chart("fig4-rounds", "Fig. 4: UAR per round", words, alt, panels, "round", _chance(corpus), columns=1)
+    return _chart(corpus, "fig4-rounds", panels, "round", columns=1)
 
 
 def second_half(corpus: Corpus) -> Chart:
@@ -112,14 +91,12 @@ def second_half(corpus: Corpus) -> Chart:
                     drawn |= {attack} if found else set()
         if series:
             panels.append(Panel(kind.replace("_", " ").capitalize() + " test data", series))
-    alt = "Line charts: UAR per round on original, randomised, adversarial and randomised adversarial data."
     keys = _attack_keys(attack for attack in PAPER_ATTACKS if attack in drawn)
-    heading, words = "Fig. 5: UAR in the second half of the rounds", caption("second_half")
-    return Chart("fig5-conditions", heading, words, alt, _choosable(panels), "round", _chance(corpus), keys=keys)
+    return _chart(corpus, "fig5-conditions", _choosable(panels), "round", keys=keys)
 
 
 def _attack_keys(attacks: Iterable[str]) -> list[Key]:
-    return [Key(attack_title(name), "line", style(name)) for name in attacks]
+    return [Key(attack_title(name), "line", place(name)) for name in attacks]
 
 
 def _curves(model: Model, condition: str, attack: str, since: float = 0) -> list[Series]:
@@ -132,7 +109,7 @@ def _curves(model: Model, condition: str, attack: str, since: float = 0) -> list
     if not found:
         return []
     name = model.label + (f", under {attack_title(attack)}" if attack else "")
-    same = {"model": model.label, "colour": colour(model), "style": style(attack) if attack else 0}
+    same = {"model": model.label, "colour": colour(model), "style": place(attack) if attack else 0}
     single = [
         Series(f"{name}, seed {seed}", x=list(curve), y=list(curve.values()), curve=f"seed {seed}", **same)
         for seed, curve in found.items()
@@ -155,9 +132,6 @@ def _choosable(panels: Sequence[Panel]) -> list[Panel]:
     return [replace(panel, series=each) for panel, each in zip(panels, means, strict=True)]
 
 
-# --- Oblivious and adaptive attackers, budgets -----------------------------------------------------------------------
-
-
 def adaptive(corpus: Corpus) -> Chart:
     """What the randomisation is worth against an attacker who knows of it."""
     attacks = corpus.attacks()
@@ -172,10 +146,8 @@ def adaptive(corpus: Corpus) -> Chart:
         if series:
             titles = [attack_title(name) for name in attacks]
             panels.append(Panel(model.label, series, [t for t in titles if any(t in s.x for s in series)]))
-    alt = "Bar charts, one per model: UAR under each attack without and with randomisation, oblivious and adaptive."
     keys = [Key(SWITCHED[kind], "bars", shade=SHADES[kind]) for kind in ATTACKED if corpus.attacks(kind)]
-    heading, words = "Oblivious against adaptive attackers", caption("adaptive", partial=partial(corpus))
-    return Chart("oblivious-adaptive", heading, words, alt, panels, "", _chance(corpus), keys=keys)
+    return _chart(corpus, "oblivious-adaptive", panels, facts={"partial": partial(corpus)}, keys=keys)
 
 
 def _under(model: Model, kind: str, attacks: Sequence[str]) -> dict[str, Estimate]:
@@ -189,14 +161,12 @@ def budgets(corpus: Corpus) -> Chart:
     curves = [curve for each in found.values() for curve in each]
     ticks = _ticks({eps for *_, points in curves for eps in points})
     panels = [
-        Panel(_first_upper(SWITCHED[kind]), [_budget_curve(*curve, ticks) for curve in each])
+        Panel(SWITCHED[kind].capitalize(), [_budget_curve(*curve, ticks) for curve in each])
         for kind, each in found.items()
         if each
     ]
-    alt = "Line charts: UAR against the budget, one line per model and attack."
     keys = _attack_keys(dict.fromkeys(attack for _, attack, _ in curves))
-    heading, words = "UAR against the budget", caption("curves")
-    return Chart("budget-curves", heading, words, alt, panels, "ε (σ)", _chance(corpus), keys=keys, ticks=ticks)
+    return _chart(corpus, "budget-curves", panels, "ε (σ)", keys=keys, ticks=ticks)
 
 
 def _budget_points(corpus: Corpus, kind: str) -> list[tuple[Model, str, dict[float, Estimate]]]:
@@ -229,7 +199,7 @@ def _ticks(budgets: set[float]) -> dict[float, str]:
 
 def _budget_curve(model: Model, attack: str, points: Mapping[float, Estimate], ticks: Mapping[float, str]) -> Series:
     name = f"{model.label}, {attack_title(attack)}"
-    series = _points(model, name, {f"{eps:g}": estimate for eps, estimate in points.items()}, "ε ", style=style(attack))
+    series = _points(model, name, {f"{eps:g}": estimate for eps, estimate in points.items()}, "ε ", style=place(attack))
     return replace(series, x=[eps or min(ticks) for eps in points])
 
 
@@ -243,9 +213,7 @@ def distances(corpus: Corpus) -> Chart:
         if finite:
             radii = np.linspace(0, float(np.quantile(finite, 0.98)) * 1.05, 121)
             panels.append(Panel(attack_title(attack), [_survival(*item, radii, attack) for item in known.items()]))
-    alt = "Line charts: UAR falling with the L2 norm of the perturbation, one line per model."
-    heading, words = "UAR against the distance", caption("distances")
-    return Chart("distance-curves", heading, words, alt, panels, "L2 (σ)", _chance(corpus), marks=False)
+    return _chart(corpus, "distance-curves", panels, "L2 (σ)", marks=False)
 
 
 def _survival(model: Model, frame, radii: np.ndarray, attack: str) -> Series:
@@ -255,21 +223,18 @@ def _survival(model: Model, frame, radii: np.ndarray, attack: str) -> Series:
     return Series(name, model.label, colour(model), np.round(radii, 4).tolist(), values, form="steps")
 
 
-# --- Speakers --------------------------------------------------------------------------------------------------------
-
-
 def speakers(corpus: Corpus) -> Chart:
     """One dot per speaker."""
     panels = []
     for name in corpus.looked_at:
         series = [s for model in corpus.models for s in _speaker_dots(model, name)] if name != "randomised" else []
         if series:
-            panels.append(Panel(_first_upper(title(name)), series, list(dict.fromkeys(s.model for s in series))))
-    alt = "Strip plots: one dot per speaker and model, clean and adversarial, with the 10 % quantile."
+            heading = title(name)[0].upper() + title(name)[1:]
+            panels.append(Panel(heading, series, list(dict.fromkeys(s.model for s in series))))
     drawn = {(series.form, series.style) for panel in panels for series in panel.series}
     keys = [Key(name or "unknown", "dots", marker) for name, marker in SEXES.items() if ("dots", marker) in drawn]
     keys.append(Key("10 % quantile of speakers", "ticks"))
-    return Chart("speakers-strip", "Single speakers", caption("strip"), alt, panels, "", _chance(corpus), keys=keys)
+    return _chart(corpus, "speakers-strip", panels, keys=keys)
 
 
 def _speaker_dots(model: Model, condition: str) -> list[Series]:

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure  # not pyplot: no global state, no window
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -67,9 +68,6 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return [path.with_name(path.name + form) for form in (".png", ".svg")]
 
 
-# --- Charts ----------------------------------------------------------------------------------------------------------
-
-
 def draw(chart: Chart) -> Figure:
     """A chart's panels with their legend below them."""
     legend = _legend(chart)
@@ -101,10 +99,12 @@ def _draw_panel(axes: Axes, panel: Panel, chart: Chart) -> None:
             shades = panel.shades
             _draw_bars(axes, series, panel, shades.index(series.shade) - (len(shades) - 1) / 2, 0.84 / len(shades))
         elif series.form == "dots":
-            _draw_dots(axes, series, panel)
+            look = {"color": series.colour, "alpha": 0.65, "linewidths": 0, "s": 22}
+            axes.scatter(panel.places(series), series.y, marker=MARKERS[series.style], **look)
         elif series.form == "ticks":
-            places = [panel.categories.index(x) for x in series.x]
-            axes.scatter(places, series.y, marker="_", s=420, color=series.colour, linewidths=1.8, zorder=3)
+            axes.scatter(
+                panel.places(series), series.y, marker="_", s=420, color=series.colour, linewidths=1.8, zorder=3
+            )
         elif series.curve in ("", MEAN) or not chart.curves:
             _draw_line(axes, series, chart.marks)
 
@@ -123,7 +123,7 @@ def _look(style: int, colour: str, marks: bool) -> dict[str, Any]:
 
 
 def _draw_bars(axes: Axes, series: Series, panel: Panel, place: float, width: float) -> None:
-    at = [panel.categories.index(x) + place * width for x in series.x]
+    at = [x + place * width for x in panel.places(series)]
     axes.bar(at, series.y, width * 0.94, color=_faded(series.colour, series.shade))
     if series.low and series.high:
         ends = np.abs(np.array([series.low, series.high]) - np.array(series.y))
@@ -132,29 +132,13 @@ def _draw_bars(axes: Axes, series: Series, panel: Panel, place: float, width: fl
 
 def whisker(series: Series) -> str:
     """A colour that is seen on the bar and, above it, on white: nearly black, on a dark bar grey."""
-    red, green, blue = _parts(_faded(series.colour, series.shade))
-    return "#222222" if 0.3 * red + 0.59 * green + 0.11 * blue > 80 else "#949494"
+    red, green, blue = to_rgb(_faded(series.colour, series.shade))
+    return "#222222" if 0.3 * red + 0.59 * green + 0.11 * blue > 80 / 255 else "#949494"
 
 
 def _faded(colour: str, shade: float) -> str:
     """The colour mixed with white."""
-    return "#" + "".join(f"{round(255 + (part - 255) * shade):02x}" for part in _parts(colour))
-
-
-def _parts(colour: str) -> list[int]:
-    """Red, green and blue of `#rrggbb`, 0 … 255."""
-    return [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-
-
-def _draw_dots(axes: Axes, series: Series, panel: Panel) -> None:
-    places = [panel.categories.index(x) + shift for x, shift in zip(series.x, jitter(len(series.x)), strict=True)]
-    look = {"color": series.colour, "alpha": 0.65, "linewidths": 0, "s": 22}
-    axes.scatter(places, series.y, marker=MARKERS[series.style], **look)
-
-
-def jitter(count: int) -> list[float]:
-    """Shifts in [−0.2, 0.2] that keep neighbours apart, always the same."""
-    return [round(0.4 * ((number * 0.618) % 1) - 0.2, 3) for number in range(count)]
+    return to_hex([1 - (1 - part) * shade for part in to_rgb(colour)])
 
 
 def _legend(chart: Chart) -> list[Any]:
@@ -184,12 +168,10 @@ def _handle(key: Key, colour: str, marks: bool) -> Any:
 
 def _frame(chart: Chart, panels: Sequence[Axes]) -> None:
     """The same limits in all panels that share an axis, names at the left and at the bottom."""
-    ends = [y for series in chart.series for part in (series.y, series.low, series.high) for y in part or ()]
-    top = max([*ends, chart.chance or 0])
     columns = min(chart.columns, len(panels))
     for place, (axes, panel) in enumerate(zip(panels, chart.panels, strict=True)):
         left, bottom = place % columns == 0, place + columns >= len(panels)
-        axes.set(xlabel=chart.x if bottom else "", ylabel=chart.y if left else "", ylim=(-2, min(102, top + 6)))
+        axes.set(xlabel=chart.x if bottom else "", ylabel=chart.y if left else "", ylim=chart.limits)
         axes.grid(True, axis="y" if panel.categories else "both")
         if chart.chance:
             axes.axhline(chart.chance, zorder=1, color="#999999", linewidth=0.9, linestyle=(0, (2, 2)))

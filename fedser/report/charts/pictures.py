@@ -12,7 +12,7 @@ from fedser.report.analysis.conditions import ATTACKED, PAPER_ATTACKS, attack_ti
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Evaluation
 from fedser.report.charts.drawn import panels
-from fedser.report.text import caption
+from fedser.report.text import prose
 
 SPEECH = "magma"
 CHANGE = "RdBu_r"
@@ -30,9 +30,6 @@ class Picture:
     form: Literal["png", "svg"]  # what suits it on a page
 
 
-# --- Fig. 2: one utterance -------------------------------------------------------------------------------------------
-
-
 def example(corpus: Corpus) -> Picture | None:
     """Fig. 2: a log-Mel, what each attack makes of it, and what it adds; None without an example.npz."""
     found = _example(corpus)
@@ -40,13 +37,9 @@ def example(corpus: Corpus) -> Picture | None:
         return None
     model, evaluation, arrays = found
     attacks = _shown_attacks([key.removeprefix("delta/") for key in arrays if key.startswith("delta/")], corpus)
-    names = ", ".join(map(set_title, attacks))
-    predicted = any(key.startswith("predicted/") for key in arrays)
     facts = {"title": arrays.get("title", "One test utterance"), "model": model.label, "evaluation": evaluation.name}
-    alt = f"Spectrograms of one utterance, original and under {names}, with their perturbations."
-    heading = "Fig. 2: one utterance under attack"
-    words = caption("example", **facts, predicted=predicted)
-    return Picture("fig2-example", heading, words, alt, _draw_example(arrays, attacks), "png")
+    facts |= {"predicted": any(key.startswith("predicted/") for key in arrays), "attacks": map(set_title, attacks)}
+    return Picture("fig2-example", *prose("fig2-example", **facts), _draw_example(arrays, attacks), "png")
 
 
 def _draw_example(arrays: dict[str, np.ndarray], attacks: Sequence[str]) -> Figure:
@@ -80,7 +73,7 @@ def _classified(arrays: dict[str, np.ndarray], name: str) -> str:
 def _example(corpus: Corpus) -> tuple[Model, Evaluation, dict[str, np.ndarray]] | None:
     """Of the first model with one (nature, where it is there) the example with the most attacks."""
     for model in corpus.models:
-        loaded = [(model, evaluation, evaluation.example) for evaluation in model.evaluations]
+        loaded = [(model, evaluation, evaluation.example) for run in model.runs for evaluation in run.evaluations]
         usable = [found for found in loaded if "x" in found[2] and any(key.startswith("delta/") for key in found[2])]
         if usable:
             return max(usable, key=lambda found: len(found[2]))
@@ -98,9 +91,6 @@ def _spectrogram(axes: Axes, values: np.ndarray, heading: str, colours: str, low
     axes.spines[:].set_visible(False)
     axes.tick_params(labelsize=7.5)
     return axes.imshow(values.T, origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="none")
-
-
-# --- Fig. 6: confusion matrices --------------------------------------------------------------------------------------
 
 
 def confusions(corpus: Corpus) -> Picture | None:
@@ -123,8 +113,8 @@ def confusions(corpus: Corpus) -> Picture | None:
         axes.set_title(f"{model.label} under {attacked}\nUAR {100 * estimate.uar:.1f} %", fontsize=9)
         axes.set_xlabel("classified as")
     places[0].set_ylabel("true")
-    alt = "Confusion matrices: " + ", ".join(f"{model.label} on {title(name)}" for model, name in shown) + "."
-    return Picture("fig6-confusion", "Fig. 6: what is classified as what", caption("confusions"), alt, figure, "svg")
+    words = prose("fig6-confusion", shown=[f"{model.label} on {title(name)}" for model, name in shown])
+    return Picture("fig6-confusion", *words, figure, "svg")
 
 
 def _draw_matrix(axes: Axes, shares: np.ndarray, classes: Sequence[str]) -> None:

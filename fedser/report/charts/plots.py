@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from fedser.report.charts import MEAN, Chart, Panel, Series
-from fedser.report.charts.drawn import jitter, whisker
+from fedser.report.charts.drawn import whisker
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
@@ -15,12 +15,7 @@ GRID = "#e7e7e7"
 
 def plots(chart: Chart) -> list[dict[str, Any]]:
     """`data` and `layout` of each panel. A trace's `meta` says which model and curve it belongs to."""
-    height = max(_ends(chart))
-    return [{"data": list(_traces(panel, chart)), "layout": _layout(panel, chart, height)} for panel in chart.panels]
-
-
-def _ends(chart: Chart) -> list[float]:
-    return [y for series in chart.series for part in (series.y, series.high) for y in part or ()] + [chart.chance or 0]
+    return [{"data": list(_traces(panel, chart)), "layout": _layout(panel, chart)} for panel in chart.panels]
 
 
 def _traces(panel: Panel, chart: Chart) -> Iterable[dict[str, Any]]:
@@ -54,11 +49,10 @@ def _trace(series: Series, panel: Panel, chart: Chart) -> dict[str, Any]:
         bars = {"type": "bar", "x": list(series.x), "y": y, "offsetgroup": f"{series.shade:g}"}
         return bars | {"marker": {"color": colour}, "error_y": _whiskers(series)}
     if series.form == "dots":
-        places = [panel.categories.index(x) + shift for x, shift in zip(series.x, jitter(len(y)), strict=True)]
-        return {"x": places, "y": y, "mode": "markers", "marker": marker | {"size": 8, "opacity": 0.65}}
+        return {"x": panel.places(series), "y": y, "mode": "markers", "marker": marker | {"size": 8, "opacity": 0.65}}
     if series.form == "ticks":
         flat = {"symbol": "line-ew", "size": 26, "line": {"width": 2.5, "color": series.colour}}
-        return {"x": [panel.categories.index(x) for x in series.x], "y": y, "mode": "markers", "marker": flat}
+        return {"x": panel.places(series), "y": y, "mode": "markers", "marker": flat}
     line = {"color": series.colour, "dash": DASHES[series.style % len(DASHES)]}
     line |= {"shape": "hv"} if series.form == "steps" else {}
     line |= {"width": 2 if series.curve in ("", MEAN) else 1}
@@ -90,11 +84,10 @@ def _told(series: Series, place: int, chart: Chart) -> str:
     return f"{where}: {series.y[place]:.1f} %{ends}"
 
 
-def _layout(panel: Panel, chart: Chart, height: float) -> dict[str, Any]:
+def _layout(panel: Panel, chart: Chart) -> dict[str, Any]:
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#888888", "ticks": "", "automargin": True}
     x = axis | {"title": {"text": chart.x}, "fixedrange": bool(panel.categories), "showgrid": not panel.categories}
-    dots = any(series.form == "dots" for series in panel.series)
-    if dots:
+    if any(series.form == "dots" for series in panel.series):
         x |= {"tickvals": list(range(len(panel.categories))), "ticktext": list(panel.categories)}
         x |= {"range": [-0.5, len(panel.categories) - 0.5]}
     elif chart.ticks:
@@ -102,7 +95,7 @@ def _layout(panel: Panel, chart: Chart, height: float) -> dict[str, Any]:
     elif panel.categories:
         x |= {"categoryorder": "array", "categoryarray": list(panel.categories)}
         x |= {"tickangle": -40} if sum(map(len, panel.categories)) > 45 else {}
-    y = axis | {"title": {"text": chart.y}, "range": [-2, min(102, height + 6)]}
+    y = axis | {"title": {"text": chart.y}, "range": list(chart.limits)}
     return {
         "xaxis": x,
         "yaxis": y,
