@@ -188,6 +188,19 @@ def with_config(folder, change):
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
+def test_a_validation_is_no_test_condition(tmp_path):
+    """Its UAR is in the summary; a run still going may have rounds that have nothing but that."""
+    done = make_run(tmp_path / "done", full=False)
+    with_summary(done, **{"uar/validation/original": 0.99})
+    going = make_run(tmp_path / "going", Made("pgd"), status="running")
+    with (going / "history.jsonl").open("a") as file:
+        file.write('{"round": 61, "uar/validation/original": 0.99}\n')
+    runs = report.load([done, going])
+    assert set(runs[0].uar) == set(json.loads((done / "evaluation.json").read_text())["conditions"])
+    assert runs[1].uar["original"] == runs[1].curve("original")[1][-1] < 0.99
+    assert not [column for column in report.table(runs).columns if "validation" in column]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "models_"),
     [

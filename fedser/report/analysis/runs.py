@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf  # and not plain YAML, which takes 1e-05 for a string
 
+from fedser.config.protocol import KINDS
 from fedser.errors import InputError
 from fedser.runs.folder import RunFolder, run_folders
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+TESTED = tuple(f"uar/{kind}" for kind in KINDS)  # and not that of the validation
 SEXES = {"f": "female", "m": "male"}  # as some corpora's readers abbreviate them
 TEXT = ("utterance", "client", "speaker", "sex", "emotion")  # columns of utterances.csv; the others are numbers
 NEEDED = ("utterance", "client", "speaker", "emotion")  # those with something in each row
@@ -90,7 +92,7 @@ class Run:
     def uar(self) -> dict[str, float]:
         """Final UAR per condition, as a fraction; of an unfinished run what its last evaluated round had."""
         for record in [self.summary, *reversed(self.history)]:
-            if found := {key.removeprefix("uar/"): v for key, v in record.items() if key.startswith("uar/")}:
+            if found := {key.removeprefix("uar/"): v for key, v in record.items() if key.startswith(TESTED)}:
                 return found
         return {}
 
