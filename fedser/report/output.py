@@ -5,7 +5,7 @@ import html
 import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from fedser.report.analysis.models import Corpus, corpora
 from fedser.report.analysis.runs import Run
 from fedser.report.cells import Cell, Table
 from fedser.report.charts import Chart, Panel, build, drawn, plots
-from fedser.report.charts.pictures import PICTURES, Picture
+from fedser.report.charts.pictures import Picture, all_pictures
 
 log = logging.getLogger(__name__)
 MADE_BY = "Made by fedser-report"
@@ -32,12 +32,12 @@ class Content:
     """What a corpus gives to the page and to the files beside it; `prefix` tells its files from other corpora's."""
 
     corpus: Corpus
-    prefix: str = ""
-    tables: dict[str, Table] = field(default_factory=dict)  # by the name that they have without the prefix
-    charts: dict[str, Chart] = field(default_factory=dict)
-    pictures: dict[str, Picture] = field(default_factory=dict)
-    claims: Sequence[Claim] = ()
-    checks: Sequence[Check] = ()
+    prefix: str
+    tables: dict[str, Table]  # by the name that they have without the prefix
+    charts: dict[str, Chart]
+    pictures: dict[str, Picture]
+    claims: Sequence[Claim]
+    checks: Sequence[Check]
 
 
 def write(runs: Sequence[Run], folder: str | Path) -> list[Path]:
@@ -70,8 +70,7 @@ def content(corpus: Corpus, alone: bool) -> Content:
     def named(things: Iterable) -> dict:
         return {thing.name: replace(thing, name=prefix + thing.name) for thing in things}
 
-    pictures = filter(None, (draw(corpus) for draw in PICTURES))
-    made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), pictures))
+    made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), all_pictures(corpus)))
     return Content(corpus, prefix, *made, claims(corpus), checks(corpus))
 
 

@@ -32,11 +32,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": cells.percent, "signed": cells.signed, "number": cells.number}
-    made.filters |= {
-        "attack": attack_title,
-        "starting": lambda named, start: [v for k, v in named.items() if k.startswith(start)],
-    }
+    made.filters |= {"percent": cells.percent, "signed": cells.signed, "number": cells.number, "attack": attack_title}
+    made.filters["starting"] = lambda named, start: [each for name, each in named.items() if name.startswith(start)]
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     made.globals |= {"between": cells.between, "signed": cells.signed, "switched": SWITCHED}
     return made

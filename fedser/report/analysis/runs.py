@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -49,16 +49,13 @@ class Evaluation:
     name: str
     content: dict[str, Any]
     classes: tuple[str, ...]
+    conditions: dict[str, dict]
     attacks: dict[str, Attack]
     fraction: float  # the share of the test utterances that was evaluated
     written: float  # seconds since the epoch
     utterances: pd.DataFrame | None  # a row per test utterance
     times: dict[str, float]  # seconds that each set of examples took
     example: dict[str, np.ndarray]  # `x`, and `delta/` and `predicted/` of each attack
-
-    @property
-    def conditions(self) -> dict[str, dict]:
-        return self.content["conditions"]
 
     def attack(self, variant: str) -> Attack:
         return self.attacks.get(variant, Attack())
@@ -69,24 +66,14 @@ class Run:
     """What a run left in its folder; parts that it never wrote, or that are damaged, are empty."""
 
     folder: Path
-    summary: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)  # one record per round, in order
-    evaluations: list[Evaluation] = field(default_factory=list)  # the run's own first
-    problems: list[str] = field(default_factory=list)  # a sentence for each file that could not be used
-
-    @property
-    def name(self) -> str:
-        return str(self.summary.get("name") or self.folder.name)
-
-    @property
-    def status(self) -> str:
-        return str(self.summary.get("status") or "unknown")
-
-    @property
-    def error(self) -> str:
-        """Why it did not finish, in a line."""
-        return str(self.summary.get("error") or "").strip().split("\n")[0]
+    name: str
+    status: str
+    error: str  # why it did not finish, in a line
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    history: list[dict[str, Any]]  # one record per round, in order
+    evaluations: list[Evaluation]  # the run's own first
+    problems: list[str]  # a sentence for each file that could not be used
 
     @property
     def uar(self) -> dict[str, float]:
@@ -133,7 +120,7 @@ class Run:
 def load(paths: Iterable[str | Path]) -> list[Run]:
     """The runs in these folders and below them, in the order given, none twice.
 
-    Raises `InputError` for a path that holds no run. A damaged file is logged and stands in its run's `problems`.
+    Raises InputError for a path that holds no run. What is damaged is logged, left out, and stands in `Run.problems`.
     """
     runs = [_load_run(folder.resolve()) for folder in run_folders(paths)]
     for problem in (problem for run in runs for problem in run.problems):
@@ -160,7 +147,17 @@ def _load_run(folder: Path) -> Run:
     evaluations = [attempt(_evaluation, file, None, attempt) for file in records]
     if finished and not evaluations:
         problems.append(f"{folder}: holds no evaluation.json, so there are only its curves and its summary")
-    return Run(folder, summary, config, history, list(filter(None, evaluations)), problems)
+    return Run(
+        folder=folder,
+        name=str(summary.get("name") or folder.name),
+        status=str(summary.get("status") or "unknown"),
+        error=str(summary.get("error") or "").strip().split("\n")[0],
+        summary=summary,
+        config=config,
+        history=history,
+        evaluations=list(filter(None, evaluations)),
+        problems=problems,
+    )
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
@@ -245,6 +242,7 @@ def _evaluation(path: Path, attempt: Callable) -> Evaluation:
         name=str(content.get("name") or path.parent.name),
         content=content,
         classes=tuple(map(str, classes)),
+        conditions=content["conditions"],
         attacks={name: Attack(entry.get("settings") or {}, str(entry.get("threat") or "")) for name, entry in attacks},
         fraction=1.0 if fraction is None else float(fraction),
         written=path.stat().st_mtime,

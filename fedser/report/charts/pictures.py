@@ -1,6 +1,6 @@
 """What is drawn but has no points to hover: Fig. 2, an utterance under attack, and Fig. 6, confusion matrices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,11 @@ class Picture:
     alt: str
     figure: Figure
     form: Literal["png", "svg"]  # what suits it on a page
+
+
+def all_pictures(corpus: Corpus) -> list[Picture]:
+    """Both, as far as the runs can fill them."""
+    return list(filter(None, (example(corpus), confusions(corpus))))
 
 
 def example(corpus: Corpus) -> Picture | None:
@@ -136,6 +141,3 @@ def shorten(text: str, length: int) -> str:
         return text
     half = (length - 1) // 2
     return f"{text[:half]}…{text[-half:]}"
-
-
-PICTURES: tuple[Callable[[Corpus], Picture | None], ...] = (example, confusions)
