@@ -5,7 +5,7 @@
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fedser.attacks.adversary import defended, known_labels, samples_at_a_time, threat, undisturbed
@@ -94,18 +94,7 @@ class Ensemble:
         """Draws of a known randomisation that decide whether a sample is fooled."""
         return max(attack.eot for attack in self.rand.values())
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor | None,
-        seed: int,
-        *,
-        predictions: Tensor | None = None,
-        batch_size: int | None = None,
-        randomise: nn.Module | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, model, x, y, seed, *, predictions=None, batch_size=None, randomise=None, lengths=None) -> Tensor:
         """Attacks `model` as `Adversary` does: x [B, 1, T, F], y [B] -> x_adv of x's shape, detached.
 
         Raises BudgetError if a member's budget did not hold.

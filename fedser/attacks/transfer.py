@@ -80,21 +80,10 @@ class Transfer:
     def _wrong(self, file: Path, what: str) -> InputError:
         return InputError(f"attack.source of {self.name}: {file.absolute()} {what}.")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor | None,
-        seed: int,
-        *,
-        predictions: Tensor | None = None,
-        batch_size: int | None = None,
-        randomise: nn.Module | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, model, x, y, seed, *, predictions=None, **known) -> Tensor:
         """Examples of x [B, 1, T, F] made on the source's model; of `model` only the number of classes is looked at.
 
-        `randomise` is worn by the source's model too while it is attacked; `predictions` are not used.
+        What else is `known` is handed on: the source's model too is attacked behind `randomise`. `predictions` are not.
         Raises InputError if the source's model has other classes or is `model` itself, BudgetError as `Adversary` does.
         """
         if len(x) == 0:
@@ -104,7 +93,7 @@ class Transfer:
         if _same(source, model):
             what = "holds the very model under attack, which a transfer attack does not have: choose another run"
             raise self._wrong(self.source, what)
-        return self.base(source, x, y, seed, batch_size=batch_size, randomise=randomise, lengths=lengths)
+        return self.base(source, x, y, seed, **known)
 
     @property
     def least_classes(self) -> int:
