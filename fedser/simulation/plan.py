@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def window(self) -> int:
-        """How many messages may be on their way. So many that no actor waits: Flower looks ten times a second."""
+        """How many messages may be on their way. So many that no actor waits for the server to look."""
         return 2 * self.actors + 8
 
     @property
@@ -56,11 +56,6 @@ class Plan:
         """
         return LEAST_STORE + (2 * self.actors + 3) * self.reply_bytes
 
-    @property
-    def waves(self) -> int:
-        """How often in a round the actors take up new clients."""
-        return math.ceil(self.clients_per_round / self.actors)
-
     def __str__(self) -> str:
         sampled = f", {self.clients_per_round} a round" if self.clients_per_round < self.clients else ""
         who = f"{self.clients} clients{sampled}"
@@ -69,8 +64,9 @@ class Plan:
         where = f" at {self.address}" if self.address else ""
         gpu = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
         time = f" · about {duration(self.seconds_per_round)} a round" if self.seconds_per_round else ""
-        waves = f"{self.waves} wave{'s' if self.waves > 1 else ''}"
-        return f"{who} · {self.actors} at a time on Ray{where}, each with {self.num_cpus:g} CPU{gpu} · {waves}{time}"
+        waves = math.ceil(self.clients_per_round / self.actors)  # so often the actors take up new clients
+        often = f"{waves} wave{'s' if waves > 1 else ''}"
+        return f"{who} · {self.actors} at a time on Ray{where}, each with {self.num_cpus:g} CPU{gpu} · {often}{time}"
 
 
 @dataclass(frozen=True)
@@ -105,12 +101,8 @@ class Capacity:
         """The beginning of a message about `most`."""
         return "no machine of the Ray cluster has more than" if self.joined else "this machine has"
 
-    def places(self, request: "Request") -> int:
-        """How many clients have cores and GPUs at a time."""
-        return sum(request.places(machine) for machine in self.machines)
-
     def fits(self, request: "Request") -> int:
-        """How many clients have cores, GPUs and memory at a time."""
+        """How many clients have cores, GPUs and, where that is known, memory at a time."""
         return sum(int(min(request.places(machine), request.in_memory(machine))) for machine in self.machines)
 
 
@@ -152,7 +144,11 @@ def plan(
     chosen = clients_per_round(settings.strategy, clients)
     common = {"reply_bytes": reply_bytes, "clients": clients, "clients_per_round": chosen}
     if wanted.backend == "serial":
-        _check_serial(wanted)
+        if wanted.address is not None:
+            raise InputError(
+                f"simulation.address={wanted.address} joins a Ray cluster, but simulation.backend=serial runs without "
+                "Ray: choose another simulation=…, or leave simulation.address null."
+            )
         return Plan("serial", 1, 1, 0.0, 0.0, **common)
     capacity = survey(wanted, reply_bytes)
     asked = min(wanted.actors or 0, clients)  # 0: as many as fit
@@ -161,8 +157,9 @@ def plan(
     if probed is not None and (probed.device == "cuda") != (request.gpus > 0):
         probed = None  # measured on another kind of device than the clients will have
     if probed is not None:
+        wish = asked or min(capacity.fits(request), clients)
         request = replace(request, memory=probed.peak_bytes + (0 if capacity.joined else 2 * reply_bytes))
-        _warn_of_memory(settings, capacity, request, asked or min(capacity.places(request), clients), probed)
+        _warn_of_memory(settings, capacity, request, wish, probed)
     actors = asked or min(max(capacity.fits(request), 1), clients)
     _warn_of_turns(settings, capacity, request, actors)
     seconds = None
@@ -229,19 +226,11 @@ def _check(asked: int, capacity: Capacity, request: Request) -> None:
             f"simulation.actors={asked} with simulation.num_gpus={request.gpus:g} each do not fit on "
             f"{capacity.gpus:g} GPUs: set simulation.actors to at most {on_gpus}, or lower simulation.num_gpus."
         )
-    if capacity.joined and (places := sum(map(request.places, capacity.machines))) < max(asked, 1):
+    if capacity.joined and (places := capacity.fits(request)) < max(asked, 1):
         raise InputError(
             f"{max(asked, 1)} clients at a time with {request.cpus:g} CPU and {request.gpus:g} GPU each do not fit on "
             f"the Ray cluster, which has places for {places}: lower simulation.actors, simulation.num_cpus or "
             "simulation.num_gpus."
-        )
-
-
-def _check_serial(wanted: Simulation) -> None:
-    if wanted.address is not None:
-        raise InputError(
-            f"simulation.address={wanted.address} joins a Ray cluster, but simulation.backend=serial runs without "
-            "Ray: choose another simulation=…, or leave simulation.address null."
         )
 
 
