@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedser.config import components
-from fedser.config.schema import Count, Must, NonNegative, Positive, shown
+from fedser.config.schema import Count, NonNegative, Positive, must, shown
 from fedser.defences import inference
 from fedser.errors import InputError, RunError
 from fedser.models.lengths import logits, takes_lengths
@@ -36,7 +36,7 @@ OF_LIBRARIES = {
     "random_start": bool,
     "multi_targeted": bool,
 }
-Labels = Annotated[Literal["predicted", "true", True], Must("must be predicted or true")]
+Labels = Annotated[Literal["predicted", "true", True], must("must be predicted or true")]
 SURE = 0.9  # of the draws of a known randomisation: so many fooled, and an attack for the smallest change is done
 CPU_CHUNK = 16  # samples attacked at a time on a CPU, where more are not faster but take memory (VGG-15: 50 MB each)
 

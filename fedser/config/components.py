@@ -4,24 +4,20 @@ Nothing here names any of them. A component's own signature says which options t
 they may be; an interface (`fedser.config.interfaces`) says what it must offer to be used as an attack, a model, ….
 """
 
-import difflib
 import functools
 import importlib
 import inspect
-import json
 import sys
-import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUserError
 
-from fedser.config.schema import must, shown
-from fedser.errors import FedserError, InputError
+from fedser.config.schema import Value, parse, shown
+from fedser.errors import FedserError, InputError, nearest
 
 OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,8 @@ def locate(target: str, key: str) -> Callable:
             module, _, last = module.rpartition(".")
             name = f"{last}.{name}"
         except AttributeError as error:
-            raise InputError(f"{key}: {module} has no {name}{_near(module, name)}") from error
+            near = nearest(name, vars(sys.modules[module]), "; did you mean {}?") or "."
+            raise InputError(f"{key}: {module} has no {name}{near}") from error
         except Exception as error:
             raise InputError(f"{key}: importing {module} failed: {type(error).__name__}: {error}") from error
         else:
@@ -126,11 +123,6 @@ def locate(target: str, key: str) -> Callable:
         f"{key}: there is no module {target.rpartition('.')[0] or target}. It is sought in the folder of --config-dir, "
         "in those of `modules`, where you stand, and among installed packages."
     )
-
-
-def _near(module: str, name: str) -> str:
-    near = difflib.get_close_matches(name, vars(sys.modules[module]), n=1)
-    return f"; did you mean {near[0]}?" if near else "."
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -182,15 +174,12 @@ def check_node(node: dict, key: str) -> None:
     What `**options` takes is left to the component, and so is what has no annotation. A class may have a static method
     `check_options(node, key)` for what annotations can't say.
     """
-    component(key, node)
-    target = locate(node["_target_"], key)
+    options, target = component(key, node).options, locate(node["_target_"], key)
     if not callable(target):
         raise InputError(f"{key}: {node['_target_']} is neither a class nor a function.")
     taken = parameters(target)
-    options = {option: value for option, value in node.items() if option not in OF_HYDRA}
-    if "name" not in taken:
-        options.pop("name", None)
-    _check_known(options, taken, target, key)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        _check_known(options, taken, target, key)
     if (check_options := getattr(target, "check_options", None)) is not None:
         check_options(node, key)  # before the annotations: it knows more to say
     for option, value in options.items():
@@ -201,37 +190,21 @@ def check_node(node: dict, key: str) -> None:
 
 
 def _check_known(options: dict, taken: dict[str, inspect.Parameter], target: Callable, key: str) -> None:
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        return
+    known = [name for name in taken if name != "model"]
     for option in options:
-        if option not in taken:
-            known = [name for name in taken if name != "model"]
-            near = difflib.get_close_matches(option, known, n=1)
-            nearest = f" Did you mean '{near[0]}'?" if near else ""
+        if option not in taken and option != "name":
             raise InputError(
-                f"{key}.{option}: {target.__qualname__} has no such setting.{nearest} It has {', '.join(known)}."
+                f"{key}.{option}: {target.__qualname__} has no such setting."
+                f"{nearest(option, known, ' Did you mean {!r}?')} It has {', '.join(known)}."
             )
 
 
 def check_value(annotation: Any, value: Any, path: str) -> None:
     """Raises InputError where a plain value does not fit an annotation; nothing without one, or with a foreign one."""
-    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or _of_objects(annotation):
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         return
     try:
-        adapter = TypeAdapter(annotation, config=None if _is_model(annotation) else STRICT)
+        kind = Value[annotation]
     except PydanticUserError:  # pydantic knows no such type: the component itself will say what is wrong
         return
-    try:
-        adapter.validate_json(json.dumps(value, default=str))
-    except ValidationError:
-        raise InputError(f"{path}={shown(value)} {must(annotation)}.") from None
-
-
-def _of_objects(annotation: Any) -> bool:
-    """Whether it asks for what YAML can't say: a component builds that from a `_target_` of its own."""
-    return (typing.get_origin(annotation) or annotation) is Callable
-
-
-def _is_model(annotation: Any) -> bool:
-    bare = typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-    return isinstance(bare, type) and issubclass(bare, BaseModel)
+    parse(kind, value, path)

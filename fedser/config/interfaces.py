@@ -127,16 +127,13 @@ def _form(name: str, wanted: Callable) -> str:
 
 
 def _missing(has: Callable, wanted: Callable) -> str:
-    """Which of the arguments it can't be called with: the first that its signature refuses."""
-    taken = signature(has)
-    asked = list(inspect.signature(wanted).parameters.values())[1:]
-    positional = [item for item in asked if item.kind is item.POSITIONAL_OR_KEYWORD and item.default is item.empty]
-    named = [item.name for item in asked if item not in positional]
-    refused = []
-    try:
-        taken.bind_partial(*positional)
-    except TypeError:
-        refused.append(", ".join(item.name for item in positional))
-    anything = any(item.kind is item.VAR_KEYWORD for item in taken.parameters.values())
-    refused += [name for name in named if name not in taken.parameters and not anything]
+    """Which of the arguments it can't be called with: by their places, or those that have a default by their names."""
+    taken, given, refused = signature(has), [], []
+    for item in list(inspect.signature(wanted).parameters.values())[1:]:
+        by_place = item.kind is item.POSITIONAL_OR_KEYWORD and item.default is item.empty
+        given += [item.name] if by_place else []
+        try:
+            taken.bind_partial(*given) if by_place else taken.bind_partial(**{item.name: None})
+        except TypeError:
+            refused.append(item.name)
     return ", ".join(refused)

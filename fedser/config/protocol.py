@@ -5,7 +5,6 @@ Nothing heavy is imported here, as the run's name depends on it.
 """
 
 import copy
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -13,7 +12,7 @@ from omegaconf import OmegaConf
 
 from fedser.config.components import Component
 from fedser.config.settings import Settings
-from fedser.errors import InputError
+from fedser.errors import InputError, nearest
 
 CLEAN = "original"  # the part of a protocol without attacks
 KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")  # in the order of the tables
@@ -108,16 +107,9 @@ class Protocols:
     @classmethod
     def of(cls, settings: Settings) -> "Protocols":
         """Raises InputError for a name that no attack file has, and for a variation of a key that it has not."""
-        names = _Names(settings)
-        chosen = settings.evaluation
-        final = Protocol(
-            **names.by_knowledge(names.final(), names.adaptive()),
-            draws=chosen.draws,
-            fraction=chosen.fraction,
-            gradients=chosen.gradients,
-            utterances=chosen.utterances,
-            example=chosen.example,
-        )
+        names, chosen = _Names(settings), settings.evaluation
+        shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example"})
+        final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)
         # One draw, as a curve of rounds averages by itself.
         curve = Protocol(**names.by_knowledge(_known(chosen.curve), []), fraction=chosen.fraction)
         every = dict.fromkeys([*final.attacks, *final.adaptive, *curve.attacks, *curve.adaptive])
@@ -189,9 +181,8 @@ class _Names:
         elif plain in known:
             attack = known[plain]
         else:
-            near = difflib.get_close_matches(plain, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            raise InputError(f"the evaluation names '{name}', which is no attack{hint} Known: {', '.join(known)}.")
+            near = nearest(plain, known, "; did you mean '{}'?") or "."
+            raise InputError(f"the evaluation names '{name}', which is no attack{near} Known: {', '.join(known)}.")
         if self.chosen.eps is not None and attack.get("norm") == "Linf":
             attack = _with_eps(attack, self.chosen.eps)
         for change in filter(None, changes.split(",")):

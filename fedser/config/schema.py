@@ -1,19 +1,15 @@
 """Settings that know their own bounds: pydantic models whose complaints say which key, what it must be, what is near.
 
-A bound stands beside the field it is about, once; the sentence that a user reads is made from it.
+A bound stands beside the field it is about, once; the sentence that a user reads is made from the model's JSON schema.
 """
 
-import difflib
 import json
-import types
-import typing
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, TypeVar
 
-import annotated_types
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError, WithJsonSchema
+from pydantic.json_schema import GenerateJsonSchema
 
-from fedser.errors import InputError
+from fedser.errors import InputError, nearest
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -21,9 +17,13 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+RULES = ConfigDict(frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+T = TypeVar("T")
 
-class Must(str):
+
+def must(words: str) -> WithJsonSchema:
     """The words of a complaint, `must be …`, where a field's type says too little."""
+    return WithJsonSchema({"must": words})
 
 
 Names = Annotated[
@@ -31,17 +31,29 @@ Names = Annotated[
     BeforeValidator(
         lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
     ),
-    Must("must be a list of names, e.g. [fgsm,pgd]"),
+    must("must be a list of names, e.g. [fgsm,pgd]"),
 ]
 
 
 class Group(BaseModel):
     """A section of the configuration: immutable, no unknown keys, no NaN, nothing converted but int to float."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = RULES | ConfigDict(extra="forbid")
 
 
-def parse(model: type[Group], values: dict, path: str = "") -> Any:
+class Value(RootModel[T], Generic[T]):
+    """A value of any type, by the same rules."""
+
+    model_config = RULES
+
+
+class _Schema(GenerateJsonSchema):
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict:
+        """Of what YAML can't say, and a component builds from a `_target_`."""
+        return {"must": "must be settings with a _target_"}
+
+
+def parse(model: type[BaseModel], values: Any, path: str = "") -> Any:
     """`values`, as YAML gives them, as that model. Raises InputError for the first that does not fit.
 
     By way of JSON, whose strict mode takes a list for a tuple and an int for a float, and nothing else for another.
@@ -50,28 +62,22 @@ def parse(model: type[Group], values: dict, path: str = "") -> Any:
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InputError(_complaint(model, first, path)) from None
+    raise InputError(_complaint(model, values, first, path))
 
 
-def _complaint(model: type[Group], error: dict, path: str) -> str:
+def _complaint(model: type[BaseModel], values: Any, error: dict, path: str) -> str:
     """One line for pydantic's error: the key, its value, what it must be."""
-    annotation, keys = _field(model, error["loc"])
-    key = path + ".".join(map(str, keys))
     if isinstance(failure := error.get("ctx", {}).get("error"), InputError):
         return str(failure)
+    schema = model.model_json_schema(schema_generator=_Schema)
+    part, key, value = _found(_inlined(schema, schema.get("$defs", {})), error["loc"], path, values)
     if error["type"] == "extra_forbidden":
-        return unknown_key(key, annotation.model_fields if _is_group(annotation) else ())
-    if error["type"] == "missing":
+        group, dot, last = key.rpartition(".")
+        near = nearest(last, part["properties"], f" Did you mean '{group}{dot}{{}}'?")
+        return f"There is no key '{key}'.{near} There are: {', '.join(part['properties'])}."
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
         return f"The configuration lacks {key}: it was deleted, or set to null above it."
-    return f"{key}={shown(error['input'])} {must(annotation)}."
-
-
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The sentence for a key that does not exist, with the nearest one that does."""
-    place, _, last = key.rpartition(".")
-    near = difflib.get_close_matches(last, list(known), n=1, cutoff=0.5)
-    nearest = f" Did you mean '{f'{place}.' * bool(place)}{near[0]}'?" if near else ""
-    return f"There is no key '{key}'.{nearest} There are: {', '.join(known)}."
+    return f"{key}={shown(value)} {_words(part)}."
 
 
 def shown(value: Any) -> str:
@@ -81,109 +87,73 @@ def shown(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace('"', "")
 
 
-def _field(model: Any, loc: tuple) -> tuple[Any, list]:
-    """The annotation at the end of an error's place, and the keys that lead there (without names of union branches)."""
-    annotation, keys = model, []
-    for position, key in enumerate(loc):
-        group = _group_of(annotation)
-        if group is not None and key in group.model_fields:
-            field = group.model_fields[key]
-            annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        elif group is not None and position == len(loc) - 1:  # an unknown key
-            annotation = group
-        elif group is not None:
+def _inlined(part: Any, definitions: dict) -> Any:
+    """A JSON schema with its definitions where it refers to them."""
+    if isinstance(part, list):
+        return [_inlined(item, definitions) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        return _inlined(definitions[part["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in part.items() if key != "$defs"}
+
+
+def _found(schema: dict, loc: tuple, key: str, value: Any) -> tuple[dict, str, Any]:
+    """The part of a schema at an error's place, the key there, `evaluation.sanity.eps_factors[1]`, and its value."""
+    for step in loc:
+        kind = "array" if isinstance(step, int) else "object"
+        node = next((option for option in schema.get("anyOf", [schema]) if option.get("type") == kind), {})
+        if kind == "array" and "items" in node:
+            schema, key, value = node["items"], f"{key}[{step}]", value[step]
+        elif kind == "object" and node:
+            inner = node.get("properties", {}).get(step, node.get("additionalProperties"))
+            schema = inner if isinstance(inner, dict) else node
+            key += step if not key or key[-1] in ". " else f".{step}"
+            value = value.get(step)
+        else:  # the name of a union's branch, or a list that says itself what it must be
             break
-        elif isinstance(key, int):  # a place in a list
-            if (item := _item(annotation)) is None:
-                break
-            annotation = item
-            keys[-1] = f"{keys[-1]}[{key}]"
-            continue
-        elif typing.get_origin(_bare(annotation)) is dict:
-            annotation = typing.get_args(_bare(annotation))[1]
-        else:
-            break
-        keys.append(key)
-    return annotation, keys
+    return schema, key, value
 
 
-def _item(annotation: Any) -> Any:
-    """The annotation of a list's items; None where there is none, or the list itself says what it must be."""
-    metadata = getattr(annotation, "__metadata__", ())
-    arguments = [part for option in _options(annotation) for part in typing.get_args(_bare(option)) if part is not ...]
-    return arguments[0] if len(arguments) == 1 and not any(isinstance(part, Must) for part in metadata) else None
+def _words(schema: dict) -> str:
+    """What a value of this schema must be: 'must be a whole number of at least 1, or null'."""
+    options = schema.get("anyOf", [schema])
+    null = ", or null" if {"type": "null"} in options else ""
+    return " or ".join(_of_one(option) for option in options if option != {"type": "null"}) + null
 
 
-def _bare(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-
-
-def _is_group(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _group_of(annotation: Any) -> type[BaseModel] | None:
-    """The model that an annotation is, or may be beside null."""
-    choices = [annotation, *(_options(annotation) if not _is_group(annotation) else ())]
-    return next((choice for choice in choices if _is_group(choice)), None)
-
-
-def _options(annotation: Any) -> tuple:
-    """The alternatives of `A | B`, or the annotation alone."""
-    bare = _bare(annotation)
-    return typing.get_args(bare) if typing.get_origin(bare) in (types.UnionType, typing.Union) else (bare,)
-
-
-def must(annotation: Any) -> str:
-    """The words of a complaint about a value of this annotation: 'must be a whole number of at least 1'."""
-    metadata = annotation.__metadata__ if typing.get_origin(annotation) is Annotated else ()
-    if words := next((item for item in metadata if isinstance(item, Must)), None):
-        return words
-    options = _options(annotation)
-    null = ", or null" if type(None) in options else ""
-    options = [option for option in options if option is not type(None)]
-    if len(options) == 1 and not metadata and typing.get_origin(options[0]) is Annotated:
-        return must(options[0]) + null
-    return " or ".join(_must_be(_bare(option), _bounds(metadata)) for option in options) + null
-
-
-def _must_be(kind: Any, bounds: dict) -> str:
-    if typing.get_origin(kind) is Literal:
-        return f"must be one of {', '.join(map(shown, typing.get_args(kind)))}"
-    if kind is int:
-        return f"must be a whole number{_limits(bounds)}"
-    if kind is float:
-        return _number(bounds)
-    if _group_of(kind):
-        return f"must have the keys {', '.join(kind.model_fields)}"
-    words = {bool: "true or false", str: "a word", dict: "keys and values", list: "a list", tuple: "a list"}
-    plain = typing.get_origin(kind) or kind
-    return f"must be {words.get(plain, getattr(plain, '__name__', plain))}"
-
-
-def _number(bounds: dict) -> str:
-    match bounds:
-        case {"ge": 0, "le": 1} | {"gt": 0, "lt": 1}:
+def _of_one(schema: dict) -> str:
+    match schema:
+        case {"must": words}:
+            return words
+        case {"enum": values}:
+            return f"must be one of {', '.join(map(shown, values))}"
+        case {"const": value}:
+            return f"must be {shown(value)}"
+        case {"properties": known}:
+            return f"must have the keys {', '.join(known)}"
+        case {"prefixItems": items}:
+            return f"must be a list of {', '.join(_words(item).removeprefix('must be ') for item in items)}"
+        case {"type": "integer"}:
+            return f"must be a whole number{_limits(schema)}"
+        case {"minimum": 0, "maximum": 1} | {"exclusiveMinimum": 0, "exclusiveMaximum": 1}:
             return "must lie between 0 and 1"
-        case {"gt": 0, "le": limit}:
+        case {"exclusiveMinimum": 0, "maximum": limit}:
             return f"must be greater than 0 and at most {limit:g}"
-        case {"gt": 0}:
+        case {"exclusiveMinimum": 0}:
             return "must be greater than 0 and finite"
-    return f"must be a finite number{_limits(bounds)}"
+        case {"type": "number"}:
+            return f"must be a finite number{_limits(schema)}"
+    words = {"boolean": "true or false", "string": "a word", "object": "keys and values", "array": "a list"}
+    return f"must be {words.get(schema.get('type'), 'of another kind')}"
 
 
-def _limits(bounds: dict) -> str:
-    words = {"ge": "of at least", "gt": "greater than", "le": "at most", "lt": "less than"}
-    limits = [f"{word} {bounds[key]:g}" for key, word in words.items() if key in bounds]
+def _limits(schema: dict) -> str:
+    words = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "greater than",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
+    limits = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
     return f" {' and '.join(limits)}" if limits else ""
-
-
-def _bounds(metadata: Iterable) -> dict:
-    """{"ge": 1, …} of an annotation's metadata."""
-    found = {}
-    for item in metadata:
-        parts = getattr(item, "metadata", [item])  # a pydantic Field holds its constraints inside
-        for part in parts:
-            if isinstance(part, annotated_types.Ge | annotated_types.Gt | annotated_types.Le | annotated_types.Lt):
-                found |= {key: getattr(part, key) for key in ("ge", "gt", "le", "lt") if hasattr(part, key)}
-    return found

@@ -4,7 +4,6 @@
 >>> settings.client.lr, settings.attack.name
 """
 
-import logging
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -12,13 +11,11 @@ from pydantic import Field, PlainValidator, PrivateAttr
 
 from fedser.config import components
 from fedser.config.components import Component, component
-from fedser.config.schema import Count, Fraction, Group, Must, Names, NonNegative, Positive, parse, shown
+from fedser.config.schema import Count, Fraction, Group, Names, NonNegative, Positive, must, parse, shown
 from fedser.errors import InputError
 
-log = logging.getLogger(__name__)
-
 Precision = Literal["fp32", "bf16"]
-Address = Annotated[str, Field(pattern=r"^(auto|.*:\d+)$"), Must("must be null, auto, HOST:PORT or ray://HOST:PORT")]
+Address = Annotated[str, Field(pattern=r"^(auto|.*:\d+)$"), must("must be null, auto, HOST:PORT or ray://HOST:PORT")]
 
 
 def _node(key: str, optional: bool = False) -> Any:
@@ -46,7 +43,7 @@ class Open(Group):
 
 class Dataset(Open):
     component: _node("dataset")
-    root: Annotated[str, Must("must be the path of a folder or file")] | None = None
+    root: Annotated[str, must("must be the path of a folder or file")] | None = None
     classes: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
     client: str = "speaker"
@@ -150,10 +147,6 @@ class Checkpoint(Group):
     keep: Literal["last", "evaluated"]
 
 
-def _is_open(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Open)
-
-
 def _attacks(nodes: Any) -> dict[str, Component]:
     if not isinstance(nodes, dict):
         raise InputError(f"attacks={shown(nodes)} must be settings of attacks by name.")
@@ -189,10 +182,12 @@ class Settings(Group):
     @classmethod
     def of(cls, plain: dict) -> "Settings":
         """The settings of resolved plain values. Raises InputError naming the first that does not fit."""
-        open_groups = {key: field.annotation for key, field in cls.model_fields.items() if _is_open(field.annotation)}
-        settings = parse(
-            cls, plain | {key: kind.split(plain.get(key)) for key, kind in open_groups.items() if key in plain}
-        )
+        opened = {
+            key: field.annotation.split(plain[key])
+            for key, field in cls.model_fields.items()
+            if key in plain and isinstance(field.annotation, type) and issubclass(field.annotation, Open)
+        }
+        settings = parse(cls, plain | opened)
         settings._plain = plain
         components.search(settings.modules)
         return settings

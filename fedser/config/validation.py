@@ -3,11 +3,9 @@
 What is cheap comes first: a wrong number is refused before a component's module, and with it torch, is imported.
 """
 
-import difflib
 import itertools
 import logging
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +16,7 @@ from fedser.config.components import Component
 from fedser.config.protocol import Protocols
 from fedser.config.schema import shown
 from fedser.config.settings import Settings
-from fedser.errors import InputError
+from fedser.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 VALIDATION = ("uar/validation/original", "accuracy/validation/original")  # metrics that are not of test utterances
@@ -59,7 +57,7 @@ def tidy(values: dict, quiet: bool = False) -> dict:
     """
     _check_missing({key: value for key, value in values.items() if key != "attacks"})
     modules = values.get("modules")
-    folders = tuple(map(str, modules)) if isinstance(modules, list) else ()
+    folders = list(map(str, modules)) if isinstance(modules, list) else []
     for node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
         if isinstance(node.get("source"), str):  # a run's folder: workers have a working folder of their own
             node["source"] = str(Path(node["source"]).expanduser().absolute())
@@ -70,7 +68,7 @@ def tidy(values: dict, quiet: bool = False) -> dict:
     return values
 
 
-def has_no_budget(name: str | None, folders: tuple[str, ...] = ()) -> bool:
+def has_no_budget(name: str | None, folders: Sequence[str] = ()) -> bool:
     """Whether an attack's own file leaves `eps` null: it looks for the smallest perturbation."""
     file = paths.options("attack", folders).get(str(name))
     return file is not None and paths.content(file).get("eps", 0) is None
@@ -98,7 +96,7 @@ def _check_grid(grid: dict) -> None:
             continue
         if len(set(map(str, values))) < len(values):
             raise InputError(f"evaluation.grid.{key}={shown(values)} must be a list without repetitions.")
-        if all(map(_is_number, values)) and list(values) != sorted(values):
+        if all(type(value) in (int, float) for value in values) and list(values) != sorted(values):
             ordered = ",".join(f"{value:g}" for value in sorted(values))
             raise InputError(f"evaluation.grid.{key}={shown(values)} is out of order: [{ordered}].")
 
@@ -109,13 +107,10 @@ def _check_metric(settings: Settings) -> None:
     known = [*VALIDATION, *(f"{kind}/{name}" for kind in ("uar", "accuracy", "uar_sd") for name in conditions)]
     if wanted in known or any(wanted.startswith(f"recall/{name}/") for name in conditions):
         return
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"There are: {', '.join(known)}."
-    raise InputError(f"optimized_metric={wanted}: a run with these settings has no such metric; {hint}")
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    near = nearest(wanted, known, "; did you mean {}?") or "."
+    raise InputError(
+        f"optimized_metric={wanted}: a run with these settings has no such metric{near} There are: {', '.join(known)}."
+    )
 
 
 def _attacks_in_use(settings: Settings) -> list[Component]:
