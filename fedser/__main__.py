@@ -3,6 +3,8 @@
 Exit codes: 0 done, 1 a run failed, 2 bad input or configuration, 130 interrupted.
 """
 
+import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedser import __version__
-from fedser.config import compose, paths
 from fedser.errors import FedserError, Interrupted
 
 BROKEN_PIPE = 141  # as a shell reports a process that SIGPIPE ended
@@ -27,23 +28,17 @@ def main() -> NoReturn:
 
 def evaluate() -> NoReturn:
     """Entry point of `fedser-evaluate`."""
-    from fedser import evaluate
-
-    _leave("fedser-evaluate", evaluate.main)
+    _leave("fedser-evaluate", lambda: importlib.import_module("fedser.evaluate").main())
 
 
 def predict() -> NoReturn:
     """Entry point of `fedser-predict`."""
-    from fedser import predict
-
-    _leave("fedser-predict", predict.main)
+    _leave("fedser-predict", lambda: importlib.import_module("fedser.predict").main())
 
 
 def report() -> NoReturn:
     """Entry point of `fedser-report`."""
-    from fedser import report
-
-    _leave("fedser-report", report.main)
+    _leave("fedser-report", lambda: importlib.import_module("fedser.report").main())
 
 
 def _leave(program: str, command: Callable[[], int]) -> NoReturn:
@@ -113,7 +108,8 @@ def job(config) -> float | None:
         defect = f"{type(error).__name__}: {error} (this is a defect of fedser: please report it)"
         return Failure(f"{name}{defect}\n{traceback.format_exc()}", 1)
     finally:
-        _remove_if_empty(folder)
+        with contextlib.suppress(OSError):  # where it is empty: Hydra makes it before the configuration is looked at
+            folder.rmdir()
 
 
 def _prepare_process() -> None:
@@ -127,6 +123,8 @@ def _prepare_process() -> None:
 def _hydra() -> int:
     import hydra
 
+    from fedser.config import compose, paths
+
     global _starter
     _starter = os.getpid()
     _failures.clear()
@@ -134,7 +132,11 @@ def _hydra() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _prepare_process()
     words, folders = [*_being_completed(sys.argv[1:]), *sys.argv[1:]], ()
+    overrides = [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
     try:
+        if {"-h", "--help"} & set(words):
+            print(compose.help_text(overrides, _config_dir(words)))
+            return 0
         folders = compose.folders_of(words, _config_dir(words))
         sys.argv[1:] = compose.prepared(words, folders)
         # Not as a decorator: the job would not be found under its name by the processes of a launcher.
@@ -144,7 +146,7 @@ def _hydra() -> int:
             _complain("Interrupted; the same command goes on where its runs stopped.", 130)
         return 130
     except compose.COMPLAINTS as error:
-        return _complain(compose.explain(error, [word for word in words if "=" in word], folders), 2)
+        return _complain(compose.explain(error, overrides, folders), 2)
     except FedserError as error:
         return _complain(str(error), error.exit_code)
     except BrokenPipeError:
@@ -173,12 +175,6 @@ def _being_completed(words: list[str]) -> list[str]:
 def _complain(message: str, code: int) -> int:
     print(f"fedser: {message}", file=sys.stderr)
     return code
-
-
-def _remove_if_empty(folder: Path) -> None:
-    # Hydra makes the run's folder before fedser has looked at the configuration.
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 if __name__ == "__main__":

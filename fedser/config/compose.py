@@ -4,20 +4,19 @@ Nothing heavy is imported here, and what checks settings only where they are nee
 answer at once.
 """
 
-import difflib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import Template
 
+from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedser.config import paths
-from fedser.errors import FedserError, InputError
+from fedser.errors import FedserError, InputError, nearest
 
-log = logging.getLogger(__name__)
 # What Hydra raises for overrides: its own errors, OmegaConf's, and bare ones where a group is given what is no name.
 COMPLAINTS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 
@@ -26,8 +25,12 @@ OmegaConf.register_new_resolver("fedser_corpus", lambda *, _root_: corpus_of(_ro
 OmegaConf.register_new_resolver("fedser_add", lambda *terms: sum(terms), replace=True)
 
 
-def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+def compose(
+    overrides: Sequence[str] = (), config_dir: str | Path | None = None, with_hydra: bool = False
+) -> DictConfig:
     """The configuration that these command-line overrides compose to; `config_dir` holds YAML files of your own.
+
+    with_hydra: with Hydra's own section.
 
     Raises InputError for an unknown group option or key, naming the nearest one that exists.
     """
@@ -39,9 +42,19 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     words += [word for word in prepared(overrides, folders) if not word.lstrip("+").startswith("hydra.searchpath=")]
     with initialize_config_dir(config_dir=str(paths.directory()), version_base="1.3"):
         try:
-            return hydra_compose("config", overrides=words)
+            return hydra_compose("config", overrides=words, return_hydra_config=with_hydra)
         except COMPLAINTS as error:
             raise InputError(explain(error, overrides, folders)) from error
+
+
+def help_text(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> str:
+    """What `fedser --help` says: the template as Hydra fills it, who would copy all of its store for every group."""
+    config, folders = compose(overrides, config_dir, with_hydra=True), folders_of(overrides, config_dir)
+    groups = [f"{group}: {', '.join(sorted(paths.options(group, folders)))}\n" for group in paths.groups(folders)]
+    template = Template(config.hydra.help.template)
+    with open_dict(config):
+        del config["hydra"]
+    return template.substitute(APP_CONFIG_GROUPS="".join(groups), CONFIG=OmegaConf.to_yaml(config))
 
 
 def name_of(config) -> str:
@@ -73,16 +86,16 @@ def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -
     for word in overrides:
         if word.lstrip("+").startswith("hydra.searchpath="):
             named += re.findall(r"file://([^,\]\s'\"]+)", word)
-    for folder in named:
-        if not Path(folder).expanduser().is_dir():
+    folders = [Path(folder).expanduser().absolute() for folder in named]
+    for folder in folders:
+        if not folder.is_dir():
             raise InputError(f"--config-dir {folder}: there is no such folder.")
-        for file in Path(folder).expanduser().rglob("*.yaml"):
-            own = file.relative_to(Path(folder).expanduser())
-            if len(own.parts) > 1 and (paths.directory() / own).exists():
+        for file in folder.rglob("*/*.yaml"):
+            if (paths.directory() / file.relative_to(folder)).exists():
                 raise InputError(
                     f"{file} has the name of one of fedser's own files, which Hydra would take: rename it."
                 )
-    return tuple(str(Path(folder).expanduser().absolute()) for folder in named)
+    return tuple(map(str, folders))
 
 
 def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
@@ -91,20 +104,13 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     `features.normalisation=NAME` stands for the choice of a file, `features/normalisation=NAME`. All attacks are made
     known by name, for `evaluation.attacks=[…]` and `attacks.NAME.steps=…`: those of the user's folders too.
     """
-    _register("attacks", [f"/attack@_global_.attacks.{name}: {name}" for name in paths.options("attack", folders)])
+    every = [{f"/attack@_global_.attacks.{name}": name} for name in paths.options("attack", folders)]
+    ConfigStore.instance().store("all_attacks", {"defaults": every}, provider="fedser")
     words = [re.sub(r"^features\.normalisation=(?=[\w,]+$)", "features/normalisation=", word) for word in overrides]
     if folders:  # beside the other overrides: argparse does not take those that flags part from them
         first = next((place for place, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
         words.insert(first, f"modules=[{','.join(folders)}]")
     return words
-
-
-def _register(name: str, defaults: list[str]) -> None:
-    """A configuration file that is made and not written: a defaults list."""
-    from hydra.core.config_store import ConfigStore
-
-    node = {"defaults": [dict([line.split(": ")]) for line in defaults]}
-    ConfigStore.instance().store(name=f"all_{name}", node=node, provider="fedser")
 
 
 def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> str:
@@ -116,19 +122,16 @@ def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[s
     )
     if message.startswith("Ambiguous value"):
         return f"{message} For a sweep over several values, begin with -m."
-    known = _known_names(tuple(folders))
+    known = _known_names(folders)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        options = paths.options(key.split("@")[0].replace(".", "/"), tuple(folders))
+        options = paths.options(key.split("@")[0].replace(".", "/"), folders)
         named = re.findall(r"[^\[\],'\"\s]+", value) if options else []
         if wrong := [option for option in named if option not in options and not option.startswith(("$", "null"))]:
-            near = difflib.get_close_matches(wrong[0], options, n=1)
-            nearest = f"; did you mean {key}={near[0]}?" if near else "."
-            return f"{key} has no option '{wrong[0]}'{nearest} There are: {', '.join(sorted(options))}."
+            near = nearest(wrong[0], options, f"; did you mean {key}={{}}?") or "."
+            return f"{key} has no option '{wrong[0]}'{near} There are: {', '.join(sorted(options))}."
         if key and not options and key not in known and not override.startswith(("+", "hydra")):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            nearest = f" Did you mean '{near[0]}'?" if near else ""
-            return f"There is no key '{key}'.{nearest} (Hydra: {message})"
+            return f"There is no key '{key}'.{nearest(key, known, ' Did you mean {!r}?')} (Hydra: {message})"
         if f"'{key}'" in message:
             return f"{message} Other options of {key.split('.')[0]}= have that key; the chosen one has not."
     return message
@@ -141,7 +144,7 @@ def _cause(error: BaseException | None) -> FedserError | None:
     return error
 
 
-def _known_names(folders: tuple[str, ...]) -> list[str]:
+def _known_names(folders: Sequence[str]) -> list[str]:
     """Every key that some option of some group has, dotted."""
     names: set[str] = set()
     for place in (paths.directory(), *map(Path, folders)):

@@ -1,6 +1,7 @@
 """Where the YAML files are: fedser's own, and those of the user's folders that stand before them."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +14,14 @@ def directory() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def options(group: str, folders: tuple[str, ...] = ()) -> dict[str, Path]:
+def groups(folders: Sequence[str] = ()) -> list[str]:
+    """The groups of options, ours and the user's: "attack", "defence/training", …."""
+    places = [directory(), *map(Path, folders)]
+    found = {file.parent.relative_to(place).as_posix() for place in places for file in place.rglob("*/*.yaml")}
+    return sorted(group for group in found if group.partition("/")[0] != "hydra")
+
+
+def options(group: str, folders: Sequence[str] = ()) -> dict[str, Path]:
     """The YAML files of a group ("attack", "defence/training") by name; a user's stand in for ours of the same name."""
     places = [directory(), *map(Path, reversed(folders))]
     return {file.stem: file for place in places for file in sorted((place / group).glob("*.yaml"))}
