@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from safetensors.numpy import save
+
 from fedser import __version__
 from fedser.config import identity, sources
 from fedser.config.settings import Settings
@@ -62,11 +64,10 @@ def run(config, folder=None) -> Result:
     place = RunFolder(Path(folder).expanduser() if folder is not None else Path("outputs") / name)
     with place.locked():
         experiment = Experiment.load(settings, place, name)
-        if (summary := experiment.finished_before()) is None:
-            summary = Attempt(experiment).run()
-            Display().result(place.path, summary)
-        else:
-            Display().result(place.path, summary, note="This run had finished before; reuse=false makes it again.")
+        known = experiment.finished_before()
+        summary = known or Attempt(experiment).run()
+        note = "This run had finished before; reuse=false makes it again." if known else ""
+        Display().result(place.path, summary, note)
         return Result(place.path, summary, place.history())
 
 
@@ -308,7 +309,7 @@ class Attempt:
         if known:
             model_cache.link(weights_file(known.folder, round), file)
         else:
-            model_cache.save_weights(weights, file)
+            write_whole(file, save(weights))
 
     def _write_model(self, weights: dict, everyone: Sums) -> None:
         """The trained model for whoever loads it. Before the last checkpoint, from which a run goes on without clients,

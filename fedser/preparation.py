@@ -189,20 +189,14 @@ class _Trial:
         """All of them; `model` is the one to be trained, on which nothing is changed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self._normalisation(self.settings.features.normalisation)
+            normalisation, strategy = self.settings.features.normalisation, self.settings.strategy
+            interfaces.conform(normalisation, interfaces.Normalisation, normalisation.build())
             self._inference(self.settings.defence.inference)
             self._model(self.settings.model.component, model)
-            self._strategy()
+            interfaces.conform(strategy.component, interfaces.Strategy, strategies.build_strategy(strategy, 2))
             for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
                 self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
             self._objective(self.settings.defence.training)
-
-    def _normalisation(self, component: Component) -> None:
-        interfaces.conform(component, interfaces.Normalisation, component.build())
-
-    def _strategy(self) -> None:
-        made = strategies.build_strategy(self.settings.strategy, 2)
-        interfaces.conform(self.settings.strategy.component, interfaces.Strategy, made)
 
     def _inference(self, component: Component | None) -> None:
         if component is None:
@@ -210,14 +204,13 @@ class _Trial:
         self.defence = component.build()
         interfaces.conform(component, interfaces.InferenceDefence, self.defence)
         with self._named(component):
-            generator = torch.Generator().manual_seed(0)
-            inference.apply(self.defence, self._inputs(2), torch.full((2,), self.shape[0]), generator)
+            inference.apply(self.defence, *self._inputs(2), torch.Generator().manual_seed(0))
 
     def _model(self, component: Component, model: torch.nn.Module) -> None:
         interfaces.conform(component, interfaces.Model, model)
         if wrong := sorted({str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"}):
             raise InputError(f"model={component.name}: its parameters must be float32, some are {', '.join(wrong)}.")
-        given = [(self._inputs(2), torch.full((2,), self.shape[0]))]
+        given = [self._inputs(2)]
         if self.defence is not None:
             given.append(inference.apply(self.defence, *given[0]))
         training = model.training
@@ -245,9 +238,10 @@ class _Trial:
         knows = self.defence if name.startswith("adaptive/") else None
         for method in _methods(components.build(_one_step(component.node), key=name)):
             low, high = getattr(method, "box", None) or (-1, 1)
-            x = low + (high - low) * torch.rand(1, 1, *self.shape)
+            x, lengths = self._inputs(1)
+            x = low + (high - low) * x
             with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):
-                made = method(self.little, x, self.little(x).argmax(1), 0, randomise=knows, lengths=self._lengths(x))
+                made = method(self.little, x, self.little(x).argmax(1), 0, randomise=knows, lengths=lengths)
             if not isinstance(made, torch.Tensor) or made.shape != x.shape:
                 raise InputError(
                     f"{name}: {component.target} must return a tensor of the inputs' shape {list(x.shape)}."
@@ -258,19 +252,16 @@ class _Trial:
             return
         interfaces.conform(component, interfaces.Objective, component.build())
         objective = components.build(_one_step(component.node), key=component.key)
-        x = self._inputs(4)
-        samples = Samples.of(x, torch.arange(4) % self.classes)
+        samples = Samples.of(self._inputs(4)[0], torch.arange(4) % self.classes)
         with self._named(component):
             samples = objective.start_round(self.little, samples, round=LATE, seed=0)
             loss = objective(self.little, samples, Step(LATE, 0, 0, 0))
             if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.requires_grad:
                 raise InputError("its loss must be a single number with a gradient")
 
-    def _inputs(self, count: int) -> torch.Tensor:
-        return torch.rand(count, 1, *self.shape)
-
-    def _lengths(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(x),), x.shape[2])
+    def _inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and their lengths."""
+        return torch.rand(count, 1, *self.shape), torch.full((count,), self.shape[0])
 
     @contextlib.contextmanager
     def _named(self, component: Component, name: str | None = None, what: str = "") -> Iterator[None]:

@@ -34,11 +34,13 @@ def foreign(targets: Iterable[str]) -> dict[str, str]:
     And of the source of every module that it imports, likewise outside of both.
     """
     found = {}
-    for target in dict.fromkeys(targets):
-        for name in _importable(target):
-            if (file := _source(name)) is not None:
-                found[name] = _digest(sorted(_reached(name, file, set())))
-                _check_unchanged(name, found[name])
+    for target in targets:
+        name = target.rpartition(".")[0]
+        while name and _source(name) is None:
+            name = name.rpartition(".")[0]
+        if name and name not in found:
+            found[name] = _digest(sorted(_reached(name, _source(name), set())))
+            _check_unchanged(name, found[name])
     return found
 
 
@@ -52,30 +54,19 @@ def _check_unchanged(name: str, digest: str) -> None:
     _known[name] = digest
 
 
-def _importable(target: str) -> Iterator[str]:
-    """The longest part of an import path that is a module of the user's own."""
-    name = target.rpartition(".")[0]
-    while name and _source(name) is None:
-        name = name.rpartition(".")[0]
-    if name:
-        yield name
-
-
 def _source(name: str) -> Path | None:
     """The file of a module of the user's own; None for fedser's, installed ones, and packages without code."""
     top = name.partition(".")[0]
-    if top in ("fedser", *sys.stdlib_module_names) or not any(map(_is_own, _places(top))):
+    if top in ("fedser", *sys.stdlib_module_names) or not any(map(_is_own, places(top))):
         return None  # to look further would import the packages on the way, torch for one
-    return next((Path(place) for place in _places(name) if place.endswith(".py") and _is_own(place)), None)
+    return next((Path(place) for place in places(name) if place.endswith(".py") and _is_own(place)), None)
 
 
-def _places(name: str) -> list[str]:
+def places(name: str) -> list[str]:
     """Where a module's code is: its file, and the folders of a package."""
     try:
         spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
-    except (
-        Exception
-    ):  # of a package that is imported on the way, in whatever way it fails: none of its modules are found
+    except Exception:  # a package that is imported on the way may fail in any: none of its modules are found then
         return []
     return [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
 

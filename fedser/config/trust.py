@@ -4,13 +4,12 @@ A model's file names classes, and to build a class runs code. fedser's networks,
 layers do no harm when they are made; for any other code the user must say that she trusts it.
 """
 
-import importlib.util
 import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedser.config import components
+from fedser.config import components, sources
 from fedser.errors import InputError
 
 HARMLESS = ("fedser.models", "fedser.defences", "fedser.features", "torch.nn")
@@ -54,7 +53,5 @@ def _begins(name: str, module: str) -> bool:
 
 def _lies_in(name: str, folder: Path) -> bool:
     """Whether the module that an import path begins with is found in this folder."""
-    top = name.partition(".")[0]
-    spec = importlib.util.find_spec(top) if top else None
-    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
+    places = filter(None, sources.places(name.partition(".")[0]))
     return any(Path(place).resolve().is_relative_to(folder.resolve()) for place in places)

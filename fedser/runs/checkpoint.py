@@ -52,7 +52,6 @@ class Checkpoints:
 
     def save(self, state: State) -> None:
         """Writes a checkpoint and drops all but the newest two. Raises OSError, the older ones untouched."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         plain = {key: value for key, value in vars(state).items() if key != "arrays"}
         about = {"identity": self.identity, "digest": digest(state.arrays), "state": plain}
         # The digest makes a file that a power cut tore tell on itself, so there is no waiting for the disk here.

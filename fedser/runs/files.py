@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and JSON that every reader takes."""
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,22 @@ import numpy as np
 from fedser.errors import InputError, RunError
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Replaces a file in one step: a reader sees the old or the new one. Raises OSError."""
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yields where to write what becomes `file` in one step: a reader sees the old or the new one. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        scratch.write_bytes(content)
+        yield scratch
         scratch.replace(file)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replaces a file in one step, its folder made where there is none. Raises OSError."""
+    with replacing(file) as scratch:
+        scratch.write_bytes(content)
 
 
 def read_json(file: Path):

@@ -6,6 +6,7 @@ clock except `summary.json`, so equal runs have equal histories, byte for byte.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,14 +24,8 @@ from fedser.runs import cache
 from fedser.runs.files import dumps, read_json, write_whole
 
 log = logging.getLogger(__name__)
-
-
 FILES = ("config.yaml", "history.jsonl", "summary.json", "model.safetensors", "evaluation.json")
-
-
 PARTS = "parts"  # the folder of an evaluation under way
-
-
 SETTINGS = ("dataset", "partition", "strategy")  # by which a config.yaml is known for a run's
 
 
@@ -136,10 +131,6 @@ class RunFolder:
                 raise InputError(
                     f"Another fedser is at work in {self.path}: wait for it, or set hydra.run.dir=…"
                 ) from error
-            except OSError as error:
-                raise InputError(
-                    f"The cache {cache.folder('locks')} can't be written: {error}. Set FEDSER_CACHE."
-                ) from error
             yield
 
     def claim(self, settings: dict, summary: dict) -> None:
@@ -149,10 +140,9 @@ class RunFolder:
                 self._move_aside()
             self.path.mkdir(parents=True, exist_ok=True)
             self.write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
-            self.write("summary.json", dumps(summary, indent=2))
-            self.write("history.jsonl", "")
         except OSError as error:
             raise InputError(f"The run's folder {self.path} can't be written: {error}. Set hydra.run.dir=…") from error
+        self.resume([], summary)
 
     def resume(self, history: list[dict], summary: dict) -> None:
         """Goes on where a checkpoint was: rows of later rounds, which will come again, are dropped."""
@@ -181,10 +171,8 @@ class RunFolder:
         write_whole(self.path / name, text.encode())
 
     def _move_aside(self) -> None:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        self.path.rename(aside)
+        names = (self.path.with_name(f"{self.path.name}.old-{number}") for number in itertools.count(1))
+        aside = self.path.rename(next(name for name in names if not name.exists()))
         if (aside / PARTS).is_dir():  # an evaluation that was interrupted: it says itself of which model it is
             self.path.mkdir()
             (aside / PARTS).rename(self.path / PARTS)

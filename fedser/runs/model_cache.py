@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
-from fedser.errors import InputError, Interrupted
+from fedser.errors import Interrupted
 from fedser.runs import cache
-from fedser.runs.files import write_whole
+from fedser.runs.files import replacing
 from fedser.runs.folder import weights_file
 
 log = logging.getLogger(__name__)
@@ -95,10 +95,6 @@ class Lock:
                 if not waited:
                     log.warning("another run is training this model: waiting for it (reuse=false trains regardless)")
                 waited = True
-            except OSError as error:
-                raise InputError(
-                    f"The cache {self._path.parent} can't be written: {error}. Set FEDSER_CACHE."
-                ) from error
             if stop.wait(POLL_SECONDS):
                 raise Interrupted("stopped")
 
@@ -107,21 +103,10 @@ class Lock:
         self._held.close()
 
 
-def save_weights(weights: dict[str, np.ndarray], file: Path) -> None:
-    """Packed weights as a safetensors file. Raises OSError when the disk is full (safetensors' own writer does not)."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, save(weights))
-
-
 def link(file: Path, target: Path) -> None:
     """The same file under another name, replacing what is there; a copy where the file system has no such thing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as scratch:
         try:
             os.link(file, scratch)
         except OSError:
             shutil.copyfile(file, scratch)
-        scratch.replace(target)
-    finally:
-        scratch.unlink(missing_ok=True)

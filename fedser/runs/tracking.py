@@ -1,5 +1,6 @@
 """Dashboards. The run's folder is the truth; they show it."""
 
+import itertools
 import json
 import logging
 import os
@@ -147,11 +148,9 @@ def _run_id(folder: Path) -> str:
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(secrets.token_hex(4))
-    earlier = list(folder.glob("offline-run-*"))
-    if earlier:
-        number = 1
-        while (aside := folder / f"replaced-{number}").exists():
-            number += 1
+    if earlier := list(folder.glob("offline-run-*")):
+        names = (folder / f"replaced-{number}" for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
         aside.mkdir()
         for record in earlier:
             record.rename(aside / record.name)
