@@ -10,14 +10,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-CONDITIONS = {
-    "original": "original",
-    "randomised": "randomised",
-    "adversarial": "adversarial",
-    "randomised_adversarial": "randomised adversarial",
-    "adaptive": "adaptive",
-}
-TESTED = tuple(f"uar/{kind}" for kind in CONDITIONS)  # and not uar/validation
+KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")
+TESTED = tuple(f"uar/{kind}" for kind in KINDS)  # and not uar/validation
 SECONDS_PER_LINE = 10  # of progress, in a file
 WIDE = 4  # attacks that fit beside each other
 
@@ -105,17 +99,17 @@ def uars(summary: dict) -> Table:
     """UAR in % by condition and attack: attacks side by side, or below each other where they are many."""
     names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith(TESTED)]
     attacks = ["", *dict.fromkeys(attack for _, _, attack in names if attack)]
-    kinds = [kind for kind in CONDITIONS if any(name[0] == kind for name in names)]
+    kinds = [kind for kind in KINDS if any(name[0] == kind for name in names)]
 
     def cell(kind: str, attack: str) -> str:
         uar = summary.get(f"uar/{kind}/{attack}" if attack else f"uar/{kind}")
         return "–" if uar is None else f"{100 * uar:.2f}"
 
     heads = [attack or "no attack" for attack in attacks]
-    rows = [[CONDITIONS[kind], *(cell(kind, attack) for attack in attacks)] for kind in kinds]
+    rows = [[kind.replace("_", " "), *(cell(kind, attack) for attack in attacks)] for kind in kinds]
     first = "test data"
     if len(attacks) > 1 + WIDE:
-        heads = [CONDITIONS[kind].replace(" ", "\n") for kind in kinds]
+        heads = [kind.replace("_", "\n") for kind in kinds]
         rows = [[attack or "no attack", *(cell(kind, attack) for kind in kinds)] for attack in attacks]
         first = "attack"
     table = Table(title="UAR [%]", title_justify="left", box=None, pad_edge=False)

@@ -243,24 +243,20 @@ class Attempt:
 
     def _federate(self) -> None:
         due = self.experiment.due_after(self.state.round)
-        lock = model_cache.Lock(self.prepared.model_key)
-        if self.settings.reuse:
-            lock.acquire(self.stop)
-        try:
+        key, stop = self.prepared.model_key, self.stop
+        with model_cache.lock(key, stop) if self.settings.reuse else contextlib.ExitStack() as lock:
             known = self._known(due)
             self.summary["reused"] = known is not None
             if known is None and due and self.state.round and not self.state.arrays:
                 raise RunError("the trained model that this run replays has left the cache: the same command trains it")
             if known:
-                lock.release()
+                lock.close()
                 log.info("the model was trained before: %s", known.folder)
             if self.state.round < self.settings.rounds:
                 clients = len(self.prepared.splits)
-                backend.simulate(lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, self.stop)
-        finally:
-            lock.release()
+                backend.simulate(lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, stop)
 
-    def _serve(self, grid, known: "model_cache.Trained | None", lock: "model_cache.Lock") -> None:
+    def _serve(self, grid, known: "model_cache.Trained | None", lock: contextlib.ExitStack) -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""
         rounds, keep = self.settings.rounds, self.settings.checkpoint.keep
         federation = self.prepared.federation(
@@ -279,7 +275,7 @@ class Attempt:
                 # Before the last evaluation: should that fail, the training is not lost.
                 kept = self.place.path / "weights"
                 model_cache.publish(self.prepared.model_key, kept, [*self.state.history, row])
-                lock.release()
+                lock.close()
             if due:
                 row = row | self._evaluate(federation, round, weights)
             if round == rounds:
@@ -351,21 +347,16 @@ class Attempt:
         if seconds := self.state.train_seconds:
             self.summary |= {"train_seconds": seconds, "seconds_per_round": round_to(sum(seconds) / len(seconds), 3)}
         self.summary |= {"resumed_after": self.state.resumed} if self.state.resumed else {}
-        # A full disk must not hide why the run failed; a finished run must not claim to be whole.
-        with contextlib.nullcontext() if status == "finished" else _disk_errors_logged():
+        try:
             self.place.write("summary.json", dumps(self.summary, indent=2))
+        except OSError as problem:  # must not hide why the run failed; and a finished run must not claim to be whole
+            if status == "finished":
+                raise
+            log.error("the run's last files could not be written: %s", problem)
         self.tracker.finish(self.summary, measured)
         if status == "finished":  # nothing more to go on from
             shutil.rmtree(self.experiment.state_folder, ignore_errors=True)
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _disk_errors_logged() -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        log.error("the run's last files could not be written: %s", problem)
 
 
 def _last_metrics(history: list[dict]) -> dict[str, float]:

@@ -27,6 +27,8 @@ MEASURED = ("evaluation", "attack", "attacks", "defence")
 
 def training(settings: Settings) -> dict:
     """All that decides the trained weights."""
+    idle = (settings.logger, settings.defence.inference)
+    used = [component for component in settings.components() if component not in idle]
     plain = {key: value for key, value in settings.plain.items() if key not in (*IDLE, *MEASURED)}
     plain["client"] = {key: value for key, value in plain["client"].items() if key not in IDLE_OF_CLIENT}
     if settings.dataset.root:
@@ -34,7 +36,7 @@ def training(settings: Settings) -> dict:
     defence = settings.defence.training
     return plain | {
         "version": __version__,
-        "code": code(components_of_training(settings), sources.SILENT_IN_TRAINING),
+        "code": code(used, sources.SILENT_IN_TRAINING),
         "defence": _essence(defence.node) if defence else None,
         "device": device(settings),
         "min_reply_fraction": settings.simulation.min_reply_fraction,
@@ -61,12 +63,6 @@ def code(components: Iterable[Component], silent: tuple[str, ...]) -> dict[str, 
     """The hashes of fedser's own source and of that of components from outside, by module."""
     found = [target for component in components for target in targets(component.node)]
     return {"fedser": sources.own(silent)} | sources.foreign(found)
-
-
-def components_of_training(settings: Settings) -> list[Component]:
-    """The components that have a part in the trained weights."""
-    idle = (settings.logger, settings.defence.inference)
-    return [component for component in settings.components() if component not in idle]
 
 
 def digest(part: dict) -> str:

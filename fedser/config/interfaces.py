@@ -105,16 +105,16 @@ def conform(component: Component, interface: type, made: Any = None) -> None:
         if not inspect.isfunction(wanted) or (name.startswith("_") and name != "__call__"):
             continue
         has = target if made is None else getattr(made, name, None)
-        if has is None or not callable(has):
-            raise InputError(
-                f"{component.key}={component.name}: {component.target} has no {name}, as it must to be used as "
-                f"{_kind(interface)}: {_form(name, wanted)}. See fedser.config.interfaces.{interface.__name__}."
-            )
-        if missing := _missing(has, wanted):
-            raise InputError(
-                f"{component.key}={component.name}: {component.target}{'' if made is None else f'.{name}'} does not "
-                f"take {missing}, as it must to be used as {_kind(interface)}: {_form(name, wanted)}."
-            )
+        if not callable(has):
+            fault = f" has no {name}"
+        elif missing := _missing(has, wanted):
+            fault = f"{'' if made is None else f'.{name}'} does not take {missing}"
+        else:
+            continue
+        raise InputError(
+            f"{component.key}={component.name}: {component.target}{fault}, as it must to be used as "
+            f"{_kind(interface)}: {_form(name, wanted)}. See fedser.config.interfaces.{interface.__name__}."
+        )
 
 
 def _kind(interface: type) -> str:

@@ -4,7 +4,6 @@ An attack is named as its file in `conf/attack`, or varied: `pgd_strong@eps=0.1`
 Nothing heavy is imported here, as the run's name depends on it.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -111,7 +110,7 @@ class Protocols:
         shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example"})
         final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)
         # One draw, as a curve of rounds averages by itself.
-        curve = Protocol(**names.by_knowledge(_known(chosen.curve), []), fraction=chosen.fraction)
+        curve = Protocol(**names.by_knowledge(chosen.curve, []), fraction=chosen.fraction)
         every = dict.fromkeys([*final.attacks, *final.adaptive, *curve.attacks, *curve.adaptive])
         return cls(final, curve, {name: names.attack(name) for name in every})
 
@@ -126,7 +125,7 @@ class _Names:
     def __init__(self, settings: Settings):
         self.settings, self.chosen = settings, settings.evaluation
 
-    def by_knowledge(self, names: list[str], adaptive: list[str]) -> dict:
+    def by_knowledge(self, names: Sequence[str], adaptive: Sequence[str]) -> dict:
         """`attacks` and `adaptive` of a protocol: what always knows of a randomisation has no oblivious version."""
         randomised = self.settings.defence.inference is not None
         knowing = [name for name in names if randomised and self.attack(name).get("adaptive")]
@@ -138,7 +137,7 @@ class _Names:
 
     def final(self) -> list[str]:
         """`evaluation.attacks` and what `evaluation.grid` and `evaluation.sanity` add to them."""
-        names = _known(self.chosen.attacks)
+        names = self.chosen.attacks
         varied = [
             _vary(name, key, value)
             for name in names
@@ -154,7 +153,7 @@ class _Names:
 
         Not with every ε: behind a randomisation each step takes many draws.
         """
-        names = _known(self.chosen.adaptive)
+        names = self.chosen.adaptive
         probed, more_steps, budgets = self._probes()
         return list(dict.fromkeys([*names, *([*more_steps, *budgets[-1:]] if set(probed) <= set(names) else [])]))
 
@@ -175,23 +174,16 @@ class _Names:
     def attack(self, name: str) -> Component:
         """The attack of this name, with its own settings and what the name varies."""
         plain, _, changes = name.partition("@")
-        known = self.settings.attacks
-        if plain == self.settings.attack.name:
-            attack = self.settings.attack
-        elif plain in known:
-            attack = known[plain]
-        else:
+        known = self.settings.attacks | {self.settings.attack.name: self.settings.attack}
+        if plain not in known:
             near = nearest(plain, known, "; did you mean '{}'?") or "."
             raise InputError(f"the evaluation names '{name}', which is no attack{near} Known: {', '.join(known)}.")
+        attack = known[plain]
         if self.chosen.eps is not None and attack.get("norm") == "Linf":
             attack = _with_eps(attack, self.chosen.eps)
         for change in filter(None, changes.split(",")):
             attack = _varied(attack, name, change)
         return attack
-
-
-def _known(names: Sequence[str | None]) -> list[str]:
-    return [name for name in names if name not in (None, "none")]
 
 
 def _varied_keys(name: str) -> list[str]:
@@ -221,4 +213,4 @@ def _with_eps(attack: Component, eps: float) -> Component:
             return {key: eps if key == "eps" and value == before else change(value) for key, value in node.items()}
         return [change(item) for item in node] if isinstance(node, list) else node
 
-    return attack.with_options(**change(copy.deepcopy(attack.options)))
+    return attack.with_options(**change(attack.options))

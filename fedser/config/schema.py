@@ -26,13 +26,13 @@ def must(words: str) -> WithJsonSchema:
     return WithJsonSchema({"must": words})
 
 
-Names = Annotated[
-    tuple[str | None, ...],
-    BeforeValidator(
-        lambda value: (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-    ),
-    must("must be a list of names, e.g. [fgsm,pgd]"),
-]
+def _names(value: Any) -> Any:
+    """A list of names without those that mean none; a name alone is a list too."""
+    names = [value] if isinstance(value, str) else value
+    return tuple(name for name in names if name not in (None, "none")) if isinstance(names, list) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), must("must be a list of names, e.g. [fgsm,pgd]")]
 
 
 class Group(BaseModel):

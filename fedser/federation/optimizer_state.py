@@ -5,7 +5,6 @@ beside it, so that a round done again starts from the same state: after a worker
 killed and resumed from its last checkpoint (the paper's released clients live on between rounds).
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save
 
 from fedser.display import size
 from fedser.errors import InputError, RunError
+from fedser.runs.files import write_whole
 
 
 class OptimizerState:
@@ -44,15 +44,9 @@ class OptimizerState:
 
     def save(self, optimizer: torch.optim.Optimizer, round: int, keep: set[int]) -> None:
         """Writes the moments after `round`, atomically, and drops all other generations but those to `keep`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         state = optimizer.state_dict()["state"]
         tensors = {f"{i}.{key}": torch.as_tensor(value).cpu() for i, s in state.items() for key, value in s.items()}
-        scratch = self.file(round).with_suffix(f".{os.getpid()}")
-        try:
-            scratch.write_bytes(save(tensors))
-            scratch.replace(self.file(round))
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(self.file(round), save(tensors))
         for path in self.folder.glob("round-*.safetensors"):
             if path not in {self.file(number) for number in keep | {round}}:
                 path.unlink(missing_ok=True)

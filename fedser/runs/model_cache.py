@@ -77,30 +77,22 @@ def publish(key: str, kept: Path, history: list[dict]) -> None:
         (made / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-class Lock:
-    """Held while a model is trained, so that a second process waits for it instead of training it too."""
+def lock(key: str, stop: threading.Event) -> contextlib.ExitStack:
+    """Waits until no other process trains this model, and then holds the lock until it is closed.
 
-    def __init__(self, key: str):
-        self._path = cache.folder("locks", f"model-{key}")
-        self._held = contextlib.ExitStack()
-
-    def acquire(self, stop: threading.Event) -> None:
-        """Waits until no other process holds it. Raises Interrupted when `stop` is set, InputError without a cache."""
-        waited = False
-        while True:
-            try:
-                self._held.enter_context(cache.lock(self._path))
-                return
-            except BlockingIOError:
-                if not waited:
-                    log.warning("another run is training this model: waiting for it (reuse=false trains regardless)")
-                waited = True
-            if stop.wait(POLL_SECONDS):
-                raise Interrupted("stopped")
-
-    def release(self) -> None:
-        """Lets go; nothing if it is not held."""
-        self._held.close()
+    Raises Interrupted when `stop` is set, InputError where the cache can't be written.
+    """
+    held, waited = contextlib.ExitStack(), False
+    while True:
+        try:
+            held.enter_context(cache.lock(cache.folder("locks", f"model-{key}")))
+            return held
+        except BlockingIOError:
+            if not waited:
+                log.warning("another run is training this model: waiting for it (reuse=false trains regardless)")
+            waited = True
+        if stop.wait(POLL_SECONDS):
+            raise Interrupted("stopped")
 
 
 def link(file: Path, target: Path) -> None:
