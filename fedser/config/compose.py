@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -34,15 +35,12 @@ def compose(
 
     Raises InputError for an unknown group option or key, naming the nearest one that exists.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
     folders = folders_of(overrides, config_dir)
     words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     words += [word for word in prepared(overrides, folders) if not word.lstrip("+").startswith("hydra.searchpath=")]
-    with initialize_config_dir(config_dir=str(paths.directory()), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(paths.directory()), version_base="1.3"):
         try:
-            return hydra_compose("config", overrides=words, return_hydra_config=with_hydra)
+            return hydra.compose("config", overrides=words, return_hydra_config=with_hydra)
         except COMPLAINTS as error:
             raise InputError(explain(error, overrides, folders)) from error
 
@@ -54,7 +52,7 @@ def help_text(overrides: Sequence[str] = (), config_dir: str | Path | None = Non
     template = Template(config.hydra.help.template)
     with open_dict(config):
         del config["hydra"]
-    return template.substitute(APP_CONFIG_GROUPS="".join(groups), CONFIG=OmegaConf.to_yaml(config))
+    return template.safe_substitute(APP_CONFIG_GROUPS="".join(groups), CONFIG=OmegaConf.to_yaml(config))
 
 
 def name_of(config) -> str:

@@ -58,11 +58,12 @@ def parse(model: type[BaseModel], values: Any, path: str = "") -> Any:
 
     By way of JSON, whose strict mode takes a list for a tuple and an int for a float, and nothing else for another.
     """
+    content = json.dumps(values, default=str)
     try:
-        return model.model_validate_json(json.dumps(values, default=str), strict=True)
+        return model.model_validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    raise InputError(_complaint(model, values, first, path))
+    raise InputError(_complaint(model, json.loads(content), first, path))
 
 
 def _complaint(model: type[BaseModel], values: Any, error: dict, path: str) -> str:

@@ -7,6 +7,7 @@ in the clients' own files; a checkpoint says of which round they are.
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,14 +61,11 @@ class Checkpoints:
         for old in self._files()[KEPT:]:
             old.unlink(missing_ok=True)
 
-    def newest(self, usable=lambda state: None) -> State | None:
-        """The newest whole checkpoint of this run, or None.
-
-        `usable(state)` may return a reason against one. Each that is refused is logged with the reason.
-        """
+    def newest(self, objection: Callable[[State], str | None]) -> State | None:
+        """The newest whole checkpoint of this run without an objection, or None. Each refused is logged with why."""
         for file in self._files():
             state, reason = self._read(file)
-            reason = reason or usable(state)
+            reason = reason or objection(state)
             if reason is None:
                 return state
             log.warning("the checkpoint %s can't be used: %s", file, reason)
