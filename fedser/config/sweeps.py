@@ -7,6 +7,7 @@ validation utterances are the default, and test data are possible with a warning
 import logging
 import sys
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -61,8 +62,6 @@ def figure(config: DictConfig, metrics: dict) -> float | None:
 
     Raises RunError where a sweeper is to optimise it.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     value = metrics.get(config.optimized_metric)
     if value is None and _optimises(HydraConfig.get()):
         raise RunError(f"the run has no {config.optimized_metric}: its clients have no such utterances.")

@@ -3,7 +3,6 @@
 What is cheap comes first: a wrong number is refused before a component's module, and with it torch, is imported.
 """
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,8 +31,11 @@ def validate(config: DictConfig | dict) -> Settings:
     except OmegaConfBaseException as error:
         raise InputError(" ".join(str(error).split())) from error
     _check_grid(settings.evaluation.grid or {})
-    _check_metric(settings)
-    used = _attacks_in_use(settings)
+    protocols = Protocols.of(settings)
+    _check_metric(settings.optimized_metric, [condition.name for condition in protocols.final.conditions])
+    # Each under the key that a user would change it by.
+    tested = [Component(f"attacks.{name}", name, attack.node) for name, attack in protocols.attacks.items()]
+    used = [settings.attack, *(attack for attack in tested if attack.node != settings.attack.node)]
     for component in (*used, *settings.attacks.values(), *settings.components()):
         component.check()
     for attack in used:
@@ -55,10 +57,12 @@ def tidy(values: dict, quiet: bool = False) -> dict:
 
     Raises InputError for a key that still has to be set. `quiet` leaves out the warning about an ε.
     """
-    _check_missing({key: value for key, value in values.items() if key != "attacks"})
+    for path, node in _nodes({key: value for key, value in values.items() if key != "attacks"}):
+        if missing := [f"{path}{key}" for key, value in node.items() if value == "???"]:
+            raise InputError(f"{missing[0]} must be set, e.g. {missing[0]}=…")
     modules = values.get("modules")
     folders = list(map(str, modules)) if isinstance(modules, list) else []
-    for node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
+    for _, node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
         if isinstance(node.get("source"), str):  # a run's folder: workers have a working folder of their own
             node["source"] = str(Path(node["source"]).expanduser().absolute())
         if node.get("eps") is not None and has_no_budget(node.get("name"), folders):
@@ -74,19 +78,12 @@ def has_no_budget(name: str | None, folders: Sequence[str] = ()) -> bool:
     return file is not None and paths.content(file).get("eps", 0) is None
 
 
-def _check_missing(node: dict, prefix: str = "") -> None:
-    for key, value in node.items():
-        if value == "???":
-            raise InputError(f"{prefix}{key} must be set, e.g. {prefix}{key}=…")
-        if isinstance(value, dict):
-            _check_missing(value, f"{prefix}{key}.")
-
-
-def _nodes(node) -> Iterator[dict]:
-    """Every dictionary in nested ones."""
+def _nodes(node, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every dictionary in nested ones, with the beginning of its keys: `defence.training.`."""
     if isinstance(node, dict):
-        yield node
-        yield from itertools.chain.from_iterable(map(_nodes, node.values()))
+        yield path, node
+        for key, value in node.items():
+            yield from _nodes(value, f"{path}{key}.")
 
 
 def _check_grid(grid: dict) -> None:
@@ -101,9 +98,8 @@ def _check_grid(grid: dict) -> None:
             raise InputError(f"evaluation.grid.{key}={shown(values)} is out of order: [{ordered}].")
 
 
-def _check_metric(settings: Settings) -> None:
-    """Raises InputError for an `optimized_metric` that no run with these settings has, with the nearest names."""
-    wanted, conditions = settings.optimized_metric, [c.name for c in Protocols.of(settings).final.conditions]
+def _check_metric(wanted: str, conditions: list[str]) -> None:
+    """Raises InputError for an `optimized_metric` that no run with these conditions has, with the nearest names."""
     known = [*VALIDATION, *(f"{kind}/{name}" for kind in ("uar", "accuracy", "uar_sd") for name in conditions)]
     if wanted in known or any(wanted.startswith(f"recall/{name}/") for name in conditions):
         return
@@ -111,13 +107,6 @@ def _check_metric(settings: Settings) -> None:
     raise InputError(
         f"optimized_metric={wanted}: a run with these settings has no such metric{near} There are: {', '.join(known)}."
     )
-
-
-def _attacks_in_use(settings: Settings) -> list[Component]:
-    """`attack` and those of the evaluation, each under the key that a user would change it by."""
-    tested = Protocols.of(settings).attacks
-    named = [Component(f"attacks.{name}", name, attack.node) for name, attack in tested.items()]
-    return [settings.attack, *(attack for attack in named if attack.node != settings.attack.node)]
 
 
 def _check_norm(attack: Component, settings: Settings) -> None:
