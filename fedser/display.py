@@ -105,18 +105,15 @@ def uars(summary: dict) -> Table:
         uar = summary.get(f"uar/{kind}/{attack}" if attack else f"uar/{kind}")
         return "–" if uar is None else f"{100 * uar:.2f}"
 
-    heads = [attack or "no attack" for attack in attacks]
-    rows = [[kind.replace("_", " "), *(cell(kind, attack) for attack in attacks)] for kind in kinds]
-    first = "test data"
+    rows = [["test data", *(attack or "no attack" for attack in attacks)]]
+    rows += [[kind.replace("_", " "), *(cell(kind, attack) for attack in attacks)] for kind in kinds]
     if len(attacks) > 1 + WIDE:
-        heads = [kind.replace("_", "\n") for kind in kinds]
-        rows = [[attack or "no attack", *(cell(kind, attack) for kind in kinds)] for attack in attacks]
-        first = "attack"
-    table = Table(title="UAR [%]", title_justify="left", box=None, pad_edge=False)
-    table.add_column(first)
-    for head in heads:
+        (_, *heads), *rows = zip(*rows, strict=True)
+        rows.insert(0, ("attack", *(head.replace(" ", "\n") for head in heads)))
+    table = Table(rows[0][0], title="UAR [%]", title_justify="left", box=None, pad_edge=False)
+    for head in rows[0][1:]:
         table.add_column(head, justify="right")
-    for row in rows:
+    for row in rows[1:]:
         table.add_row(*row)
     return table
 

@@ -92,7 +92,7 @@ class Protocol:
 
     def plain(self) -> dict:
         """As it travels to the clients: `Protocol(**plain)`."""
-        return asdict(self) | {"attacks": list(self.attacks), "adaptive": list(self.adaptive)}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
