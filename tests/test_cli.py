@@ -180,3 +180,24 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own(command, tmp_path):
     for folder, attack in zip(folders, ("fgsm", "pgd"), strict=True):
         keys = {key for record in records(folder) for item in record.history.item for key in item.nested_key}
         assert f"uar/adversarial/{attack}" in keys and len([k for k in keys if k.startswith("uar/adversarial/")]) == 1
+
+
+def test_flags_may_stand_among_overrides(command, tmp_path):
+    from fedser.config.compose import prepared
+
+    words = ["rounds=2", "-m", "hydra/launcher=joblib", "--config-dir", "a=b", "~augment", "+x=1", "--cfg", "job"]
+    assert prepared(words) == [
+        "-m",
+        "--config-dir",
+        "a=b",
+        "--cfg",
+        "job",
+        "rounds=2",
+        "hydra/launcher=joblib",
+        "~augment",
+        "+x=1",
+    ]
+    assert prepared(["a=1", "-cd", "d", "b=2"], ["/d"]) == ["-cd", "d", "modules=[/d]", "a=1", "b=2"]
+    (tmp_path / "mine").mkdir()
+    done = command("rounds=2", "--config-dir", str(tmp_path / "mine"), "seed=3", "--cfg", "job", "model=cnn4")
+    assert done.returncode == 0 and "rounds: 2" in done.stdout and "seed: 3" in done.stdout

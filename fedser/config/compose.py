@@ -4,6 +4,7 @@ Nothing heavy is imported here, and what checks settings only where they are nee
 answer at once.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedser.config import paths
 from fedser.errors import FedserError, InputError, nearest
 
 # What Hydra raises for overrides: its own errors, OmegaConf's, and bare ones where a group is given what is no name.
+VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")  # flags whose next word is a value
 COMPLAINTS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 
 OmegaConf.register_new_resolver("fedser_run_name", lambda *, _root_: name_of(_root_), use_cache=False, replace=True)
@@ -105,10 +107,12 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     every = [{f"/attack@_global_.attacks.{name}": name} for name in paths.options("attack", folders)]
     ConfigStore.instance().store("all_attacks", {"defaults": every}, provider="fedser")
     words = [re.sub(r"^features\.normalisation=(?=[\w,]+$)", "features/normalisation=", word) for word in overrides]
-    if folders:  # beside the other overrides: argparse does not take those that flags part from them
-        first = next((place for place, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
-        words.insert(first, f"modules=[{','.join(folders)}]")
-    return words
+    modules = [f"modules=[{','.join(folders)}]"] if folders else []
+    flags, rest = [], []  # Hydra's argparse takes overrides in one row only: flags among them go before
+    for before, word in itertools.pairwise(["", *words]):
+        is_override = before not in VALUED and word[:1] != "-" and ("=" in word or word[:1] == "~")
+        (rest if is_override else flags).append(word)
+    return [*flags, *modules, *rest]
 
 
 def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> str:
