@@ -16,6 +16,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Half = Annotated[float, Field(ge=0, le=0.5)]
+Whole = Annotated[int, Field(ge=0)]
 
 RULES = ConfigDict(frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 T = TypeVar("T")

@@ -1,31 +1,82 @@
-"""Neural networks: x [B, 1, T, F] in, logits [B, classes] out, any input size."""
+"""Layers that the networks share. Networks: x [B, 1, T, F] in, logits [B, classes] out, any input size."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Norm = Literal["batch", "group", "layer"]
+GROUP = 8  # channels of a group
+
 
 class ConvNorm(nn.Module):
-    """Convolution that keeps the input's size, batch norm, ReLU.
+    """Convolution that keeps the input's size, normalisation, ReLU.
 
     With its batch norm in eval mode, scale and shift are folded into the convolution: the same function up to
     rounding, without the two passes over the activations that batch norm and its backward take. Attacks and
     evaluation run in eval mode (DeepFool on CNN-4, one thread: 0.9 of the time).
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool, bn_momentum: float, bn_eps: float):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        bias: bool,
+        bn_momentum: float = 0.1,
+        bn_eps: float = 1e-5,
+        norm: Norm = "batch",
+    ):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
-        self.norm = nn.BatchNorm2d(outputs, bn_eps, bn_momentum)
+        self.norm = nn.BatchNorm2d(outputs, bn_eps, bn_momentum) if norm == "batch" else group_norm(outputs, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        if norm.training:
+        if norm.training or not isinstance(norm, nn.BatchNorm2d):
             return F.relu(norm(conv(x)))
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         weight = conv.weight * scale.view(-1, 1, 1, 1)
         return F.relu(F.conv2d(x, weight, norm.bias - centre * scale, padding=conv.padding))
+
+
+def group_norm(channels: int, norm: Norm) -> nn.GroupNorm:
+    """Normalisation without running statistics (Wu & He 2018): by groups of at least eight channels, or of all in one
+    ("layer")."""
+    return nn.GroupNorm(1 if norm == "layer" else max(1, channels // GROUP), channels)
+
+
+class FrameNorm(nn.Module):
+    """Normalises h [B, C, T] frame by frame, so that no frame's value depends on how long the clip is: over the
+    frame's channels ("layer"), or over groups of them ("group"); or by batch norm."""
+
+    def __init__(self, channels: int, norm: Norm):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels) if norm == "batch" else group_norm(channels, norm)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if isinstance(self.norm, nn.BatchNorm1d):
+            return self.norm(h)
+        frames = h.transpose(1, 2)
+        return self.norm(frames.flatten(0, 1)).view(frames.shape).transpose(1, 2)
+
+
+def real_frames(lengths: Tensor, frames: int) -> Tensor:
+    """1 where a frame is real, 0 behind: lengths [B] → [B, 1, frames]."""
+    return (torch.arange(frames, device=lengths.device) < lengths[:, None]).float().unsqueeze(1)
+
+
+def statistics(h: Tensor, real: Tensor) -> Tensor:
+    """Mean and standard deviation over real frames (statistics pooling, Snyder et al. 2018).
+
+    h [B, C, T], real [B, 1, T] → [B, 2 · C]. The variance has 1e-5 added, so that its root has a gradient.
+    """
+    count = real.sum(2).clamp(min=1)
+    mean = (h * real).sum(2) / count
+    variance = ((h - mean.unsqueeze(2)).square() * real).sum(2) / count
+    return torch.cat([mean, (variance + 1e-5).sqrt()], 1)
 
 
 def channels_last(x: Tensor) -> Tensor:

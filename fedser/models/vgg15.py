@@ -8,6 +8,18 @@ from fedser.models.layers import ConvNorm, channels_last, halve
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
+def convolutions(bias: bool, bn_momentum: float, bn_eps: float) -> nn.ModuleList:
+    """The five blocks of 3×3 convolutions, each followed by batch norm and ReLU; to be halved after each block."""
+    blocks, channels = nn.ModuleList(), 1
+    for widths in BLOCKS:
+        layers = []
+        for width in widths:
+            layers.append(ConvNorm(channels, width, 3, bias, bn_momentum, bn_eps))
+            channels = width
+        blocks.append(nn.Sequential(*layers))
+    return blocks
+
+
 class VGG15(nn.Module):
     """13 convolutions in five blocks, global average pooling, two fully connected layers.
 
@@ -20,15 +32,8 @@ class VGG15(nn.Module):
 
     def __init__(self, classes: int, bn_momentum: Fraction = 0.01, bn_eps: Positive = 1e-3):
         super().__init__()
-        self.blocks = nn.ModuleList()
-        channels = 1
-        for widths in BLOCKS:
-            layers = []
-            for width in widths:
-                layers.append(ConvNorm(channels, width, 3, True, bn_momentum, bn_eps))
-                channels = width
-            self.blocks.append(nn.Sequential(*layers))
-        self.hidden = nn.Sequential(nn.Linear(channels, 256), nn.ReLU())
+        self.blocks = convolutions(True, bn_momentum, bn_eps)
+        self.hidden = nn.Sequential(nn.Linear(512, 256), nn.ReLU())
         self.fc = nn.Linear(256, classes)
 
     def embed(self, x: Tensor) -> Tensor:

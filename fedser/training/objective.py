@@ -15,12 +15,21 @@ from fedser.models.lengths import logits
 
 @dataclass(frozen=True)
 class Samples:
-    """Training samples: inputs x [n, 1, frames, mels], labels y [n], weights [n] in the loss, real frames [n]."""
+    """Training samples.
+
+    x: inputs [n, 1, frames, mels].
+    y: labels [n].
+    weight: of each in the loss [n].
+    lengths: how many frames are real [n].
+    targets: the probabilities [n, K] that are trained towards, where they are not just the labels (label smoothing,
+        mixup); else None.
+    """
 
     x: Tensor
     y: Tensor
     weight: Tensor
     lengths: Tensor
+    targets: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, lengths: Tensor | None = None) -> "Samples":
@@ -32,7 +41,12 @@ class Samples:
         return len(self.x)
 
     def __getitem__(self, rows: Tensor) -> "Samples":
-        return Samples(self.x[rows], self.y[rows], self.weight[rows], self.lengths[rows])
+        return Samples(**{key: part if part is None else part[rows] for key, part in vars(self).items()})
+
+    @property
+    def aims(self) -> Tensor:
+        """What the cross-entropy is taken with: the targets [n, K] if there are any, else the labels [n]."""
+        return self.y if self.targets is None else self.targets
 
 
 @dataclass(frozen=True)
@@ -56,5 +70,5 @@ class CrossEntropy:
     def __call__(self, model: nn.Module, batch: Samples, step: Step) -> Tensor:
         """The loss of a batch; `model` is in train mode."""
         scores = logits(model, batch.x, batch.lengths).float()
-        each = functional.cross_entropy(scores, batch.y, reduction="none")
+        each = functional.cross_entropy(scores, batch.aims, reduction="none")
         return (each * batch.weight).mean()

@@ -1,0 +1,30 @@
+"""VGG-16, the large network of Ren et al. 2020."""
+
+from torch import Tensor, nn
+
+from fedser.config.schema import Fraction, Positive
+from fedser.models.layers import channels_last, halve
+from fedser.models.vgg15 import convolutions
+
+
+class VGG16(nn.Module):
+    """The 13 convolutions of VGG-15 without bias, global max-pooling, one fully connected layer.
+
+    For 7 classes: 14,721,351 parameters.
+    """
+
+    def __init__(self, classes: int, bn_momentum: Fraction = 0.1, bn_eps: Positive = 1e-5):
+        super().__init__()
+        self.blocks = convolutions(False, bn_momentum, bn_eps)
+        self.fc = nn.Linear(512, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """x [B, 1, T, F] -> the input of the last layer [B, 512]."""
+        x = channels_last(x)
+        for block in self.blocks:
+            x = halve(block(x))
+        return x.amax(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 1, T, F] -> logits [B, classes]."""
+        return self.fc(self.embed(x))
