@@ -27,6 +27,7 @@ from fedser.data.partition import partition
 from fedser.data.store import extract
 
 COSTS = (0.3, 1, 3, 10, 30)
+WIDTHS = (8, 8, 13, 8, 9)  # of the columns
 
 
 def pooled(store) -> np.ndarray:
@@ -91,7 +92,7 @@ def main() -> None:
 
 def line(name: str, row) -> str:
     """A row of the table."""
-    return name.ljust(10) + "".join(f"{100 * value:{width}.1f}" for value, width in zip(row, (8, 8, 13, 8, 9)))
+    return name.ljust(10) + "".join(f"{100 * value:{width}.1f}" for value, width in zip(row, WIDTHS, strict=False))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,16 @@ from torch import nn
 from fedser.config import compose
 from fedser.config.components import build
 from fedser.models.cnn4 import CNN4
-from fedser.models.layers import ConvNorm, halve
+from fedser.models.layers import ConvNorm, halve, real_frames, statistics
+from fedser.models.resnet50 import ResNet50
+from fedser.models.tdnn import TDNN
 from fedser.models.vgg15 import VGG15
+from fedser.models.vgg16 import VGG16
 
 CONF = str(Path(__file__).parents[1] / "conf")
 
-BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4))
+BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4), lambda: CNN4(7, width=8, norm="group"), lambda: VGG16(7))
+IDS = ["vgg15", "cnn4", "cnn4-group", "vgg16"]
 
 
 def composed(*overrides):
@@ -77,7 +81,7 @@ def test_folding_batch_norm_changes_nothing(bias):
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("build", BUILDERS, ids=["vgg15", "cnn4"])
+@pytest.mark.parametrize("build", BUILDERS, ids=IDS)
 @pytest.mark.parametrize("frames, mels", [(373, 64), (380, 66), (12, 8), (1, 1)])
 def test_any_input_size(build, frames, mels):
     with torch.no_grad():
@@ -86,7 +90,7 @@ def test_any_input_size(build, frames, mels):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("build", BUILDERS, ids=["vgg15", "cnn4"])
+@pytest.mark.parametrize("build", BUILDERS, ids=IDS)
 def test_a_batch_of_one_trains(build):
     model = build()
     model.train()(torch.randn(1, 1, 373, 64)).sum().backward()
@@ -94,7 +98,60 @@ def test_a_batch_of_one_trains(build):
     assert all(bn.num_batches_tracked == 1 for bn in batch_norms(model))
 
 
-@pytest.mark.parametrize("build, width", list(zip(BUILDERS, (256, 32), strict=True)), ids=["vgg15", "cnn4"])
+def test_ren_et_als_large_networks_have_their_sizes():
+    assert count(VGG16(classes=7))[0] == 14_721_351
+    assert count(ResNet50(classes=7))[0] == 23_516_103
+
+
+@pytest.mark.parametrize("frames, mels", [(373, 64), (380, 66), (12, 8)])
+def test_resnet50_takes_any_size(frames, mels):
+    model = ResNet50(7)
+    model.train()(torch.randn(2, 1, 64, 64)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    x = torch.randn(2, 1, frames, mels)
+    with torch.no_grad():
+        assert model.eval()(x).isfinite().all()
+        assert torch.equal(model.fc(model.embed(x)), model(x))
+
+
+class TestTDNN:
+    LENGTHS = torch.tensor([40, 9, 1])
+
+    @pytest.fixture(params=["batch", "group", "layer"])
+    def model(self, request):
+        torch.manual_seed(0)
+        model = TDNN(7, mels=16, width=16, norm=request.param)
+        model.train()(torch.randn(4, 1, 40, 16), torch.full((4,), 40))  # running statistics other than 0 and 1
+        return model.eval()
+
+    def test_has_its_size(self):
+        # 64·64·5 + 2·64·64·3 + 64·64 weights, 4 · (64 biases and 128 of the norms), 128·7 + 7 of the last layer
+        assert count(TDNN(7))[0] == 20_480 + 24_576 + 4_096 + 768 + 903
+
+    def test_what_lies_behind_the_real_frames_changes_nothing(self, model):
+        x = torch.randn(3, 1, 50, 16)
+        other = torch.where(torch.arange(50)[:, None] < self.LENGTHS[:, None, None, None], x, torch.randn(x.shape))
+        with torch.no_grad():
+            one, same = model(x, self.LENGTHS), model(other, self.LENGTHS)
+            alone = torch.cat([model(x[[n], :, :length], self.LENGTHS[[n]]) for n, length in enumerate((40, 9, 1))])
+        assert torch.equal(one, same)
+        torch.testing.assert_close(one, alone, atol=1e-5, rtol=0)
+        assert not torch.equal(one, model(torch.roll(x, 1, 2), self.LENGTHS))
+
+    @pytest.mark.parametrize("frames, mels", [(373, 16), (380, 18), (12, 8), (1, 16)])
+    def test_any_size(self, model, frames, mels):
+        x, lengths = torch.randn(2, 1, frames, mels), torch.full((2,), frames)
+        assert model(x, lengths).isfinite().all()
+        model.train()(x, lengths).sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    def test_statistics_by_hand(self):
+        h = torch.tensor([[[1.0, 3.0, 100.0], [2.0, 2.0, 100.0]]])
+        pooled = statistics(h, real_frames(torch.tensor([2]), 3))
+        torch.testing.assert_close(pooled, torch.tensor([[2.0, 2.0, 1.000005, 1e-5**0.5]]))
+
+
+@pytest.mark.parametrize("build, width", list(zip(BUILDERS, (256, 32, 64, 512), strict=True)), ids=IDS)
 def test_the_last_layer_reads_the_embedding(build, width):
     model = build().eval()
     x = torch.randn(2, 1, 40, 16)

@@ -9,10 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-STEP = (
-    -0x61C8864680B583EB
-)  # 0x9E3779B97F4A7C15 as a signed number of 64 bits: the odd number next to 2⁶⁴ / golden ratio
-FIRST, SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+# As signed numbers 0x9E3779B97F4A7C15 (the odd number next to 2⁶⁴ / golden ratio), 0xBF58476D1CE4E5B9 and
+# 0x94D049BB133111EB.
+STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 class Draws:

@@ -10,7 +10,8 @@ from fedser.training.objective import Samples
 class Mixup:
     """x ← (1 − λ)·x + λ·x′ and the same of the labels' probabilities, λ drawn evenly from [0, most].
 
-    x′ is a random clip of the same client. Label and real frames that stay are those of the larger part; `samples` have `targets`.
+    x′ is a random clip of the same client. Label and real frames that stay are those of the larger part; the samples
+    have `targets`.
     """
 
     def __init__(self, most: Half = 0.5):

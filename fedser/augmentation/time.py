@@ -1,4 +1,4 @@
-"""Which part of a clip is seen: a random crop, a random shift. Frames behind the real ones repeat them, as in the store."""
+"""Which part of a clip is seen: a random crop, a random shift. Behind the real frames they are repeated."""
 
 from dataclasses import replace
 
@@ -24,8 +24,8 @@ class Crop:
 
 
 class Shift:
-    """Each clip begins elsewhere, by up to this share of its real frames either way; what is pushed out at one end comes
-    in at the other."""
+    """Each clip begins elsewhere, by up to this share of its real frames either way; what is pushed out at one end
+    comes in at the other."""
 
     def __init__(self, most: Share):
         self.most = most

@@ -30,7 +30,7 @@ class TDNN(nn.Module):
         self.fc = nn.Linear(2 * width, classes)
 
     def embed(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, 1, T, F], of which the first `lengths` [B] frames are real -> the input of the last layer [B, 2·width]."""
+        """x [B, 1, T, F], the first `lengths` [B] frames real -> the input of the last layer [B, 2 · width]."""
         x = x[:, :, : int(lengths.max())]
         if x.shape[3] != self.mels:
             x = functional.interpolate(x, (x.shape[2], self.mels), mode="bilinear")
