@@ -13,6 +13,7 @@ from fedser.config.components import build
 from fedser.models.cnn4 import CNN4
 from fedser.models.layers import ConvNorm, halve, real_frames, statistics
 from fedser.models.resnet50 import ResNet50
+from fedser.models.statcnn import StatCNN
 from fedser.models.tdnn import TDNN
 from fedser.models.vgg15 import VGG15
 from fedser.models.vgg16 import VGG16
@@ -145,10 +146,48 @@ class TestTDNN:
         model.train()(x, lengths).sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
 
-    def test_statistics_by_hand(self):
-        h = torch.tensor([[[1.0, 3.0, 100.0], [2.0, 2.0, 100.0]]])
-        pooled = statistics(h, real_frames(torch.tensor([2]), 3))
-        torch.testing.assert_close(pooled, torch.tensor([[2.0, 2.0, 1.000005, 1e-5**0.5]]))
+
+class TestStatCNN:
+    @pytest.fixture(params=["batch", "group", "layer"])
+    def model(self, request):
+        torch.manual_seed(0)
+        model = StatCNN(7, width=4, norm=request.param)
+        model.train()(torch.randn(4, 1, 90, 16), torch.full((4,), 90))  # running statistics other than 0 and 1
+        return model.eval()
+
+    def test_has_its_size(self):
+        # 9 · (8 + 8·16 + 16·32 + 32·64) weights, 2 · 120 of the norms, 128·7 + 7 of the last layer
+        assert count(StatCNN(7))[0] == 24_264 + 240 + 903
+
+    def test_a_clip_counts_as_in_a_batch_of_its_own(self, model):
+        x, lengths = torch.randn(3, 1, 373, 64), torch.tensor([230, 77, 5])
+        with torch.no_grad():
+            together = model(x, lengths)
+            alone = torch.cat([model(x[[n]], lengths[[n]]) for n in range(3)])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+    def test_frames_far_behind_the_real_ones_change_nothing(self):
+        model = StatCNN(7).eval()
+        x = torch.randn(2, 1, 200, 64)
+        other = x.clone()
+        other[:, :, 100 + 32 :] += 5
+        with torch.no_grad():
+            assert torch.equal(model(x, torch.tensor([100, 60])), model(other, torch.tensor([100, 60])))
+            assert not torch.equal(model(x, torch.tensor([180, 60])), model(other, torch.tensor([180, 60])))
+
+    @pytest.mark.parametrize("frames, mels", [(373, 64), (380, 66), (12, 8), (1, 1)])
+    def test_any_size(self, model, frames, mels):
+        x, lengths = torch.randn(2, 1, frames, mels), torch.full((2,), frames)
+        assert model(x, lengths).isfinite().all()
+        if frames > 1:
+            model.train()(x, lengths).sum().backward()
+            assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_statistics_by_hand():
+    h = torch.tensor([[[1.0, 3.0, 100.0], [2.0, 2.0, 100.0]]])
+    pooled = statistics(h, real_frames(torch.tensor([2]), 3))
+    torch.testing.assert_close(pooled, torch.tensor([[2.0, 2.0, 1.000005, 1e-5**0.5]]))
 
 
 @pytest.mark.parametrize("build, width", list(zip(BUILDERS, (256, 32, 64, 512), strict=True)), ids=IDS)
