@@ -1,5 +1,7 @@
 """A small convolutional network with statistics pooling, made for corpora of some hundred clips."""
 
+import itertools
+
 from torch import Tensor, nn
 
 from fedser.config.schema import Count, Fraction, Positive, Share
@@ -11,7 +13,7 @@ MARGIN = 2 * CELL  # frames behind a real one that it can still see, and a cell
 
 
 class StatCNN(nn.Module):
-    """Four 3×3 convolutions; over mel bins the mean, over the real frames mean and deviation; one fully connected layer.
+    """Four 3×3 convolutions, the mean over mel bins, mean and deviation over real frames, one fully connected layer.
 
     The convolutions have `width`, 2, 4 and 8 × `width` channels, no bias, and are followed by a normalisation, ReLU and
     2×2 max-pooling. Where the mean over time of CNN-4's maxima says whether something was heard, the deviation says how
@@ -32,7 +34,7 @@ class StatCNN(nn.Module):
         channels = [1, *(width * 2**block for block in range(BLOCKS))]
         self.blocks = nn.ModuleList(
             ConvNorm(before, after, 3, False, bn_momentum, bn_eps, norm)
-            for before, after in zip(channels, channels[1:], strict=False)
+            for before, after in itertools.pairwise(channels)
         )
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * channels[-1], classes)
