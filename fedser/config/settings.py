@@ -84,6 +84,11 @@ class Client(Group):
     epochs: Count
     batch_size: Count
     lr: Positive
+    schedule: _node("client.schedule")
+    weight_decay: NonNegative
+    clip_norm: Positive | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: Literal["none", "balanced"]
     optimizer: _node("client.optimizer")
     optimizer_state: Literal["reset", "persist"]
     state_folder: str | None
@@ -147,10 +152,15 @@ class Checkpoint(Group):
     keep: Literal["last", "evaluated"]
 
 
-def _attacks(nodes: Any) -> dict[str, Component]:
-    if not isinstance(nodes, dict):
-        raise InputError(f"attacks={shown(nodes)} must be settings of attacks by name.")
-    return {name: component(f"attacks.{name}", node, name) for name, node in nodes.items()}
+def _by_name(key: str) -> Any:
+    """The type of a field that holds components by name."""
+
+    def read(nodes: Any) -> dict[str, Component]:
+        if not isinstance(nodes, dict):
+            raise InputError(f"{key}={shown(nodes)} must be components by name: choose options of the group.")
+        return {name: component(f"{key}.{name}", node, name) for name, node in nodes.items()}
+
+    return Annotated[dict[str, Component], PlainValidator(read)]
 
 
 class Settings(Group):
@@ -162,7 +172,8 @@ class Settings(Group):
     model: Model
     client: Client
     attack: _node("attack")
-    attacks: Annotated[dict[str, Component], PlainValidator(_attacks)]
+    attacks: _by_name("attacks")
+    augment: _by_name("augment") = {}
     defence: Defence
     strategy: Strategy
     evaluation: Evaluation
@@ -200,5 +211,6 @@ class Settings(Group):
     def components(self) -> Iterator[Component]:
         """All components that are used whatever is measured: of training, and the defence at inference."""
         yield from (group.component for group in (self.dataset, self.partition, self.model, self.strategy))
-        yield from (self.features.normalisation, self.client.optimizer, self.logger)
+        yield from (self.features.normalisation, self.client.optimizer, self.client.schedule, self.logger)
+        yield from self.augment.values()
         yield from filter(None, (self.defence.training, self.defence.inference))

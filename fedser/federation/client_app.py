@@ -20,6 +20,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedser.augmentation.draws import Draws
 from fedser.config import components
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
@@ -57,6 +58,8 @@ class ClientState:
         self.weights = transport.Packed(self.model)
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
         self.objective = settings.defence.training.build() if settings.defence.training else CrossEntropy()
+        self.augment = {name: component.build() for name, component in settings.augment.items()}
+        self.schedule = settings.client.schedule.build()
         self.inference_defence = settings.defence.inference.build() if settings.defence.inference else None
         self.normalisation = settings.features.normalisation.build()
         self.resident: Tensor | None = None
@@ -64,6 +67,18 @@ class ClientState:
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
         return self.settings.client.optimizer.build(self.model.parameters())
+
+    def training_samples(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
+        """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented."""
+        client, samples = self.settings.client, self.samples(data, data.rows("train"), normalise)
+        if client.class_weights == "balanced":
+            samples = samples.balanced()
+        if client.label_smoothing or self.augment:
+            samples = samples.softened(len(self.classes), client.label_smoothing)
+        for name, augment in self.augment.items():
+            seed = derive(self.settings.seed, "augment", name, round, data.name)
+            samples = augment(samples, Draws.of(seed, torch.arange(len(samples), device=self.device)))
+        return samples
 
     def samples(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Samples:
         """Normalised inputs [n, 1, frames, mels], labels and lengths of these rows, on the device."""
@@ -178,14 +193,16 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     config, settings = message.content["config"], state.settings
     round, client = int(config["server-round"]), settings.client
     state.weights.load(transport.from_records(message.content))
-    optimizer = state.optimizer()
-    moments = None
+    optimizer, moments = state.optimizer(), None
+    rates = [group["lr"] * state.schedule(round) for group in optimizer.param_groups]
     if client.optimizer_state == "persist":
         moments = OptimizerState(folder_of(state.state_folder, data.number))
         before = config["moments"][data.number]
         moments.restore(optimizer, before)
-    rows = data.rows("train")
-    samples = state.samples(data, rows, _normaliser(state, data, config))
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
+        group["lr"] = rate
+    samples = state.training_samples(data, _normaliser(state, data, config), round)
+    number = len(samples)
     with autocast(client.attack_precision, state.device):
         seed = derive(settings.seed, "defence", round, data.name)
         samples = state.objective.start_round(state.model, samples, round=round, seed=seed)
@@ -200,10 +217,11 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
         precision=client.precision,
         mu=float(config.get("proximal-mu", 0.0)),
         seed=derive(settings.seed, "train", round, data.name),
+        clip_norm=client.clip_norm,
     )
     if moments:
         moments.save(optimizer, round, keep={before, config["committed"][data.number]})
-    metrics = MetricRecord({"num-examples": len(rows), "loss": loss})
+    metrics = MetricRecord({"num-examples": number, "loss": loss})
     return RecordDict(transport.to_records(state.weights.arrays()) | {"metrics": metrics})
 
 

@@ -1,6 +1,7 @@
 """Adversarial training on the clients (Chang et al. 2022, §5.2)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -59,11 +60,5 @@ class AdversarialTraining(CrossEntropy):
         original = samples[order[:half]]
         attacked = samples[order[half:]] if self.pairing == "disjoint" else original
         x_adv = self.attack(model, attacked.x, attacked.y, derive(seed, "attack", round), lengths=attacked.lengths)
-        weight = samples.x.new_full((len(original) + len(attacked),), 2 * (1 - self.alpha))
-        weight[: len(original)] = 2 * self.alpha
-        return Samples(
-            torch.cat([original.x, x_adv]),
-            torch.cat([original.y, attacked.y]),
-            weight,
-            torch.cat([original.lengths, attacked.lengths]),
-        )
+        halves = [original.weighed(2 * self.alpha), replace(attacked, x=x_adv).weighed(2 * (1 - self.alpha))]
+        return Samples.joined(halves)

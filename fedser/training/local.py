@@ -10,9 +10,10 @@ from fedser.randomness import derive, generator
 from fedser.training.objective import Samples, Step
 
 
-def train(model, optimizer, samples: Samples, objective, *, round, epochs, batch_size, precision, mu, seed) -> float:
+def train(model, optimizer, samples: Samples, objective, *, round, epochs, batch_size, precision, mu, seed, clip_norm=None):
     """Trains in place on the samples; returns the mean loss of all steps.
 
+    With `clip_norm` a step's gradient is scaled down to that Euclidean norm where it is longer.
     `mu` adds μ/2·‖w − w₀‖² (Li et al. 2020, Eq. 2), w₀ being the weights on entry. Raises RunError when the loss is not
     finite.
     """
@@ -27,6 +28,8 @@ def train(model, optimizer, samples: Samples, objective, *, round, epochs, batch
                 loss = objective(model, samples[rows], Step(round, epoch, number, derive(seed, "step", epoch, number)))
             total = loss + proximal(model, start, mu) if mu else loss
             total.backward()
+            if clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             optimizer.step()
             losses.append(loss.detach())
             finite.append(total.detach().isfinite())

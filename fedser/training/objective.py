@@ -4,7 +4,8 @@ The local loop knows no loss: it calls `start_round` once with all of the client
 itself with each batch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,30 @@ class Samples:
         return len(self.x)
 
     def __getitem__(self, rows: Tensor) -> "Samples":
-        return Samples(**{key: part if part is None else part[rows] for key, part in vars(self).items()})
+        return self._each(lambda part: part[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Samples":
+        return Samples(**{key: part if part is None else change(part) for key, part in vars(self).items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence["Samples"]) -> "Samples":
+        """All of these, one after the other."""
+        columns = {key: [vars(part)[key] for part in parts] for key in vars(parts[0])}
+        return cls(**{key: None if column[0] is None else torch.cat(column) for key, column in columns.items()})
+
+    def weighed(self, factor: float) -> "Samples":
+        """The same, so many times as heavy in the loss."""
+        return replace(self, weight=self.weight * factor)
+
+    def balanced(self) -> "Samples":
+        """The same, weighed so that each class that is there has the same part of the loss, and the mean weight is 1."""
+        _, place, count = self.y.unique(return_inverse=True, return_counts=True)
+        return replace(self, weight=self.weight * (len(self) / (len(count) * count))[place])
+
+    def softened(self, classes: int, smoothing: float) -> "Samples":
+        """The same with targets: 1 - smoothing on the label, the rest spread over all classes (Szegedy et al. 2016)."""
+        targets = functional.one_hot(self.y, classes) * (1 - smoothing) + smoothing / classes
+        return replace(self, targets=targets.to(self.x.dtype))
 
     @property
     def aims(self) -> Tensor:
