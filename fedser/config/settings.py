@@ -173,7 +173,7 @@ class Settings(Group):
     client: Client
     attack: _node("attack")
     attacks: _by_name("attacks")
-    augment: _by_name("augment") = {}
+    augment: _by_name("augment") = Field(default_factory=dict)
     defence: Defence
     strategy: Strategy
     evaluation: Evaluation

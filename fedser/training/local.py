@@ -10,7 +10,9 @@ from fedser.randomness import derive, generator
 from fedser.training.objective import Samples, Step
 
 
-def train(model, optimizer, samples: Samples, objective, *, round, epochs, batch_size, precision, mu, seed, clip_norm=None):
+def train(
+    model, optimizer, samples: Samples, objective, *, round, epochs, batch_size, precision, mu, seed, clip_norm=None
+) -> float:
     """Trains in place on the samples; returns the mean loss of all steps.
 
     With `clip_norm` a step's gradient is scaled down to that Euclidean norm where it is longer.

@@ -58,7 +58,7 @@ class Samples:
         return replace(self, weight=self.weight * factor)
 
     def balanced(self) -> "Samples":
-        """The same, weighed so that each class that is there has the same part of the loss, and the mean weight is 1."""
+        """The same, weighed so that each class that is there has the same part of the loss; the mean weight is 1."""
         _, place, count = self.y.unique(return_inverse=True, return_counts=True)
         return replace(self, weight=self.weight * (len(self) / (len(count) * count))[place])
 
