@@ -13,7 +13,6 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.numpy import save
 
 from fedser import __version__
 from fedser.config import identity, sources
+from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.config.validation import validate
 from fedser.display import Display, size
@@ -31,6 +31,7 @@ from fedser.evaluation.metrics import METRICS
 from fedser.features.normalisation import Sums
 from fedser.federation import optimizer_state, server_app, strategies, transport
 from fedser.federation.client_app import app as client_app
+from fedser.federation.course import Course
 from fedser.models import recogniser
 from fedser.models.weights import named, serialised
 from fedser.preparation import Preparation, prepare
@@ -211,7 +212,8 @@ class Attempt:
 
     def _known(self, rounds: list[int]) -> "model_cache.Trained | None":
         """The trained model with the weights of these rounds, if it may be reused."""
-        return model_cache.Trained.find(self.prepared.model_key, rounds) if self.settings.reuse else None
+        raw = [None] if self.settings.refines and rounds else []
+        return model_cache.Trained.find(self.prepared.model_key, [*rounds, *raw]) if self.settings.reuse else None
 
     def _summary(self) -> dict:
         earlier, now = self.experiment.earlier, datetime.now(UTC).isoformat(timespec="seconds")
@@ -262,15 +264,17 @@ class Attempt:
         federation = self.prepared.federation(
             grid, self.plan, self.stop, self.experiment.state_folder, self.state.moments
         )
-        strategy = strategies.build_strategy(self.settings.strategy, len(self.prepared.splits))
+        course = known or self._course(federation)
         last = time.monotonic()
-        for round, weights, row in known.replay() if known else self._train(federation, strategy):
+        for round, weights, row in course:
             if round <= self.state.round:
                 continue
             self.state.train_seconds.append(round_to(time.monotonic() - last, 4))
             due = self.experiment.due(round)
             if due and (keep == "evaluated" or round == rounds):
                 self._keep(round, weights, known)
+            if round == rounds and self.settings.refines:
+                self._keep(None, course.raw, known)
             if round == rounds and not known:
                 # Before the last evaluation: should that fail, the training is not lost.
                 kept = self.place.path / "weights"
@@ -278,9 +282,11 @@ class Attempt:
                 lock.close()
             if due:
                 row = row | self._evaluate(federation, round, weights)
+            if round == rounds and self.settings.refines:
+                row = row | self._evaluate_raw(federation, course.raw)
             if round == rounds:
                 self._write_model(weights, federation.everyone)
-            self._record(row, weights if not known else {}, federation, strategy)
+            self._record(row, course, federation)
             last = time.monotonic()
 
     def _evaluate(self, federation: server_app.Federation, round: int, weights: dict) -> dict:
@@ -291,15 +297,19 @@ class Attempt:
             results = federation.evaluate(round, weights, self.prepared.protocols.curve)
         return results.metrics() | ({"evaluate/missing": results.missing} if results.missing else {})
 
-    def _train(self, federation, strategy) -> Iterator[tuple[int, dict, dict]]:
-        weights = transport.pack(self.prepared.model)
-        if self.state.arrays:
-            weights = {key: self.state.arrays[key] for key in transport.KEYS}
-            strategies.restore(strategy, self.state.strategy, self.state.arrays)
-            self.state.arrays = {}
-        return server_app.train_rounds(federation, strategy, weights, self.settings, self.state.round)
+    def _evaluate_raw(self, federation: server_app.Federation, weights: dict) -> dict:
+        """The figures of the last round's weights before averaging and selection, on original data."""
+        protocol = Protocol(randomised=False, fraction=self.settings.evaluation.fraction)
+        found = federation.evaluate(self.settings.rounds, weights, protocol).metrics()
+        return {f"{metric}/raw/original": found[f"{metric}/original"] for metric in METRICS}
 
-    def _keep(self, round: int, weights: dict, known: "model_cache.Trained | None") -> None:
+    def _course(self, federation: server_app.Federation) -> Course:
+        weights, protocol = transport.pack(self.prepared.model), self.prepared.protocols.selection
+        course = Course(federation, self.settings, protocol, weights, self.state)
+        self.state.arrays = {}
+        return course
+
+    def _keep(self, round: int | None, weights: dict, known: "model_cache.Trained | None") -> None:
         """The weights of an evaluated round, in the run's folder; a reused model's are not stored twice."""
         file = weights_file(self.place.path / "weights", round)
         if known:
@@ -315,7 +325,7 @@ class Attempt:
         content = serialised(named(weights, self.prepared.model), about)
         write_whole(self.place.path / "model.safetensors", content)
 
-    def _record(self, row: dict, weights: dict, federation, strategy) -> None:
+    def _record(self, row: dict, course: "Course | model_cache.Trained", federation: server_app.Federation) -> None:
         """One round is complete: its row in the history, on the dashboard and the terminal, and a checkpoint."""
         self.place.append(row)
         self.tracker.log(row)
@@ -323,17 +333,9 @@ class Attempt:
         self.state.history.append(row)
         round, every = row["round"], self.settings.checkpoint.every
         if every and (round % every == 0 or round == self.settings.rounds):
-            plain, arrays = strategies.state(strategy) if weights else ({}, {})
-            self.checkpoints.save(
-                replace(
-                    self.state,
-                    round=round,
-                    arrays=weights | arrays,
-                    strategy=plain,
-                    moments=federation.moments,
-                    seconds=time.monotonic() - self.started,
-                )
-            )
+            seconds = time.monotonic() - self.started
+            state = replace(self.state, round=round, moments=federation.moments, seconds=seconds)
+            self.checkpoints.save(course.kept(state))
             self.state.round = round
             federation.commit()
 
@@ -342,7 +344,7 @@ class Attempt:
         measured = record.read(self.place.path) if status == "finished" else None
         history = self.place.history()
         self.summary |= {"status": status, "seconds": round(time.monotonic() - self.started, 2), "rounds": len(history)}
-        self.summary |= record.metrics(measured) if measured else _last_metrics(history)
+        self.summary |= _last_metrics(history) | (record.metrics(measured) if measured else {})
         self.summary |= {"error": error} if error else {}
         if seconds := self.state.train_seconds:
             self.summary |= {"train_seconds": seconds, "seconds_per_round": round_to(sum(seconds) / len(seconds), 3)}

@@ -34,10 +34,13 @@ def training(settings: Settings) -> dict:
     if settings.dataset.root:
         plain["dataset"] = plain["dataset"] | {"root": str(Path(settings.dataset.root).expanduser().absolute())}
     defence = settings.defence.training
+    selected_under = [Protocols.of(settings).attacks[name] for name in filter(None, [settings.selection.attack])]
+    used += selected_under
     return plain | {
         "version": __version__,
         "code": code(used, sources.SILENT_IN_TRAINING),
         "defence": _essence(defence.node) if defence else None,
+        "selected_under": [_essence(attack.node) for attack in selected_under],
         "device": device(settings),
         "min_reply_fraction": settings.simulation.min_reply_fraction,
     }

@@ -46,6 +46,7 @@ class Protocol:
     utterances: whether clients report what became of each test utterance, and not only their confusion matrices.
     example: whether the first client shows one utterance and what the attacks made of it.
     only: of all this only one part: `original`, which is all without attacks, or a set of adversarial examples.
+    part: of whose utterances: the clients' "test" or "validation" ones.
     """
 
     attacks: Sequence[str] = ()
@@ -57,6 +58,7 @@ class Protocol:
     utterances: bool = False
     example: bool = False
     only: str | None = None
+    part: str = "test"
 
     @property
     def parts(self) -> list["Protocol"]:
@@ -97,10 +99,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Protocols:
-    """A run's evaluations: `final` after the last round, `curve` on the way there; `attacks` of both, by name."""
+    """A run's evaluations: `final` after the last round, `curve` on the way there, `selection` where it decides which
+    round's model is kept; `attacks` of all, by name."""
 
     final: Protocol
     curve: Protocol
+    selection: Protocol
     attacks: dict[str, Component]
 
     @classmethod
@@ -111,8 +115,11 @@ class Protocols:
         final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)
         # One draw, as a curve of rounds averages by itself.
         curve = Protocol(**names.by_knowledge(chosen.curve, []), fraction=chosen.fraction)
-        every = dict.fromkeys([*final.attacks, *final.adaptive, *curve.attacks, *curve.adaptive])
-        return cls(final, curve, {name: names.attack(name) for name in every})
+        threat = settings.selection.attack
+        selection = Protocol([threat] if threat else [], randomised=False, only=threat, part="validation")
+        protocols = (final, curve, selection)
+        every = dict.fromkeys(name for each in protocols for name in (*each.attacks, *each.adaptive))
+        return cls(*protocols, {name: names.attack(name) for name in every})
 
 
 class _Names:

@@ -152,6 +152,12 @@ class Checkpoint(Group):
     keep: Literal["last", "evaluated"]
 
 
+class Selection(Group):
+    name: Literal["last", "best"]
+    attack: str | None
+    every: Count | None
+
+
 def _by_name(key: str) -> Any:
     """The type of a field that holds components by name."""
 
@@ -176,6 +182,8 @@ class Settings(Group):
     augment: _by_name("augment") = Field(default_factory=dict)
     defence: Defence
     strategy: Strategy
+    averaging: _node("averaging")
+    selection: Selection
     evaluation: Evaluation
     simulation: Simulation
     logger: _node("logger")
@@ -208,9 +216,14 @@ class Settings(Group):
         """As they were read: what is written to `config.yaml` and sent to workers."""
         return self._plain
 
+    @property
+    def refines(self) -> bool:
+        """Whether the final model may be another than the last round's, by averaging or selection."""
+        return bool(self.averaging) or self.selection.name != "last"
+
     def components(self) -> Iterator[Component]:
         """All components that are used whatever is measured: of training, and the defence at inference."""
         yield from (group.component for group in (self.dataset, self.partition, self.model, self.strategy))
         yield from (self.features.normalisation, self.client.optimizer, self.client.schedule, self.logger)
-        yield from self.augment.values()
+        yield from (self.averaging, *self.augment.values())
         yield from filter(None, (self.defence.training, self.defence.inference))

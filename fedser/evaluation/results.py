@@ -170,7 +170,9 @@ def joined(parts: list[dict], protocol: Protocol) -> dict:
         "counts": {name: counts[name] for name in names},
         "examples": {name: examples[name] for name in protocol.sets},
         "utterances": {name: rows[name] for name in ("row", *names)} if rows else None,
-        "validation": next(part["validation"] for part in parts if "validation" in part),
+        "validation": next(
+            (part["validation"] for part in parts if "validation" in part), [[0]]
+        ),  # not asked for: none
     }
 
 

@@ -234,7 +234,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     protocol = Protocol(**json.loads(config["protocol"]))
     state.weights.load(transport.from_records(message.content))
     normalise = _normaliser(state, data, config)
-    rows = data.rows("test", protocol.fraction, settings.seed)
+    rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
     with autocast(settings.evaluation.precision, state.device):
         measured = measure.evaluate(
@@ -248,7 +248,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
             seed=derive(settings.seed, "evaluate", int(config["server-round"]), data.name),
             lengths=samples.lengths,
         )
-        validation = _validation(state, data, normalise) if protocol.clean else {}
+        validation = _validation(state, data, normalise) if protocol.clean and protocol.part == "test" else {}
     reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | validation
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == 0 and len(rows):

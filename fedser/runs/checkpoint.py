@@ -25,9 +25,10 @@ KEPT = 2  # checkpoints on disk: the newest, and the one before should the newes
 class State:
     """The state of a run after `round` rounds.
 
-    arrays: the global weights ("parameters", "buffers") and the strategy's arrays ("strategy/…"); empty in a run that
-        replays a trained model.
+    arrays: the global weights ("parameters", "buffers"), the strategy's arrays ("strategy/…") and those of averaging
+        and selection ("final/…"); empty in a run that replays a trained model.
     strategy: the rest of the strategy's state (`strategies.state`).
+    final: the rest of what says which model the training ends with (`course.Final.state`).
     moments: per client the round after which its optimizer moments were saved, 0 for never.
     history: the rows of `history.jsonl`.
     train_seconds: per round.
@@ -38,6 +39,7 @@ class State:
     round: int
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     strategy: dict = field(default_factory=dict)
+    final: dict = field(default_factory=dict)
     moments: list[int] = field(default_factory=list)
     history: list[dict] = field(default_factory=list)
     train_seconds: list[float] = field(default_factory=list)

@@ -74,9 +74,12 @@ def _of_a_run(folder: Path) -> bool:
     return all(re.search(f"^{key}:", text, re.MULTILINE) for key in SETTINGS)
 
 
-def weights_file(folder: Path, round: int) -> Path:
-    """Where the weights after `round` are in a folder of weights: a run's, or a model's in the cache."""
-    return folder / f"round-{round:05d}.safetensors"
+def weights_file(folder: Path, round: int | None) -> Path:
+    """Where the weights after `round` are in a folder of weights: a run's, or a model's in the cache.
+
+    None: the last round's before averaging and selection, where these make a difference.
+    """
+    return folder / ("raw.safetensors" if round is None else f"round-{round:05d}.safetensors")
 
 
 class RunFolder:

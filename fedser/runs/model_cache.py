@@ -18,21 +18,24 @@ from safetensors.numpy import load_file
 
 from fedser.errors import Interrupted
 from fedser.runs import cache
+from fedser.runs.checkpoint import State
 from fedser.runs.files import replacing
 from fedser.runs.folder import weights_file
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+LEARNT = ("train/", "selection/")  # figures of the training, whatever is measured
 
 
 class Trained:
-    """One trained model: weights by round, and one history row per round."""
+    """One trained model: weights by round, and one history row per round. Iterating gives what its training gave:
+    (round, weights, row), weights None for rounds that were not kept."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
-    def find(cls, key: str, rounds: Iterable[int]) -> "Trained | None":
+    def find(cls, key: str, rounds: Iterable[int | None]) -> "Trained | None":
         """The model with this key and the weights of these rounds, or None if it has to be trained.
 
         Damaged weights are dropped, with a warning, and so trained again.
@@ -42,14 +45,22 @@ class Trained:
             return None
         return model if all(model._whole(round) for round in rounds) else None
 
-    def replay(self) -> Iterator[tuple[int, dict[str, np.ndarray] | None, dict]]:
-        """Yields (round, weights, row) as the training did; weights are None for rounds that were not kept."""
+    def __iter__(self) -> Iterator[tuple[int, dict[str, np.ndarray] | None, dict]]:
         for line in (self.folder / "history.jsonl").read_text().splitlines():
             row = json.loads(line)
             file = weights_file(self.folder, row["round"])
             yield row["round"], load_file(file) if file.is_file() else None, row
 
-    def _whole(self, round: int) -> bool:
+    @property
+    def raw(self) -> dict[str, np.ndarray]:
+        """The last round's weights as the strategy left them."""
+        return load_file(weights_file(self.folder, None))
+
+    def kept(self, state: State) -> State:
+        """A checkpoint's state: a replay goes on from the cache."""
+        return state
+
+    def _whole(self, round: int | None) -> bool:
         file = weights_file(self.folder, round)
         if not file.is_file():
             return False
@@ -69,11 +80,11 @@ def publish(key: str, kept: Path, history: list[dict]) -> None:
     """
     target = cache.folder("models", key)
     with cache.publish(target) as made:
-        for file in kept.glob("round-*.safetensors"):
+        for file in kept.glob("*.safetensors"):
             link(file, made / file.name)
             if target.is_dir():
                 link(file, target / file.name)
-        rows = [{name: row[name] for name in row if name == "round" or name.startswith("train/")} for row in history]
+        rows = [{name: row[name] for name in row if name == "round" or name.startswith(LEARNT)} for row in history]
         (made / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -1,0 +1,93 @@
+"""A training under way, round by round, and which model it would end with: averaged over rounds, selected of them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fedser.config.protocol import Protocol
+from fedser.config.settings import Settings
+from fedser.federation import server_app, strategies
+from fedser.federation.server_app import Federation
+from fedser.runs.checkpoint import State
+
+Weights = dict[str, np.ndarray]
+FINAL, AVERAGE, BEST = "final/", "average/", "best/"  # arrays of a checkpoint
+
+
+class Final:
+    """The model that a training would end with after each of its rounds.
+
+    `averaging` and `selection` of the settings decide it. `validated` gives a model's UAR on the clients' validation
+    utterances after a round.
+    """
+
+    def __init__(self, settings: Settings, validated: Callable[[int, Weights], float]):
+        self.averaging, self.selection = settings.averaging.build(), settings.selection
+        self.rounds, self.validated = settings.rounds, validated
+        self.best: Weights | None = None
+        self.uar = self.round = None
+
+    def __call__(self, round: int, weights: Weights) -> tuple[Weights, dict]:
+        """The model after a round that ended with these weights, and what the history keeps of its selection."""
+        if self.averaging:
+            weights = dict(self.averaging(weights))
+        if self.selection.name == "last":
+            return weights, {}
+        row = {}
+        if round % self.selection.every == 0 or round == self.rounds:
+            uar = self.validated(round, weights)
+            if self.uar is None or uar > self.uar:
+                self.best, self.uar, self.round = weights, uar, round
+            row = {"selection/uar": uar, "selection/round": self.round}
+        return self.best or weights, row
+
+    def state(self) -> tuple[dict, Weights]:
+        """What to go on from: plain values, and arrays by name."""
+        arrays = {AVERAGE + key: array for key, array in (self.averaging.state() if self.averaging else {}).items()}
+        arrays |= {BEST + key: array for key, array in (self.best or {}).items()}
+        return {"uar": self.uar, "round": self.round}, {FINAL + key: array for key, array in arrays.items()}
+
+    def restore(self, plain: Mapping, arrays: Weights) -> None:
+        """Goes on from a state."""
+        self.uar, self.round = plain["uar"], plain["round"]
+        if self.averaging:
+            self.averaging.restore(_below(FINAL + AVERAGE, arrays))
+        self.best = _below(FINAL + BEST, arrays) or None
+
+
+class Course:
+    """A training under way; iterating yields (round, the model it would end with, the history's row).
+
+    `raw` are the weights of the last round as the strategy left them: what the next round starts from.
+    """
+
+    def __init__(self, federation: Federation, settings: Settings, selection: Protocol, weights: Weights, state: State):
+        self.federation, self.settings, self.selection = federation, settings, selection
+        self.start, self.raw = state.round, weights
+        self.strategy = strategies.build_strategy(settings.strategy, federation.clients)
+        self.final = Final(settings, self._validated)
+        if state.arrays:
+            self.raw = {key: state.arrays[key] for key in weights}
+            strategies.restore(self.strategy, state.strategy, state.arrays)
+            self.final.restore(state.final, state.arrays)
+
+    def __iter__(self) -> Iterator[tuple[int, Weights, dict]]:
+        rounds = server_app.train_rounds(self.federation, self.strategy, self.raw, self.settings, self.start)
+        for round, self.raw, row in rounds:
+            model, more = self.final(round, self.raw)
+            yield round, model, row | more
+
+    def kept(self, state: State) -> State:
+        """A checkpoint's state with all that the training goes on from."""
+        strategy, arrays = strategies.state(self.strategy)
+        final, more = self.final.state()
+        return replace(state, arrays=self.raw | arrays | more, strategy=strategy, final=final)
+
+    def _validated(self, round: int, weights: Weights) -> float:
+        metrics = self.federation.evaluate(round, weights, self.selection).metrics()
+        return metrics[f"uar/{self.selection.conditions[0].name}"]
+
+
+def _below(prefix: str, arrays: Weights) -> Weights:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
