@@ -6,8 +6,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.numpy import load_file
 
+from fedser import compose
 from fedser.config.protocol import Protocol
 from fedser.data import corpora
 from fedser.data.partition import partition
@@ -19,7 +21,7 @@ from fedser.randomness import derive
 from fedser.simulation import backend
 
 STRATEGIES = ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum",
-              "multikrum", "bulyan", "qfedavg", "dp"]  # fmt: skip
+              "multikrum", "bulyan", "qfedavg", "dp", "centralised"]  # fmt: skip
 FOUR = ["partition=iid", "partition.clients=4"]
 
 
@@ -53,6 +55,33 @@ def test_strategies_differ(by_strategy):
     parameters = {name: weights_of(result)["parameters"] for name, result in by_strategy.items()}
     for name in STRATEGIES[1:]:
         assert not np.array_equal(parameters[name], parameters["fedavg"]), name
+
+
+def test_centralised_trains_on_everyone_in_one_place(small, tmp_path):
+    """As one client that has all training utterances: the loss of a round is that of one bare loop over them."""
+    from fedser.training.local import train
+    from fedser.training.objective import CrossEntropy, Samples
+
+    words = ["attack=none", "defence=none", "strategy=centralised", "rounds=1"]
+    result = small(*words)
+    kept = weights_of(result)
+    record = json.loads((result.folder / "evaluation.json").read_text())
+    assert set(record["clients"]) == {"14", "15"}  # each is tested by itself
+    from fedser.config.validation import validate
+    from fedser.preparation import prepare
+
+    prepared = prepare(validate(compose([*SMALL, *words])))
+    rows = np.concatenate([split.train for split in prepared.splits])
+    frames = prepared.store.frames[rows].astype(np.float64)
+    flat = frames.reshape(-1, frames.shape[-1])
+    x = torch.from_numpy(((frames - flat.mean(0)) / flat.std(0)).astype(np.float32)).unsqueeze(1)
+    samples = Samples.of(x, torch.from_numpy(prepared.store.labels[rows]))
+    packed = transport.Packed(prepared.model)
+    optimizer = prepared.settings.client.optimizer.build(prepared.model.parameters())
+    loss = train(prepared.model, optimizer, samples, CrossEntropy(), round=1, epochs=2, batch_size=8,
+                 precision="fp32", mu=0.0, seed=derive(0, "train", 1, "14"))  # fmt: skip
+    assert result.history[0]["train/loss"] == pytest.approx(loss, rel=1e-4)
+    np.testing.assert_allclose(packed.arrays()["parameters"], kept["parameters"], atol=2e-3)
 
 
 def test_server_optimisers_never_step_buffers(by_strategy):

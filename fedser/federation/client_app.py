@@ -201,7 +201,12 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
         moments.restore(optimizer, before)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
         group["lr"] = rate
-    samples = state.training_samples(data, _normaliser(state, data, config), round)
+    samples = Samples.joined(
+        [
+            state.training_samples(part, _normaliser(state, part, config), round)
+            for part in (state.clients.everyone() if config.get("pooled") else [data])
+        ]
+    )
     number = len(samples)
     with autocast(client.attack_precision, state.device):
         seed = derive(settings.seed, "defence", round, data.name)

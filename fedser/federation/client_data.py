@@ -12,6 +12,7 @@ from fedser.config.settings import Settings
 from fedser.data import corpora
 from fedser.data.partition import ClientSplit, partition, split_rows, stratified
 from fedser.data.store import FeatureStore, extract
+from fedser.errors import InputError
 from fedser.randomness import derive
 
 
@@ -53,6 +54,10 @@ class Simulated:
         """The data of client `number`."""
         return ClientData(self.store, self._splits[number])
 
+    def everyone(self) -> list[ClientData]:
+        """The data of all clients, for a training without federation."""
+        return [ClientData(self.store, split) for split in self._splits]
+
 
 class Own:
     """The one client that a machine of its own is: whatever the corpus at `dataset.root` holds, under this name."""
@@ -66,6 +71,10 @@ class Own:
     def client(self, number: int) -> ClientData:
         """The data of this client, whatever its number among the others."""
         return ClientData(self.store, replace(self._split, number=number))
+
+    def everyone(self) -> list[ClientData]:
+        """Raises InputError: a client has its own data alone."""
+        raise InputError("strategy=centralised needs all clients' utterances in one place: only a simulation has them.")
 
 
 Clients = Simulated | Own  # that a process can be

@@ -77,7 +77,9 @@ class Federation:
         """One round on the chosen clients → (new weights, metrics, names of those who were missing)."""
         present = _Present(self.grid, [self._nodes[client] for client in chosen])
         records = self._records(weights)
-        config = ConfigRecord(dict(self._config) | {"moments": self.moments, "committed": self.committed})
+        pooled = getattr(strategy, "pooled", False)
+        more = {"moments": self.moments, "committed": self.committed, "pooled": pooled}
+        config = ConfigRecord(dict(self._config) | more)
         messages = strategy.configure_train(round, records[PARAMETERS], config, present)
         by_node = {message.metadata.dst_node_id: message for message in messages}
         for message in by_node.values():
@@ -85,7 +87,7 @@ class Federation:
         asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
         exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked])
         gather = _averaged if strategies.adds_up(strategy) else _collected
-        replies, buffers = gather(exchange, sum(self.sizes[client] for client in asked))
+        replies, buffers = gather(exchange, sum(self.sizes if pooled else (self.sizes[client] for client in asked)))
         missing = exchange.missing
         answered = {client for client in asked if self.names[client] not in missing}
         self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]

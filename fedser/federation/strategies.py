@@ -24,6 +24,18 @@ class FedProx(flwr.FedProx):
         super().__init__(proximal_mu=proximal_mu, **options)
 
 
+class Centralised(flwr.FedAvg):
+    """No federation: one client is sent for training, and trains on every client's utterances."""
+
+    pooled = True  # looked at by `Federation.train`
+
+    def configure_train(self, server_round, arrays, config, grid):
+        """The message to the first client alone."""
+        messages = super().configure_train(server_round, arrays, config, grid)  # in random order
+        first = next(iter(grid.get_node_ids()))
+        return [message for message in messages if message.metadata.dst_node_id == first]
+
+
 class FedTrimmedAvg(flwr.FedTrimmedAvg):
     """The coordinate-wise trimmed mean (Yin et al. 2018); Flower's own, its bound checked."""
 
