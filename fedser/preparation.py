@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedser.augmentation.draws import Draws
 from fedser.config import components, identity, interfaces
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
@@ -197,6 +198,11 @@ class _Trial:
             for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
                 self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
             self._objective(self.settings.defence.training)
+            self._schedule(self.settings.client.schedule)
+            for component in self.settings.augment.values():
+                self._augmentation(component)
+            if self.settings.averaging:
+                interfaces.conform(self.settings.averaging, interfaces.Averaging, self.settings.averaging.build())
 
     def _inference(self, component: Component | None) -> None:
         if component is None:
@@ -258,6 +264,22 @@ class _Trial:
             loss = objective(self.little, samples, Step(LATE, 0, 0, 0))
             if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.requires_grad:
                 raise InputError("its loss must be a single number with a gradient")
+
+    def _schedule(self, component: Component) -> None:
+        interfaces.conform(component, interfaces.Schedule, schedule := component.build())
+        with self._named(component):
+            factors = [schedule(round) for round in range(1, self.settings.rounds + 1)]
+            if not all(isinstance(factor, int | float) and 0 <= factor < float("inf") for factor in factors):
+                raise InputError("its factors must be numbers of at least 0")
+
+    def _augmentation(self, component: Component) -> None:
+        interfaces.conform(component, interfaces.Augmentation, augment := component.build())
+        x, lengths = self._inputs(4)
+        samples = Samples.of(x, torch.arange(4) % self.classes, lengths).softened(self.classes, 0.0)
+        with self._named(component):
+            made = augment(samples, Draws.of(0, torch.arange(4)))
+            if not isinstance(made, Samples) or made.x.shape != x.shape or not made.x.isfinite().all():
+                raise InputError(f"it must return Samples of the same shape {list(x.shape)}, without NaN")
 
     def _inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and their lengths."""

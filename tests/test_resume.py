@@ -79,6 +79,14 @@ def stopped(tmp_path_factory):
         ["strategy=fedadam"],
         ["strategy=krum"],
         ["strategy=dp"],
+        ["averaging=ema", "augment=[crop,mixup]", "client/schedule=cosine", "strategy=centralised"],
+        [
+            "averaging=last_k",
+            "selection=best",
+            "selection.every=1",
+            "selection.attack=fgsm",
+            "partition.validation=0.2",
+        ],
     ],
     ids=" ".join,
 )

@@ -52,6 +52,34 @@ class Objective(Protocol):
     def __call__(self, model: "nn.Module", batch, step) -> "Tensor": ...
 
 
+class Augmentation(Protocol):
+    """A client's training `Samples` of a round → the same, changed; the originals are left as they are.
+
+    Random numbers come from `draws` (`fedser.augmentation.draws.Draws`): its methods give some for each clip.
+    """
+
+    def __call__(self, samples, draws): ...
+
+
+class Schedule(Protocol):
+    """A round, counted from 1 → what `client.lr` is multiplied by in it."""
+
+    def __call__(self, round: int) -> float: ...
+
+
+class Averaging(Protocol):
+    """The weights after a round, flat vectors by kind → the model that the training would end with.
+
+    `state()` gives all that it remembers as arrays by name, for checkpoints; `restore` takes them back.
+    """
+
+    def __call__(self, weights): ...
+
+    def state(self): ...
+
+    def restore(self, state): ...
+
+
 class InferenceDefence(Protocol):
     """An nn.Module through which inputs x [B, 1, T, F] go before they are classified.
 

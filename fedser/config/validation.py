@@ -31,6 +31,7 @@ def validate(config: DictConfig | dict) -> Settings:
     except OmegaConfBaseException as error:
         raise InputError(" ".join(str(error).split())) from error
     _check_grid(settings.evaluation.grid or {})
+    _check_training(settings)
     protocols = Protocols.of(settings)
     _check_metric(settings.optimized_metric, [condition.name for condition in protocols.final.conditions])
     # Each under the key that a user would change it by.
@@ -96,6 +97,24 @@ def _check_grid(grid: dict) -> None:
         if all(type(value) in (int, float) for value in values) and list(values) != sorted(values):
             ordered = ",".join(f"{value:g}" for value in sorted(values))
             raise InputError(f"evaluation.grid.{key}={shown(values)} is out of order: [{ordered}].")
+
+
+def _check_training(settings: Settings) -> None:
+    """Raises InputError for a schedule that ends before the rounds do, and for a selection without anything to select
+    by."""
+    ends = settings.client.schedule.get("rounds")
+    if isinstance(ends, int) and ends < settings.rounds:
+        raise InputError(
+            f"client.schedule.rounds={ends}: the learning rate would be at its lowest from there on, of rounds="
+            f"{settings.rounds}. Leave it out: it is the number of rounds."
+        )
+    if settings.selection.name == "best" and not settings.partition.validation:
+        raise InputError(
+            "selection=best chooses by the clients' validation utterances, of which there are none: set "
+            "partition.validation, e.g. partition.validation=0.2."
+        )
+    if settings.selection.name == "best" and settings.selection.every is None:
+        raise InputError("selection.every=null: selection=best needs to know every how many rounds to look.")
 
 
 def _check_metric(wanted: str, conditions: list[str]) -> None:
