@@ -22,6 +22,7 @@ PLAIN = [word for word in SMALL if not word.startswith("model.")]
 KINDS = {
     "attack": ["attack=corners", "evaluation.attacks=[fgsm,corners]"],
     "objective": ["defence/training=smoothed"],
+    "augmentation": ["augment=[backwards]"],
     "inference defence": ["defence/inference=noisy"],
     "model": ["model=meannet"],
     "normalisation": ["features.normalisation=centred"],
@@ -51,7 +52,7 @@ def test_each_kind_trains_and_is_evaluated(runs, kind):
 def test_they_have_an_effect(runs):
     assert 0 <= runs["attack"].metrics["uar/adversarial/corners"] <= 1
     losses = {kind: run.history[0]["train/loss"] for kind, run in runs.items()}
-    assert len({losses["attack"], losses["objective"], losses["model"], losses["normalisation"]}) == 4
+    assert len({losses[kind] for kind in ("attack", "objective", "augmentation", "model", "normalisation")}) == 5
     assert runs["strategy"].history[1]["train/loss"] != runs["attack"].history[1]["train/loss"]
     assert {"14", "15"} == set(json.loads((runs["partition"].folder / "evaluation.json").read_text())["clients"])
 

@@ -1,7 +1,10 @@
 """The local epoch, by hand, and the optimizer's moments between rounds."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
 from fedser.errors import RunError
@@ -151,3 +154,65 @@ def test_generations_to_keep_stay(tmp_path):
 @pytest.mark.parametrize(("kind", "size"), [(torch.optim.Adam, 8), (torch.optim.SGD, 0), (torch.optim.Adagrad, 4)])
 def test_room_that_moments_take(kind, size):
     assert bytes_per_parameter(kind([nn.Parameter(torch.zeros(5))], lr=0.1)) == size
+
+
+# --- what is trained towards ----------------------------------------------------------------------------------------
+
+
+def test_balanced_classes_have_the_same_part_of_the_loss():
+    given = Samples.of(torch.zeros(6, 1, 1, 1), torch.tensor([0, 0, 0, 2, 2, 5]))
+    weight = given.balanced().weight
+    assert weight.tolist() == pytest.approx([2 / 3] * 3 + [1.0] * 2 + [2.0])
+    assert weight.sum() == pytest.approx(6)
+
+
+def test_smoothed_targets():
+    given = Samples.of(torch.zeros(2, 1, 1, 1), torch.tensor([0, 3]))
+    assert given.targets is None and given.aims is given.y
+    targets = given.softened(4, 0.2).targets
+    torch.testing.assert_close(targets, torch.tensor([[0.85, 0.05, 0.05, 0.05], [0.05, 0.05, 0.05, 0.85]]))
+
+
+def test_hard_targets_train_as_labels_do():
+    x, y = torch.randn(6, 1, 1, 1), torch.tensor([0, 1, 1, 0, 1, 0])
+    results = []
+    for given in (Samples.of(x, y), Samples.of(x, y).softened(2, 0.0)):
+        model = linear(0.3)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        train(model, sgd, given, CrossEntropy(), round=1, epochs=2, batch_size=2, precision="fp32", mu=0.0, seed=0)
+        results.append(model[1].weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_a_long_gradient_is_scaled_down():
+    # Twice the sample's gradient of ∓0.5 over a batch of two, Euclidean norm 0.5·√2; limited to 0.1.
+    model = linear()
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    given = samples(torch.ones(2, 1, 1, 1), torch.tensor([0, 1]), torch.tensor([2.0, 0.0]))
+    options = {"epochs": 1, "batch_size": 2, "precision": "fp32", "mu": 0.0, "seed": 0}
+    train(model, sgd, given, CrossEntropy(), round=1, clip_norm=0.1, **options)
+    assert model[1].weight.detach().flatten().tolist() == pytest.approx([0.1 / 2**0.5, -0.1 / 2**0.5], abs=1e-5)
+
+
+def test_joined_and_chosen_samples_keep_all_that_is_known_of_them():
+    one = Samples.of(torch.zeros(2, 1, 3, 1), torch.tensor([0, 1]), torch.tensor([1, 3])).softened(2, 0.1)
+    both = Samples.joined([one, one.weighed(3.0)])
+    assert both.weight.tolist() == [1, 1, 3, 3] and both.lengths.tolist() == [1, 3, 1, 3]
+    assert torch.equal(both.targets[:2], both.targets[2:])
+    assert both[torch.tensor([3])].lengths.tolist() == [3]
+
+
+@pytest.mark.parametrize("state", ["reset", "persist"])
+def test_the_schedule_sets_the_rate_of_each_round(small, state):
+    """With SGD and one step a round, the second round's step is half as long when its rate is."""
+    words = ["attack=none", "defence=none", "client.optimizer._target_=torch.optim.SGD", "~client.optimizer.eps",
+             "client.optimizer.fused=null", "client.epochs=1", "client.batch_size=1000", "client.lr=0.1",
+             f"client.optimizer_state={state}", "rounds=3", "client/schedule=step", "client.schedule.every=1"]  # fmt: skip
+    steps = []
+    for factor in (1.0, 0.5):
+        result = small(*words, f"client.schedule.factor={factor}")
+        files = sorted((result.folder / "weights").glob("round-*"))
+        vectors = [torch.from_numpy(load_file(file)["parameters"]) for file in files]
+        steps.append((vectors[1] - vectors[0]).norm())
+        shutil.rmtree(result.folder)
+    assert steps[1] / steps[0] == pytest.approx(0.5, rel=1e-3)
