@@ -50,7 +50,7 @@ def bare(arguments, batches=60):
     client = settings.client
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = client.tf32
     model = settings.model.component.build(classes=7).to(device).train()
-    optimizer = client.optimizer.build(model.parameters())
+    optimizer = client.build_optimizer(model.parameters())
     x = torch.randn(client.batch_size, 1, 373, 64, device=device)
     y = torch.arange(len(x), device=device) % 7
     for number in range(batches + 10):

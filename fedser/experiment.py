@@ -132,7 +132,7 @@ class Experiment:
         """Says what a round's replies take of memory, and raises InputError where moments do not fit on the disk."""
         settings, prepared = self.settings, self.prepared
         clients = len(prepared.splits)
-        optimizer = settings.client.optimizer.build(prepared.model.parameters())
+        optimizer = settings.client.build_optimizer(prepared.model.parameters())
         strategy = strategies.build_strategy(settings.strategy, clients)
         if not strategies.adds_up(strategy):
             asked, each = strategies.clients_per_round(settings.strategy, clients), prepared.reply_bytes

@@ -86,7 +86,7 @@ def test_validation_utterances_decide_under_an_attack_too(small):
             ["client/schedule=cosine", "client.schedule.rounds=1"],
             "client.schedule.rounds=1: the learning rate would be",
         ),
-        (["client/schedule=cosine", "client.schedule.floor=2"], "client.schedule.floor=2 must be"),
+        (["client/schedule=cosine", "client.schedule.floor=2"], "client.schedule.floor=2 must lie"),
         (["client.label_smoothing=1"], "client.label_smoothing=1 must be"),
         (["client.class_weights=some"], "client.class_weights=some must be"),
         (["averaging=ema", "averaging.decay=1.5"], "averaging.decay=1.5 must be"),

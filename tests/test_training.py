@@ -216,3 +216,9 @@ def test_the_schedule_sets_the_rate_of_each_round(small, state):
         steps.append((vectors[1] - vectors[0]).norm())
         shutil.rmtree(result.folder)
     assert steps[1] / steps[0] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_weight_decay_reaches_the_optimizer_where_it_is_set(settings):
+    parameters = [nn.Parameter(torch.ones(1))]
+    assert settings().client.build_optimizer(parameters).defaults["weight_decay"] == 0
+    assert settings("client.weight_decay=0.01").client.build_optimizer(parameters).defaults["weight_decay"] == 0.01

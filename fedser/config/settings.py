@@ -4,7 +4,7 @@
 >>> settings.client.lr, settings.attack.name
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr
@@ -97,6 +97,11 @@ class Client(Group):
     precision: Precision
     attack_precision: Precision
     tf32: bool
+
+    def build_optimizer(self, parameters: Iterable) -> Any:
+        """A fresh optimizer for these parameters."""
+        decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
+        return self.optimizer.build(parameters, **decay)
 
 
 class Defence(Group):

@@ -66,7 +66,7 @@ class ClientState:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
-        return self.settings.client.optimizer.build(self.model.parameters())
+        return self.settings.client.build_optimizer(self.model.parameters())
 
     def training_samples(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
         """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented."""
