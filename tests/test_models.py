@@ -20,8 +20,8 @@ from fedser.models.vgg16 import VGG16
 
 CONF = str(Path(__file__).parents[1] / "conf")
 
-BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4), lambda: CNN4(7, width=8, norm="group"), lambda: VGG16(7))
-IDS = ["vgg15", "cnn4", "cnn4-group", "vgg16"]
+BUILDERS = (lambda: VGG15(7), lambda: CNN4(7, width=4), lambda: CNN4(7, width=8, norm="group"))
+IDS = ["vgg15", "cnn4", "cnn4-group"]
 
 
 def composed(*overrides):
@@ -104,9 +104,10 @@ def test_ren_et_als_large_networks_have_their_sizes():
     assert count(ResNet50(classes=7))[0] == 23_516_103
 
 
-@pytest.mark.parametrize("frames, mels", [(373, 64), (380, 66), (12, 8)])
-def test_resnet50_takes_any_size(frames, mels):
-    model = ResNet50(7)
+@pytest.mark.parametrize("kind", [VGG16, ResNet50])
+@pytest.mark.parametrize("frames, mels", [(100, 66), (12, 8)])
+def test_they_take_any_size(kind, frames, mels):
+    model = kind(7)
     model.train()(torch.randn(2, 1, 64, 64)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     x = torch.randn(2, 1, frames, mels)
@@ -190,7 +191,7 @@ def test_statistics_by_hand():
     torch.testing.assert_close(pooled, torch.tensor([[2.0, 2.0, 1.000005, 1e-5**0.5]]))
 
 
-@pytest.mark.parametrize("build, width", list(zip(BUILDERS, (256, 32, 64, 512), strict=True)), ids=IDS)
+@pytest.mark.parametrize("build, width", list(zip(BUILDERS, (256, 32, 64), strict=True)), ids=IDS)
 def test_the_last_layer_reads_the_embedding(build, width):
     model = build().eval()
     x = torch.randn(2, 1, 40, 16)

@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ class Trained:
         return load_file(weights_file(self.folder, None))
 
     def kept(self, state: State) -> State:
-        """A checkpoint's state: a replay goes on from the cache."""
-        return state
+        """A checkpoint's state: a replay goes on from the cache, and whatever was trained before it is of no use."""
+        return replace(state, arrays={}, strategy={}, final={})
 
     def _whole(self, round: int | None) -> bool:
         file = weights_file(self.folder, round)

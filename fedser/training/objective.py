@@ -49,7 +49,9 @@ class Samples:
 
     @classmethod
     def joined(cls, parts: Sequence["Samples"]) -> "Samples":
-        """All of these, one after the other."""
+        """All of these, one after the other; of a single one no copy."""
+        if len(parts) == 1:
+            return parts[0]
         columns = {key: [vars(part)[key] for part in parts] for key in vars(parts[0])}
         return cls(**{key: None if column[0] is None else torch.cat(column) for key, column in columns.items()})
 
