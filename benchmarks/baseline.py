@@ -72,7 +72,7 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     warnings.simplefilter("ignore", UndefinedMetricWarning)
     words = [f"dataset={given.corpus}", *([f"dataset.root={given.root}"] if given.root else []), "logger=none"]
-    print(f"{'UAR [%]':<10}{'SVM':>8}{'best C':>8}{'per speaker':>13}{'best C':>8}{'fedser':>9}")
+    print(f"{'UAR [%]':<10}{'SVM':>8}{'best C':>8}{'per speaker':>13}{'best C':>8}" + f"{'fedser':>9}" * given.run)
     rows = []
     for seed in given.seeds:
         chosen = [*words, "defence=none", "attack=none", f"seed={seed}", *given.overrides]

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedser.config.schema import Count, Fraction, Positive
-from fedser.models.layers import ConvNorm, Norm, channels_last, halve
+from fedser.models.layers import ConvNorm, Norm, convolved
 
 
 class CNN4(nn.Module):
@@ -32,10 +32,7 @@ class CNN4(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 8 · width]."""
-        x = channels_last(x)
-        for block in self.blocks:
-            x = halve(block(x))
-        return x.amax(dim=(2, 3))
+        return convolved(self.blocks, x).amax(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> logits [B, classes]."""

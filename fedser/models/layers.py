@@ -1,5 +1,6 @@
 """Layers that the networks share. Networks: x [B, 1, T, F] in, logits [B, classes] out, any input size."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -95,3 +96,11 @@ def halve(x: Tensor) -> Tensor:
     too, but give 373 frames another length than the paper's networks have.
     """
     return F.max_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))
+
+
+def convolved(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """x [B, 1, T, F] through blocks of convolutions, halved after each: [B, C, T / 2ⁿ, F / 2ⁿ]."""
+    x = channels_last(x)
+    for block in blocks:
+        x = halve(block(x))
+    return x

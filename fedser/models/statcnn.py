@@ -5,7 +5,7 @@ import itertools
 from torch import Tensor, nn
 
 from fedser.config.schema import Count, Fraction, Positive, Share
-from fedser.models.layers import ConvNorm, Norm, channels_last, halve, real_frames, statistics
+from fedser.models.layers import ConvNorm, Norm, convolved, real_frames, statistics
 
 BLOCKS = 4
 CELL = 2**BLOCKS  # frames that the last block has made one of
@@ -43,9 +43,7 @@ class StatCNN(nn.Module):
         """x [B, 1, T, F], the first `lengths` [B] frames real -> the input of the last layer [B, 16 · width]."""
         if self.local and x.device.type == "cpu":  # what no real frame sees; a GPU would have to wait for the number
             x = x[:, :, : -(-int(lengths.max()) // CELL) * CELL + MARGIN]
-        x = channels_last(x)
-        for block in self.blocks:
-            x = halve(block(x))
+        x = convolved(self.blocks, x)
         return statistics(x.mean(3), real_frames((lengths // CELL).clamp(1, x.shape[2]), x.shape[2]))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedser.config.schema import Fraction, Positive
-from fedser.models.layers import ConvNorm, channels_last, halve
+from fedser.models.layers import ConvNorm, convolved
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -38,10 +38,7 @@ class VGG15(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 256]."""
-        x = channels_last(x)
-        for block in self.blocks:
-            x = halve(block(x))
-        return self.hidden(x.mean(dim=(2, 3)))
+        return self.hidden(convolved(self.blocks, x).mean(dim=(2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> logits [B, classes]."""
