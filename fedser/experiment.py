@@ -29,7 +29,7 @@ from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.evaluation import record
 from fedser.evaluation.metrics import METRICS
 from fedser.features.normalisation import Sums
-from fedser.federation import optimizer_state, server_app, strategies, transport
+from fedser.federation import optimizer_state, server_app, strategies
 from fedser.federation.client_app import app as client_app
 from fedser.federation.course import Course
 from fedser.models import recogniser
@@ -304,8 +304,8 @@ class Attempt:
         return {f"{metric}/raw/original": found[f"{metric}/original"] for metric in METRICS}
 
     def _course(self, federation: server_app.Federation) -> Course:
-        weights, protocol = transport.pack(self.prepared.model), self.prepared.protocols.selection
-        course = Course(federation, self.settings, protocol, weights, self.state)
+        selection, due = self.prepared.protocols.selection, self.experiment.due
+        course = Course(federation, self.settings, selection, self.prepared.weights, due, self.state)
         self.state.arrays = {}
         return course
 

@@ -29,7 +29,7 @@ from fedser.errors import FedserError, InputError
 from fedser.evaluation import record
 from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
-from fedser.federation import server_app, strategies, transport
+from fedser.federation import batch_norm, server_app, strategies, transport
 from fedser.models.lengths import logits
 from fedser.randomness import derive
 from fedser.runs import checkpoint
@@ -74,6 +74,13 @@ class Preparation:
         return sum(array.nbytes for array in transport.pack(self.model).values())
 
     @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The initial weights as they travel, a copy."""
+        weights = transport.pack(self.model)
+        local, _ = self._batch_norm()
+        return local.begin(weights, len(self.splits)) if local else weights
+
+    @property
     def parameters(self) -> int:
         """How many parameters the model has."""
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -96,10 +103,15 @@ class Preparation:
         }
         least, window = self.settings.simulation.min_reply_fraction, plan.window
         federation = server_app.Federation(
-            grid, len(self.splits), experiment, stop, least, window, moments=list(moments)
+            grid, len(self.splits), experiment, stop, least, window, *self._batch_norm(), moments=list(moments)
         )
         federation.handshake()
         return federation
+
+    def _batch_norm(self) -> tuple[batch_norm.Local | None, batch_norm.Recomputed | None]:
+        choice = self.settings.batch_norm
+        local = batch_norm.Local(self.model) if choice == "local" else None
+        return local, batch_norm.Recomputed(self.model) if choice == "recompute" else None
 
     def evaluate(
         self, federation: server_app.Federation, round: int, weights: dict, folder: Path, display: Display
@@ -194,7 +206,9 @@ class _Trial:
             interfaces.conform(normalisation, interfaces.Normalisation, normalisation.build())
             self._inference(self.settings.defence.inference)
             self._model(self.settings.model.component, model)
-            interfaces.conform(strategy.component, interfaces.Strategy, strategies.build_strategy(strategy, 2))
+            built = strategies.build_strategy(strategy, 2)
+            interfaces.conform(strategy.component, interfaces.Strategy, built)
+            batch_norm.check(self.settings, model, strategies.pooled(built))
             for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
                 self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
             self._objective(self.settings.defence.training)

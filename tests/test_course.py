@@ -21,7 +21,7 @@ def weights(result, name=None):
 def final(*overrides, scores=()):
     settings = validate(compose([*SMALL, "rounds=6", VALIDATION, *overrides]))
     left = dict(scores)
-    return Final(settings, lambda round, weights: left.pop(round))
+    return Final(settings, lambda round, weights: left.pop(round), lambda weights: weights, lambda round: True)
 
 
 def models(chooser):

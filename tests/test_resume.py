@@ -79,7 +79,14 @@ def stopped(tmp_path_factory):
         ["strategy=fedadam"],
         ["strategy=krum"],
         ["strategy=dp"],
-        ["averaging=ema", "augment=[crop,mixup]", "client/schedule=cosine", "strategy=centralised"],
+        [
+            "averaging=ema",
+            "batch_norm=recompute",
+            "augment=[crop,mixup]",
+            "client/schedule=cosine",
+            "strategy=centralised",
+        ],
+        ["batch_norm=local", "strategy.fraction_train=0.5", "strategy=fedavgm"],
         [
             "averaging=last_k",
             "selection=best",

@@ -1,7 +1,8 @@
 """The Flower ClientApp: message → local work → reply.
 
-Clients answer three kinds of message: *query* (sums for the global normalisation), *train* and *evaluate*. A failure
-is answered with a Flower error that names the client and carries its traceback.
+Clients answer four kinds of message: *query* (sums for the global normalisation), *query.statistics* (sums for batch
+norm), *train* and *evaluate*. A failure is answered with a Flower error that names the client and carries its
+traceback.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ from fedser.evaluation import measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
 from fedser.features.normalisation import Normaliser, Sums
-from fedser.federation import transport
+from fedser.federation import batch_norm, transport
+from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
 from fedser.federation.client_data import ClientData, Clients, Simulated
 from fedser.federation.optimizer_state import OptimizerState, folder_of
 from fedser.randomness import derive
@@ -55,7 +57,7 @@ class ClientState:
         self.device = torch.device(device(settings))
         self.clients = data(experiment, settings)
         self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
-        self.weights = transport.Packed(self.model)
+        self.weights, self.local = transport.Packed(self.model), batch_norm.Local(self.model)
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
         self.objective = settings.defence.training.build() if settings.defence.training else CrossEntropy()
         self.augment = {name: component.build() for name, component in settings.augment.items()}
@@ -63,6 +65,13 @@ class ClientState:
         self.inference_defence = settings.defence.inference.build() if settings.defence.inference else None
         self.normalisation = settings.features.normalisation.build()
         self.resident: Tensor | None = None
+
+    def load(self, content: RecordDict) -> None:
+        """Takes over a message's weights, and those batch-norm layers that are the client's own."""
+        weights = transport.from_records(content)
+        if LOCAL in content:
+            weights = self.local.put(weights, transport.from_record(content[LOCAL]))
+        self.weights.load(weights)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
@@ -188,11 +197,20 @@ def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": data.name})})
 
 
+def statistics(state: ClientState, data: ClientData, message: Message) -> RecordDict:
+    """What the model's batch-norm layers see of the client's training utterances, as they are: sums."""
+    state.load(message.content)
+    samples = state.samples(data, data.rows("train"), _normaliser(state, data, message.content["config"]))
+    size = state.settings.evaluation.batch_size
+    sums = batch_norm.statistics(state.model, samples.x, samples.lengths, size)
+    return RecordDict({SUMS: transport.to_record(SUMS, sums)})
+
+
 def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Local epochs from the global weights, under the objective; replies with weights and loss."""
     config, settings = message.content["config"], state.settings
     round, client = int(config["server-round"]), settings.client
-    state.weights.load(transport.from_records(message.content))
+    state.load(message.content)
     optimizer, moments = state.optimizer(), None
     rates = [group["lr"] * state.schedule(round) for group in optimizer.param_groups]
     if client.optimizer_state == "persist":
@@ -237,7 +255,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     """
     config, settings = message.content["config"], state.settings
     protocol = Protocol(**json.loads(config["protocol"]))
-    state.weights.load(transport.from_records(message.content))
+    state.load(message.content)
     normalise = _normaliser(state, data, config)
     rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
@@ -285,7 +303,7 @@ def _imported() -> ClientApp:
 
 
 def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[ClientApp] = ClientApp) -> ClientApp:
-    """A ClientApp with the three handlers; `data` opens what its clients have."""
+    """A ClientApp with its handlers; `data` opens what its clients have."""
 
     @functools.lru_cache(maxsize=2)
     def state_of(experiment: str) -> ClientState:
@@ -294,6 +312,7 @@ def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[C
 
     app = kind()
     app.query()(guarded(query, state_of))
+    app.query(STATISTICS)(guarded(statistics, state_of))
     app.train()(guarded(train, state_of))
     app.evaluate()(guarded(evaluate, state_of))
     return app

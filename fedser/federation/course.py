@@ -1,5 +1,6 @@
 """A training under way, round by round, and which model it would end with: averaged over rounds, selected of them."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -18,13 +19,19 @@ FINAL, AVERAGE, BEST = "final/", "average/", "best/"  # arrays of a checkpoint
 class Final:
     """The model that a training would end with after each of its rounds.
 
-    `averaging` and `selection` of the settings decide it. `validated` gives a model's UAR on the clients' validation
-    utterances after a round.
+    `averaging`, `batch_norm` and `selection` of the settings decide it. `validated` gives a model's UAR on the clients'
+    validation utterances after a round, `normalised` a model with the batch-norm statistics that it is to have.
     """
 
-    def __init__(self, settings: Settings, validated: Callable[[int, Weights], float]):
+    def __init__(
+        self,
+        settings: Settings,
+        validated: Callable[[int, Weights], float],
+        normalised: Callable[[Weights], Weights],
+        due: Callable[[int], bool],
+    ):
         self.averaging, self.selection = settings.averaging.build(), settings.selection
-        self.rounds, self.validated = settings.rounds, validated
+        self.rounds, self.validated, self.normalised, self.due = settings.rounds, validated, normalised, due
         self.best: Weights | None = None
         self.uar = self.round = None
 
@@ -33,9 +40,10 @@ class Final:
         if self.averaging:
             weights = dict(self.averaging(weights))
         if self.selection.name == "last":
-            return weights, {}
+            return self.normalised(weights) if self.due(round) else weights, {}
         row = {}
         if round % self.selection.every == 0 or round == self.rounds:
+            weights = self.normalised(weights)
             uar = self.validated(round, weights)
             if self.uar is None or uar > self.uar:
                 self.best, self.uar, self.round = weights, uar, round
@@ -59,30 +67,44 @@ class Final:
 class Course:
     """A training under way; iterating yields (round, the model it would end with, the history's row).
 
-    `raw` are the weights of the last round as the strategy left them: what the next round starts from.
+    `last` are the weights of the last round as the strategy left them: what the next round starts from. `due` says
+    after which rounds a model is looked at.
     """
 
-    def __init__(self, federation: Federation, settings: Settings, selection: Protocol, weights: Weights, state: State):
+    def __init__(
+        self,
+        federation: Federation,
+        settings: Settings,
+        selection: Protocol,
+        weights: Weights,
+        due: Callable[[int], bool],
+        state: State,
+    ):
         self.federation, self.settings, self.selection = federation, settings, selection
-        self.start, self.raw = state.round, weights
+        self.start, self.last = state.round, weights
         self.strategy = strategies.build_strategy(settings.strategy, federation.clients)
-        self.final = Final(settings, self._validated)
+        self.final = Final(settings, self._validated, federation.normalised, due)
         if state.arrays:
-            self.raw = {key: state.arrays[key] for key in weights}
+            self.last = {key: state.arrays[key] for key in self.last}
             strategies.restore(self.strategy, state.strategy, state.arrays)
             self.final.restore(state.final, state.arrays)
 
     def __iter__(self) -> Iterator[tuple[int, Weights, dict]]:
-        rounds = server_app.train_rounds(self.federation, self.strategy, self.raw, self.settings, self.start)
-        for round, self.raw, row in rounds:
-            model, more = self.final(round, self.raw)
+        rounds = server_app.train_rounds(self.federation, self.strategy, self.last, self.settings, self.start)
+        for round, self.last, row in rounds:
+            model, more = self.final(round, self.last)
             yield round, model, row | more
+
+    @functools.cached_property
+    def raw(self) -> Weights:
+        """The last round's model before averaging and selection, once there is one."""
+        return self.federation.normalised(self.last)
 
     def kept(self, state: State) -> State:
         """A checkpoint's state with all that the training goes on from."""
         strategy, arrays = strategies.state(self.strategy)
         final, more = self.final.state()
-        return replace(state, arrays=self.raw | arrays | more, strategy=strategy, final=final)
+        return replace(state, arrays=self.last | arrays | more, strategy=strategy, final=final)
 
     def _validated(self, round: int, weights: Weights) -> float:
         metrics = self.federation.evaluate(round, weights, self.selection).metrics()

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedser.evaluation.parts import Part, Parts
 from fedser.evaluation.results import Results, joined, joined_examples
 from fedser.features.normalisation import Sums
 from fedser.federation import strategies, transport
+from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS, Local, Recomputed
 from fedser.federation.transport import BUFFERS, PARAMETERS
 from fedser.randomness import derive, seeded
 
@@ -45,6 +46,8 @@ class Federation:
     stop: threading.Event
     min_reply_fraction: float = 1.0
     window: int = 12
+    local: Local | None = None  # where clients keep their batch-norm layers
+    recomputed: Recomputed | None = None  # where the global model has its statistics from all clients
     names: list[str] = field(default_factory=list)  # what client i calls itself
     sizes: list[int] = field(default_factory=list)  # how many utterances client i trains on
     moments: list[int] = field(default_factory=list)  # after which round client i last kept its optimizer's, 0: never
@@ -77,15 +80,16 @@ class Federation:
         """One round on the chosen clients → (new weights, metrics, names of those who were missing)."""
         present = _Present(self.grid, [self._nodes[client] for client in chosen])
         records = self._records(weights)
-        pooled = getattr(strategy, "pooled", False)
+        pooled = strategies.pooled(strategy)
         more = {"moments": self.moments, "committed": self.committed, "pooled": pooled}
         config = ConfigRecord(dict(self._config) | more)
         messages = strategy.configure_train(round, records[PARAMETERS], config, present)
         by_node = {message.metadata.dst_node_id: message for message in messages}
-        for message in by_node.values():
-            message.content[BUFFERS] = records[BUFFERS]
+        for node, message in by_node.items():
+            message.content.update({BUFFERS: records[BUFFERS]} | self._local_record(weights, node))
         asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
-        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked])
+        rows = weights[LOCAL].copy() if self.local else None
+        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._keeping(rows))
         gather = _averaged if strategies.adds_up(strategy) else _collected
         replies, buffers = gather(exchange, sum(self.sizes if pooled else (self.sizes[client] for client in asked)))
         missing = exchange.missing
@@ -93,7 +97,22 @@ class Federation:
         self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]
         aggregated, metrics = strategy.aggregate_train(round, replies)
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
-        return {PARAMETERS: parameters, BUFFERS: buffers}, dict(metrics), missing
+        weights = {PARAMETERS: parameters, BUFFERS: buffers}
+        if self.local:
+            weights = self.local.averaged(weights, rows, self.sizes, [last > 0 for last in self.moments])
+        return weights, dict(metrics), missing
+
+    def normalised(self, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Weights with the batch-norm statistics that they are evaluated with."""
+        return self.recomputed(weights, self._statistics) if self.recomputed else weights
+
+    def _statistics(self, weights: dict[str, np.ndarray]) -> np.ndarray:
+        """What batch-norm layers of these weights see of all clients' training utterances: sums [M], float64."""
+        content = RecordDict(self._records(weights) | {"config": self._config})
+        kind = f"{MessageType.QUERY}.{STATISTICS}"
+        nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
+        replies = Exchange(self, [Message(content, node, kind) for node in nodes])
+        return sum(transport.from_record(reply.content[SUMS]) for batch in replies for reply in batch)
 
     def evaluate(
         self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, kept: Parts | None = None
@@ -125,9 +144,12 @@ class Federation:
     def _questions(self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, name: str) -> list[Message]:
         """The messages that ask every client for a part of a protocol; `name` comes back with the replies."""
         config = ConfigRecord(dict(self._config) | {"server-round": round, "protocol": json.dumps(protocol.plain())})
-        content = RecordDict(self._records(weights) | {"config": config})
+        content = self._records(weights) | {"config": config}
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
-        return [Message(content, node, MessageType.EVALUATE, group_id=name) for node in nodes]
+        whole = [RecordDict(content | self._local_record(weights, node)) for node in nodes]
+        return [
+            Message(part, node, MessageType.EVALUATE, group_id=name) for part, node in zip(whole, nodes, strict=True)
+        ]
 
     def name(self, node: int) -> str:
         """The name of the client behind a node, once the handshake is over."""
@@ -140,8 +162,26 @@ class Federation:
     def _records(self, weights: dict[str, np.ndarray]) -> dict:
         """The weights' records, the same as long as the weights are the same: they go to the object store once."""
         if self._sent[0] is not weights:
-            self._sent = (weights, transport.to_records(weights, shared=True))
+            everyone = {key: weights[key] for key in transport.KEYS}
+            self._sent = (weights, transport.to_records(everyone, shared=True))
         return dict(self._sent[1])
+
+    def _local_record(self, weights: dict[str, np.ndarray], node: int) -> dict:
+        """The batch-norm layers of the client behind a node, where clients keep theirs."""
+        if LOCAL not in weights:
+            return {}
+        return {LOCAL: transport.to_record(LOCAL, weights[LOCAL][self._nodes.index(node)])}
+
+    def _keeping(self, rows: np.ndarray | None) -> Callable[[Message], None] | None:
+        """What takes each client's batch-norm layers from its reply into its row [clients, N]."""
+        if rows is None:
+            return None
+
+        def keep(reply: Message) -> None:
+            client = self._nodes.index(reply.metadata.src_node_id)
+            rows[client] = self.local.of(transport.from_records(reply.content))
+
+        return keep
 
     def _wait_for_nodes(self) -> list[int]:
         # Flower starts the server before all nodes are registered; a strategy would sample from those it sees.
@@ -155,13 +195,20 @@ class Federation:
 class Exchange:
     """Messages sent and replies received: iterating yields batches of replies, in the order of the messages.
 
-    A reply waits for those before it only, and a message is held back while `window` before it are on their way. Raises
+    A reply waits for those before it only, and a message is held back while `window` before it are on their way; each
+    that arrives is shown to `seen`. Raises
     RunError at the first failure that `min_reply_fraction` does not cover, Interrupted when stopped. Afterwards
     `missing` has the names of the clients that failed.
     """
 
-    def __init__(self, federation: Federation, messages: list[Message], tolerated: int | None = None):
-        self._federation, self._messages = federation, messages
+    def __init__(
+        self,
+        federation: Federation,
+        messages: list[Message],
+        tolerated: int | None = None,
+        seen: Callable[[Message], None] | None = None,
+    ):
+        self._federation, self._messages, self._seen = federation, messages, seen
         for message in messages:
             message.metadata.ttl = SECONDS_TO_LIVE
         if tolerated is None:
@@ -209,6 +256,8 @@ class Exchange:
 
     def _accepted(self, reply: Message) -> Message | None:
         if not reply.has_error():
+            if self._seen:
+                self._seen(reply)
             return reply
         node = reply.metadata.src_node_id
         self._failed[node] = self._reason(node, reply)

@@ -27,7 +27,7 @@ class FedProx(flwr.FedProx):
 class Centralised(flwr.FedAvg):
     """No federation: one client is sent for training, and trains on every client's utterances."""
 
-    pooled = True  # looked at by `Federation.train`
+    pooled = True
 
     def configure_train(self, server_round, arrays, config, grid):
         """The message to the first client alone."""
@@ -73,6 +73,11 @@ def adds_up(strategy: flwr.Strategy) -> bool:
     owner = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
     averages = owner in (flwr.FedAvg, flwr.FedAvgM, flwr.FedAdagrad, flwr.FedAdam, flwr.FedYogi)
     return averages and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+
+
+def pooled(strategy: flwr.Strategy) -> bool:
+    """Whether one client trains on all clients' utterances."""
+    return getattr(strategy, "pooled", False)
 
 
 def state(strategy: flwr.Strategy) -> tuple[dict, dict[str, np.ndarray]]:

@@ -123,6 +123,8 @@ class About(Group):
     features: of `LogMel`, and `frames`.
     sums: over the training frames of all clients; shift and scale: what they come to, None where each client has its
         own by its own frames.
+    batch_norm: how the run's clients and the global model were normalised; where each client kept her own layers
+        ("local"), the file has their mean, as for a speaker whom nobody has heard.
     run, fedser, code: the run's name, the version and the digests of the code that made it.
     """
 
@@ -135,6 +137,7 @@ class About(Group):
     shift: float | tuple[float, ...] | None
     scale: float | tuple[float, ...] | None
     inference: dict[str, Any] | None
+    batch_norm: str = "aggregate"
     run: str
     fedser: str
     code: dict[str, str]
@@ -154,6 +157,7 @@ def describe(settings: Settings, classes: Sequence[str], everyone: Sums, **more:
         "shift": common.shift.tolist() if common else None,
         "scale": common.scale.tolist() if common else None,
         "inference": defence.node if defence else None,
+        "batch_norm": settings.batch_norm,
     } | more
 
 
