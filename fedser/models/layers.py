@@ -12,7 +12,7 @@ GROUP = 8  # channels of a group
 
 
 class ConvNorm(nn.Module):
-    """Convolution that keeps the input's size, normalisation, ReLU.
+    """Convolution that keeps the input's size (or takes a part of it, by its stride), normalisation, ReLU.
 
     With its batch norm in eval mode, scale and shift are folded into the convolution: the same function up to
     rounding, without the two passes over the activations that batch norm and its backward take. Attacks and
@@ -28,9 +28,10 @@ class ConvNorm(nn.Module):
         bn_momentum: float = 0.1,
         bn_eps: float = 1e-5,
         norm: Norm = "batch",
+        stride: int = 1,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
         self.norm = nn.BatchNorm2d(outputs, bn_eps, bn_momentum) if norm == "batch" else group_norm(outputs, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ class ConvNorm(nn.Module):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         weight = conv.weight * scale.view(-1, 1, 1, 1)
-        return F.relu(F.conv2d(x, weight, norm.bias - centre * scale, padding=conv.padding))
+        return F.relu(F.conv2d(x, weight, norm.bias - centre * scale, conv.stride, conv.padding))
 
 
 def group_norm(channels: int, norm: Norm) -> nn.GroupNorm:
