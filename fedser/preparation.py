@@ -29,7 +29,8 @@ from fedser.errors import FedserError, InputError
 from fedser.evaluation import record
 from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
-from fedser.federation import batch_norm, server_app, strategies, transport
+from fedser.federation import batch_norm, optimizer_state, server_app, strategies, transport
+from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.lengths import logits
 from fedser.randomness import derive
 from fedser.runs import checkpoint
@@ -75,8 +76,11 @@ class Preparation:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """The initial weights as they travel, a copy."""
+        """The initial weights as they travel, a copy, with all else that goes from round to round."""
         weights = transport.pack(self.model)
+        if self.settings.client.optimizer_state == "average":
+            optimizer = self.settings.client.build_optimizer(self.model.parameters())
+            weights[MOMENTS] = optimizer_state.flat(optimizer)
         local, _ = self._batch_norm()
         return local.begin(weights, len(self.splits)) if local else weights
 

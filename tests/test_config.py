@@ -49,7 +49,7 @@ def test_the_names_users_rely_on():
     training = two_stage.defence.training
     assert training.get("pairing") == "disjoint" and training.get("alpha") == 0.5
     names = [getattr(settings, group).name for group in ("dataset", "model", "attack", "defence", "strategy")]
-    assert names == ["synthetic", "cnn4", "fgsm", "randomise", "fedavg"]
+    assert names == ["synthetic", "statcnn", "fgsm", "randomise", "fedavg"]
 
 
 def test_paper_settings_are_the_attacks_defaults():

@@ -86,7 +86,7 @@ def stopped(tmp_path_factory):
             "client/schedule=cosine",
             "strategy=centralised",
         ],
-        ["batch_norm=local", "strategy.fraction_train=0.5", "strategy=fedavgm"],
+        ["client.optimizer_state=average", "batch_norm=local", "strategy.fraction_train=0.5", "strategy=fedavgm"],
         [
             "averaging=last_k",
             "selection=best",

@@ -1,13 +1,16 @@
 """The local epoch, by hand, and the optimizer's moments between rounds."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 from torch import nn
 
 from fedser.errors import RunError
+from fedser.federation import optimizer_state
 from fedser.federation.optimizer_state import OptimizerState, bytes_per_parameter
 from fedser.training.local import proximal, train
 from fedser.training.objective import CrossEntropy, Samples
@@ -222,3 +225,67 @@ def test_weight_decay_reaches_the_optimizer_where_it_is_set(settings):
     parameters = [nn.Parameter(torch.ones(1))]
     assert settings().client.build_optimizer(parameters).defaults["weight_decay"] == 0
     assert settings("client.weight_decay=0.01").client.build_optimizer(parameters).defaults["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.Adam(parameters, lr=0.1, fused=True),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        lambda parameters: torch.optim.RMSprop(parameters, lr=0.1, centered=True),
+    ],
+    ids=["adam", "momentum", "sgd", "rmsprop"],
+)
+def test_moments_as_a_vector_give_the_same_next_step(make):
+    def parameters():
+        return [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))]
+
+    def step(optimizer, mine):
+        for number, parameter in enumerate(mine):
+            parameter.grad = torch.full_like(parameter, number + 1.0)
+        optimizer.step()
+
+    one = parameters()
+    whole = make(one)
+    assert not optimizer_state.flat(whole).any()
+    step(whole, one)
+    other = [torch.nn.Parameter(parameter.detach().clone()) for parameter in one]
+    after = make(other)
+    optimizer_state.fill(after, optimizer_state.flat(whole))
+    assert after.param_groups[0]["lr"] == 0.1
+    step(whole, one)
+    step(after, other)
+    for mine, theirs in zip(one, other, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_mean_of_one_clients_moments_are_its_own(small, tmp_path):
+    words = ["attack=none", "defence=none", "strategy=centralised", "rounds=3"]
+    own = small(*words, "client.optimizer_state=persist", folder=tmp_path / "own")
+    mean = small(*words, "client.optimizer_state=average", folder=tmp_path / "mean")
+    none = small(*words, folder=tmp_path / "none")
+    assert (own.folder / "model.safetensors").stat().st_size == (mean.folder / "model.safetensors").stat().st_size
+    one, other, third = (load_file(run.folder / "weights/round-00003.safetensors") for run in (own, mean, none))
+    assert set(other) == {"parameters", "buffers"}  # the moments are the training's
+    assert np.array_equal(one["parameters"], other["parameters"])
+    assert not np.allclose(third["parameters"], other["parameters"])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+def test_the_next_round_starts_from_the_mean_of_the_clients_moments(small, monkeypatch, strategy):
+    sent, replied = [], []
+    fill, flat = optimizer_state.fill, optimizer_state.flat
+    monkeypatch.setattr(
+        optimizer_state, "fill", lambda optimizer, vector: (sent.append(vector), fill(optimizer, vector))
+    )
+    monkeypatch.setattr(optimizer_state, "flat", lambda optimizer: (replied.append(flat(optimizer)), replied[-1])[1])
+    result = small(
+        "attack=none", "defence=none", f"strategy={strategy}", "client.optimizer_state=average", "reuse=false"
+    )
+    sizes = list(json.loads((result.folder / "evaluation.json").read_text())["clients"])
+    assert len(sizes) == 2 and not sent[0].any() and np.array_equal(sent[2], sent[3])
+    one, other = replied[1:3]  # the first is the server's, which asks how long they are
+    share = np.dot(sent[2] - other, one - other) / np.dot(one - other, one - other)
+    assert 0 < share < 1
+    np.testing.assert_allclose(sent[2], share * one + (1 - share) * other, rtol=1e-4, atol=1e-6)

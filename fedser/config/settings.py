@@ -49,6 +49,7 @@ class Dataset(Open):
     client: str = "speaker"
     on_bad_audio: Literal["error", "skip"] = "error"
     frames: Count | None = None
+    rounds: Count | None = None
 
 
 class Features(Group):
@@ -90,7 +91,7 @@ class Client(Group):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_weights: Literal["none", "balanced"]
     optimizer: _node("client.optimizer")
-    optimizer_state: Literal["reset", "persist"]
+    optimizer_state: Literal["reset", "persist", "average"]
     state_folder: str | None
     timeout: Positive | None
     threads: Count

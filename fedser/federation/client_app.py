@@ -29,10 +29,10 @@ from fedser.evaluation import measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
 from fedser.features.normalisation import Normaliser, Sums
-from fedser.federation import batch_norm, transport
+from fedser.federation import batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
 from fedser.federation.client_data import ClientData, Clients, Simulated
-from fedser.federation.optimizer_state import OptimizerState, folder_of
+from fedser.federation.optimizer_state import MOMENTS, OptimizerState, folder_of
 from fedser.randomness import derive
 from fedser.training.local import autocast
 from fedser.training.local import train as train_locally
@@ -217,6 +217,8 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
         moments = OptimizerState(folder_of(state.state_folder, data.number))
         before = config["moments"][data.number]
         moments.restore(optimizer, before)
+    if MOMENTS in message.content:
+        optimizer_state.fill(optimizer, transport.from_record(message.content[MOMENTS]))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
         group["lr"] = rate
     samples = Samples.joined(
@@ -245,7 +247,10 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     if moments:
         moments.save(optimizer, round, keep={before, config["committed"][data.number]})
     metrics = MetricRecord({"num-examples": number, "loss": loss})
-    return RecordDict(transport.to_records(state.weights.arrays()) | {"metrics": metrics})
+    sent = state.weights.arrays()
+    if MOMENTS in message.content:
+        sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
+    return RecordDict(transport.to_records(sent) | {"metrics": metrics})
 
 
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:

@@ -9,6 +9,7 @@ import numpy as np
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.federation import server_app, strategies
+from fedser.federation.optimizer_state import MOMENTS
 from fedser.federation.server_app import Federation
 from fedser.runs.checkpoint import State
 
@@ -92,13 +93,13 @@ class Course:
     def __iter__(self) -> Iterator[tuple[int, Weights, dict]]:
         rounds = server_app.train_rounds(self.federation, self.strategy, self.last, self.settings, self.start)
         for round, self.last, row in rounds:
-            model, more = self.final(round, self.last)
+            model, more = self.final(round, _model(self.last))
             yield round, model, row | more
 
     @functools.cached_property
     def raw(self) -> Weights:
         """The last round's model before averaging and selection, once there is one."""
-        return self.federation.normalised(self.last)
+        return self.federation.normalised(_model(self.last))
 
     def kept(self, state: State) -> State:
         """A checkpoint's state with all that the training goes on from."""
@@ -109,6 +110,10 @@ class Course:
     def _validated(self, round: int, weights: Weights) -> float:
         metrics = self.federation.evaluate(round, weights, self.selection).metrics()
         return metrics[f"uar/{self.selection.conditions[0].name}"]
+
+
+def _model(weights: Weights) -> Weights:
+    return {key: array for key, array in weights.items() if key != MOMENTS}
 
 
 def _below(prefix: str, arrays: Weights) -> Weights:

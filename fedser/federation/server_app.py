@@ -24,6 +24,7 @@ from fedser.evaluation.results import Results, joined, joined_examples
 from fedser.features.normalisation import Sums
 from fedser.federation import strategies, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS, Local, Recomputed
+from fedser.federation.optimizer_state import MOMENTS
 from fedser.federation.transport import BUFFERS, PARAMETERS
 from fedser.randomness import derive, seeded
 
@@ -85,19 +86,23 @@ class Federation:
         config = ConfigRecord(dict(self._config) | more)
         messages = strategy.configure_train(round, records[PARAMETERS], config, present)
         by_node = {message.metadata.dst_node_id: message for message in messages}
+        beside = {BUFFERS: records[BUFFERS]}
+        if MOMENTS in weights:
+            beside[MOMENTS] = transport.to_record(MOMENTS, weights[MOMENTS], shared=True)
         for node, message in by_node.items():
-            message.content.update({BUFFERS: records[BUFFERS]} | self._local_record(weights, node))
+            message.content.update(beside | self._local_record(weights, node))
         asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
         rows = weights[LOCAL].copy() if self.local else None
         exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._keeping(rows))
         gather = _averaged if strategies.adds_up(strategy) else _collected
-        replies, buffers = gather(exchange, sum(self.sizes if pooled else (self.sizes[client] for client in asked)))
+        expected = sum(self.sizes if pooled else (self.sizes[client] for client in asked))
+        replies, means = gather(exchange, {key: transport.Average(expected, np.float64) for key in beside}, expected)
         missing = exchange.missing
         answered = {client for client in asked if self.names[client] not in missing}
         self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]
         aggregated, metrics = strategy.aggregate_train(round, replies)
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
-        weights = {PARAMETERS: parameters, BUFFERS: buffers}
+        weights = {PARAMETERS: parameters} | {key: mean.result() for key, mean in means.items()}
         if self.local:
             weights = self.local.averaged(weights, rows, self.sizes, [last > 0 for last in self.moments])
         return weights, dict(metrics), missing
@@ -273,13 +278,16 @@ class Exchange:
         return f"client '{self._federation.name(node)}': its worker failed or died: {' '.join(reason.split())}"
 
 
-def _averaged(exchange: Exchange, expected: int) -> tuple[list[Message], np.ndarray]:
-    """The replies as a single one with their weighted mean, and the mean of the batch-norm buffers."""
-    parameters, buffers = transport.Average(expected), transport.Average(expected, np.float64)
+Means = dict[str, transport.Average]  # of what is averaged whatever the strategy: buffers, moments
+
+
+def _averaged(exchange: Exchange, means: Means, expected: int) -> tuple[list[Message], Means]:
+    """The replies as a single one with their weighted mean; `means` are added to."""
+    parameters = transport.Average(expected)
     single, loss = None, 0.0
     for batch in exchange:
         counts = [int(reply.content["metrics"]["num-examples"]) for reply in batch]
-        for average, key in ((parameters, PARAMETERS), (buffers, BUFFERS)):
+        for key, average in ({PARAMETERS: parameters} | means).items():
             vectors = [transport.from_record(reply.content[key]) for reply in batch]
             average.add(list(zip(counts, vectors, strict=True)))
         loss += sum(n * reply.content["metrics"]["loss"] for n, reply in zip(counts, batch, strict=True))
@@ -293,23 +301,23 @@ def _averaged(exchange: Exchange, expected: int) -> tuple[list[Message], np.ndar
     metrics = {"num-examples": int(parameters.seen), "loss": loss / parameters.seen}
     single.content["metrics"] = MetricRecord(metrics)
     single.content[PARAMETERS] = transport.to_record(PARAMETERS, parameters.result())
-    return [single], buffers.result()
+    return [single], means
 
 
-def _collected(exchange: Exchange, expected: int) -> tuple[list[Message], np.ndarray]:
-    """Every reply, ordered by the clients' names, and the mean of the batch-norm buffers."""
-    buffers = transport.Average(expected, np.float64)
+def _collected(exchange: Exchange, means: Means, expected: int) -> tuple[list[Message], Means]:
+    """Every reply, ordered by the clients' names; `means` are added to."""
     replies = []
     for batch in exchange:
         for reply in batch:
             transport.detach(reply.content)  # so that they do not fill the object store
             count = int(reply.content["metrics"]["num-examples"])
-            buffers.add([(count, transport.from_record(reply.content[BUFFERS]))])
-            del reply.content[BUFFERS]
+            for key, average in means.items():
+                average.add([(count, transport.from_record(reply.content[key]))])
+                del reply.content[key]
             replies.append(reply)
     if not replies:
         raise RunError("no client was left in this round: see the warnings before this line")
-    return sorted(replies, key=exchange.sender), buffers.result()
+    return sorted(replies, key=exchange.sender), means
 
 
 class _Present:

@@ -18,9 +18,10 @@ class StatCNN(nn.Module):
     frames, one fully connected layer.
 
     The convolutions have `width`, 2, 4 and 8 × `width` channels, no bias, and are followed by a normalisation and ReLU,
-    those of 3×3 by 2×2 max-pooling. The stride is for speed: most of the time goes into what is as large as the input
-    (a training step on one thread takes half as long as with a 3×3 convolution and pooling in its place). Where the mean over time of CNN-4's maxima says whether something was heard, the deviation says how
-    much it varied, and neither depends on how often a short clip was repeated.
+    those of 3×3 by 2×2 max-pooling. The stride is for speed: most time goes into what is as large as the input (a
+    training step takes half as long as with a 3×3 convolution and pooling in its place). Where the mean over time of
+    CNN-4's maxima says whether something was heard, the deviation says how much it varied, and neither depends on how
+    often a short clip was repeated.
     """
 
     def __init__(

@@ -36,9 +36,13 @@ class Step(Constant):
 
 
 class Cosine(Constant):
-    """Half a cosine from 1 down to `floor` in the last of `rounds` (Loshchilov & Hutter 2017, without restarts)."""
+    """Half a cosine from 1 down to `floor` in the last of `rounds` (Loshchilov & Hutter 2017, without restarts).
 
-    def __init__(self, rounds: Count, floor: Share = 0.0, warm_up: Whole = 0):
+    A `warm_up` below 1 is a share of the rounds.
+    """
+
+    def __init__(self, rounds: Count, floor: Share = 0.0, warm_up: Whole | Share = 0):
+        warm_up = int(warm_up if warm_up >= 1 else warm_up * rounds)
         super().__init__(warm_up)
         if warm_up >= rounds:
             raise InputError(f"a warm-up of {warm_up} rounds leaves a cosine over {rounds} rounds nothing to fall in")
