@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import matplotlib.colors as mcolors
 import numpy as np
@@ -799,3 +800,39 @@ def test_table_3_has_the_rows_and_columns_that_have_data(tmp_path):
     (table,) = tables.table3(models.corpora(report.load([tmp_path]))[0])
     assert table.groups == [("", 2), ("No attack", 2), ("PGD", 2)]
     assert [row[:2] for row in rows_of(table)] == [["Nature", "Original"], ["", "Randomised"], ["", "Adversarial"]]
+
+
+# --- Without federation ----------------------------------------------------------------------------------------------
+
+
+def test_a_centralised_run_is_what_federated_ones_are_held_beside(tmp_path):
+    from omegaconf import OmegaConf
+
+    def made(name, model="nature", seed=0, **settings):
+        folder = make_run(tmp_path / name, Made(model, seed), full=False)
+        config = OmegaConf.load(folder / "config.yaml")
+        for key, value in settings.items():
+            OmegaConf.update(config, key.replace("__", "."), value)
+        OmegaConf.save(config, folder / "config.yaml")
+        return folder
+
+    runs = [made("federated"), made("trained", "pgd"), made("other", strategy__name="centralised", rounds=20),
+            made("wider", strategy__name="centralised", model__width=16)]  # fmt: skip
+    (corpus,) = models.corpora(report.load(runs))
+    ((model, other, test),) = comparisons.of_federation(corpus)
+    assert not model.centralised and other.runs[0].folder.name == "other" and model.against is None
+    difference = model.estimates["original"].uar - other.estimates["original"].uar
+    assert test["difference"] == pytest.approx(difference)
+    assert test["low"] <= test["difference"] <= test["high"]
+    page = Path(report.write(report.load(runs), tmp_path / "report")[0]).read_text()
+    assert page.count("Without federation") == 1 and signed(difference) in page
+
+
+@pytest.mark.parametrize("key", ["augment", "averaging", "selection", "batch_norm"])
+def test_other_ways_of_training_are_not_seeds_of_one_model(tmp_path, key):
+    from omegaconf import OmegaConf
+
+    one, other = (make_run(tmp_path / str(seed), Made("nature", seed), full=False) for seed in (0, 1))
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(other / "config.yaml"), {key: "another"}), other / "config.yaml")
+    (corpus,) = models.corpora(report.load([one, other]))
+    assert len(corpus.models) == 2

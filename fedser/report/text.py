@@ -8,6 +8,7 @@ import jinja2
 
 from fedser.report import cells
 from fedser.report.analysis.claims import PAPER
+from fedser.report.analysis.comparisons import of_federation
 from fedser.report.analysis.conditions import ATTACKED, attack_title
 from fedser.report.analysis.estimates import Estimate
 from fedser.report.analysis.models import Corpus, Model, flat
@@ -35,7 +36,12 @@ def environment() -> jinja2.Environment:
     made.filters |= {"percent": cells.percent, "signed": cells.signed, "number": cells.number, "attack": attack_title}
     made.filters["starting"] = lambda named, start: [each for name, each in named.items() if name.startswith(start)]
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    made.globals |= {"between": cells.between, "signed": cells.signed, "switched": SWITCHED}
+    made.globals |= {
+        "between": cells.between,
+        "signed": cells.signed,
+        "switched": SWITCHED,
+        "of_federation": of_federation,
+    }
     return made
 
 

@@ -44,6 +44,13 @@ def between_models(corpus: Corpus) -> Iterable[Pair]:
                 yield _pair(f"own {name.partition('/')[0]} {nature.label}", name, model, nature)
 
 
+def of_federation(corpus: Corpus) -> list[tuple[Model, Model, dict]]:
+    """(federated, centralised, the paired tests of both on clean speech): |V_θ − V_ϑ| of Chang et al. 2022, §3."""
+    twins = ((model, corpus.reference(model)) for model in corpus.models)
+    found = [(model, other, test(_pair("", "original", model, other))) for model, other in twins if other]
+    return [(model, other, result) for model, other, result in found if result]
+
+
 def _pair(family: str, condition: str, first: Model, second: Model) -> Pair:
     estimates = (model.estimates.get(condition) for model in (first, second))
     return Pair(family, title(condition), first.label, second.label, *estimates)

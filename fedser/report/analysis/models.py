@@ -20,7 +20,10 @@ from fedser.report.analysis.runs import Attack, Run
 
 log = logging.getLogger(__name__)
 
-TRAINING = ("dataset", "features", "partition", "model", "client", "strategy", "rounds")
+TRAINING = (
+    *("dataset", "features", "partition", "model", "client", "augment", "strategy", "rounds"),
+    *("batch_norm", "averaging", "selection"),
+)
 # Settings that change where a model is trained, not what it becomes.
 IDLE = {"dataset": ("root", "reader", "on_bad_audio"), "client": ("timeout", "state_folder")}
 
@@ -63,6 +66,11 @@ class Model:
                 if measure.examples:
                     found.setdefault(measure.condition.examples, {}).setdefault(seed, measure.examples)
         return {name: list(seeds.values()) for name, seeds in found.items()}
+
+    @property
+    def centralised(self) -> bool:
+        """Whether it was trained on all clients' utterances in one place."""
+        return any(run.setting("strategy.name") == "centralised" for run in self.runs)
 
     @property
     def seeds(self) -> list:
@@ -120,6 +128,18 @@ class Corpus:
     def chance(self) -> float | None:
         """The UAR of guessing."""
         return 1 / len(self.classes) if self.classes else None
+
+    def reference(self, model: Model) -> Model | None:
+        """The same network under the same defence, trained without federation on the same features; None without one.
+
+        How it was trained may differ: its rounds, say, are those of all clients.
+        """
+
+        def kind(each: Model) -> list:
+            return [each.against, *(each.runs[0].config.get(key) for key in ("features", "partition", "model"))]
+
+        others = (each for each in self.models if each.centralised and kind(each) == kind(model))
+        return None if model.centralised else next(others, None)
 
     @property
     def families(self) -> list[list[Model]]:
