@@ -77,7 +77,6 @@ CASES = {  # options and settings that differ, and single settings
     "fedprox": ({"strategy": ("fedprox", "fraction_train=1.0 proximal_mu=0.1")}, ""),
     "fedadam": ({"strategy": ("fedadam", "fraction_train=1.0 eta=0.01 beta_1=0.9 beta_2=0.99 tau=1e-3")}, ""),
     "fedmedian": ({"strategy": ("fedmedian", "fraction_train=1.0")}, ""),  # sees every reply, and not their average
-    "partial": ({"strategy": ("fedavg", "fraction_train=0.5"), "dataset": ("synthetic", SYNTHETIC)}, FEWER),
     "dirichlet": ({"partition": ("dirichlet", f"alpha=0.5 clients=4 {SHARES}")}, ""),
     "vgg15": ({"model": ("vgg15", "bn_momentum=0.01 bn_eps=1e-3"), "partition": ("iid", f"clients=2 {SHARES}")}, FEWER),
     "matrix": ({"evaluation": ("matrix", MATRIX)}, " ".join(["++attack.eot=2", *ALL])),
@@ -105,9 +104,15 @@ def run(side: tuple[Path, Path], case: str) -> Path:
     """The folder of a case's run, made by a process of its own."""
     folder, (differing, single) = side[1] / case, CASES[case]
     overrides = [f"hydra.run.dir={folder}", *ALWAYS.split()]
+    words = single.split()
+    later = (side[0] / "conf/experiment/v03.yaml").exists()  # whose defaults are others than those of 0.3.0
+    if later:
+        chosen = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+        words = [f"experiment=[{','.join(['v03', *chosen])}]", *(w for w in words if not w.startswith("experiment="))]
     for group, (option, settings) in (USUAL | differing).items():
+        option = "v03" if later and group == "client" else option
         overrides += [f"{group}={option}", *(f"{group}.{setting}" for setting in settings.split())]
-    python(side, "-m", "fedser", *overrides, *single.split())
+    python(side, "-m", "fedser", *overrides, *words)
     return folder
 
 

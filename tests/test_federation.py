@@ -254,6 +254,9 @@ def test_sampling_is_seeded_and_sized(settings):
     assert chosen[0] != chosen[1]
     assert server_app.sample_clients(68, 17, seed=4, round=1) != chosen[0]
     assert server_app.sample_clients(5, 5, seed=0, round=1) == [0, 1, 2, 3, 4]
+    assert sorted(client for each in chosen[:4] for client in each) == list(range(68))  # everyone before anyone again
+    turn = [client for r in range(1, 6) for client in server_app.sample_clients(24, 5, seed=0, round=r)]
+    assert set(turn) == set(range(24)) and len(turn) == 25
     assert strategies.clients_per_round(settings("strategy.fraction_train=0.01").strategy, 5) == 1
     assert strategies.clients_per_round(settings("strategy.fraction_train=0.5").strategy, 5) == 3
 

@@ -357,6 +357,12 @@ def train_rounds(
 
 
 def sample_clients(clients: int, count: int, seed: int, round: int) -> list[int]:
-    """The `count` clients of one round, ascending, drawn with the run's seed."""
-    drawn = np.random.default_rng(derive(seed, "sample", round)).choice(clients, size=count, replace=False)
-    return sorted(int(client) for client in drawn)
+    """The `count` clients of one round, ascending, drawn with the run's seed.
+
+    They take turns, in an order drawn anew whenever everyone has been asked: without replacement over rounds, which
+    converges faster than drawing each round for itself (Malinovsky et al. 2022). Where `count` does not divide
+    `clients`, a turn's last round is filled up with its first.
+    """
+    turn, place = divmod(round - 1, -(-clients // count))
+    order = np.random.default_rng(derive(seed, "sample", turn)).permutation(clients)
+    return sorted(int(client) for client in order.take(range(place * count, (place + 1) * count), mode="wrap"))
