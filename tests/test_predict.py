@@ -45,6 +45,8 @@ def run(tmp_path_factory):
     about |= {"normalisation": {"_target_": "fedser.features.normalisation.ClientZScore", "name": "zscore_client"}}
     about |= {"shift": None, "scale": None, "sums": {"count": 1, "total": [0.0] * 16, "squares": [0.0] * 16}}
     (folder / "own.safetensors").write_bytes(weights.serialised(network.state_dict(), about))
+    about |= {"normalisation": {"_target_": "fedser.features.normalisation.ClientMinMax", "name": "minmax_client"}}
+    (folder / "range.safetensors").write_bytes(weights.serialised(network.state_dict(), about))
     return folder
 
 
@@ -103,7 +105,7 @@ def test_folders_are_searched_and_bad_files_left_out(run, capsys, tmp_path):
     (["{run}", "{tmp}"], "{tmp}: holds no audio, no file that ends in .wav, .flac"),
     (["{run}", "{clip}", "--csv", "{tmp}/no/p.csv"], "--csv {tmp}/no/p.csv can't be written: No such file"),
     (["{run}", "{clip}", "--defended", "--draws", "0"], "draws=0, at least one is needed"),
-    (["{run}/own.safetensors", "{clip}"], "each speaker by herself (zscore_client)"),
+    (["{run}/range.safetensors", "{clip}"], "each speaker by herself (minmax_client)"),
     (["{run}/own.safetensors", "{clip}", "--speaker", "{tmp}/gone.wav"], "{tmp}/gone.wav: can't be read as audio"),
 ])  # fmt: skip
 def test_bad_input(run, capsys, tmp_path, words, message):
@@ -117,6 +119,12 @@ def test_a_speaker_normalised_by_herself(run, capsys):
     code, table, _ = predicted(capsys, run / "own.safetensors", CLIPS[0], "--speaker", *CLIPS)
     found = fedser.load(run / "own.safetensors", clips=CLIPS).predict(CLIPS[0])
     assert code == 0 and table[1].split()[-1] == f"{max(found.values()):.3f}"
+
+
+def test_an_unknown_speaker_is_normalised_by_all(run, capsys, caplog):
+    code, table, _ = predicted(capsys, run / "own.safetensors", CLIPS[0])
+    assert code == 0 and len(table) == 2
+    assert "--speaker PATH. Without them an unknown speaker is normalised by all training speakers'" in caplog.text
 
 
 def test_stopping_keeps_the_rows_so_far(run, capsys, tmp_path, monkeypatch):

@@ -69,6 +69,10 @@ class ClientZScore:
         """The normaliser of a client with training frames [n, frames, mels]."""
         return zscore(Sums.of(train))
 
+    def unknown(self, everyone: Sums) -> Normaliser:
+        """The normaliser of a speaker of whom nothing is known: that of all clients together."""
+        return zscore(everyone)
+
 
 class ClientMinMax:
     """The client's own training range onto [0, 1], with one minimum and maximum for all bins."""

@@ -6,6 +6,7 @@
 >>> logits = recogniser(waveforms, lengths)  # [B, samples] at recogniser.sample_rate, [B] → [B, classes]
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from fedser.features.normalisation import Normaliser, Sums
 from fedser.models import weights
 from fedser.models.lengths import logits
 from fedser.randomness import generator
+
+log = logging.getLogger(__name__)
 
 
 class Recogniser(nn.Module):
@@ -166,7 +169,8 @@ def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[st
 
     run: the run's folder, or a `model.safetensors` from anywhere.
     clips: audio files of the speaker to be recognised, for a run that normalises each speaker by herself
-        (features/normalisation=zscore_client, minmax_client, …).
+        (features/normalisation=zscore_client, minmax_client, …). Without them she is normalised by all training
+        speakers' mean and deviation (zscore_client), with a warning, or refused.
     modules: whose code the file may have run besides fedser's and torch's: folders of modules (what was `--config-dir`
         in training), or names of installed ones.
 
@@ -187,12 +191,25 @@ def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[st
     recogniser = Recogniser(about.classes, network, about.features, build(about.inference) if about.inference else None)
     if about.shift is not None and about.scale is not None:
         recogniser.normalise_by(Normaliser.of(about.shift, about.scale))
-    elif clips := list(clips):
-        fit = build(about.normalisation)
-        recogniser.normalise_by(fit(recogniser.log_mels_of(clips), Sums.from_plain(about.sums)))
     else:
-        raise InputError(
-            f"{file} normalises each speaker by herself ({about.normalisation.get('name')}): give some clips of the "
-            "speaker to be recognised, fedser.load(…, clips=[…]) or fedser-predict --speaker PATH."
-        )
+        recogniser.normalise_by(_own(build(about.normalisation), list(clips), recogniser, about, file))
+    if about.batch_norm == "local":
+        log.warning("%s was trained with batch_norm=local: it has the mean of the clients' own layers.", file)
     return recogniser.eval()
+
+
+def _own(fit: Any, clips: list, recogniser: Recogniser, about: About, file: Path) -> Normaliser:
+    """The normaliser of a speaker with these clips, where each has her own; without any, as for one that is unknown."""
+    everyone = Sums.from_plain(about.sums)
+    if clips:
+        return fit(recogniser.log_mels_of(clips), everyone)
+    advice = (
+        f"{file} normalises each speaker by herself ({about.normalisation.get('name')}): give clips of the speaker "
+        "to be recognised, fedser.load(…, clips=[…]) or fedser-predict --speaker PATH."
+    )
+    if not hasattr(fit, "unknown"):
+        raise InputError(advice)
+    log.warning(
+        "%s Without them an unknown speaker is normalised by all training speakers' mean and deviation.", advice
+    )
+    return fit.unknown(everyone)
