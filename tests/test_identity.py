@@ -62,4 +62,4 @@ def test_a_transfer_attack_is_known_by_the_model_it_is_made_on(tmp_path):
 
 def test_name_is_readable():
     name = run_name(named("attack=pgd", "attack.eps=0.02", "defence=two_stage", "strategy=krum", "seed=7"))
-    assert name.startswith("synthetic-cnn4-pgd0.02-two_stage-krum-seed7-")
+    assert name.startswith("synthetic-statcnn-pgd0.02-two_stage-krum-seed7-")

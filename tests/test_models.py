@@ -157,8 +157,8 @@ class TestStatCNN:
         return model.eval()
 
     def test_has_its_size(self):
-        # 9 · (8 + 8·16 + 16·32 + 32·64) weights, 2 · 120 of the norms, 128·7 + 7 of the last layer
-        assert count(StatCNN(7))[0] == 24_264 + 240 + 903
+        # 25·16 + 9 · (16·32 + 32·64 + 64·128) weights, 2 · 240 of the norms, 256·7 + 7 of the last layer
+        assert count(StatCNN(7))[0] == 97_168 + 480 + 1_799
 
     def test_a_clip_counts_as_in_a_batch_of_its_own(self, model):
         x, lengths = torch.randn(3, 1, 373, 64), torch.tensor([230, 77, 5])
