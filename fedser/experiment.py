@@ -321,7 +321,8 @@ class Attempt:
         """The trained model for whoever loads it. Before the last checkpoint, from which a run goes on without clients,
         who alone know what their inputs were normalised by."""
         code = {"run": self.experiment.name, "fedser": __version__, "code": self.summary["code"]}
-        about = recogniser.describe(self.settings, self.prepared.classes, everyone, **code)
+        norm = self.prepared.norm
+        about = recogniser.describe(self.settings, self.prepared.classes, everyone, batch_norm=norm, **code)
         content = serialised(named(weights, self.prepared.model), about)
         write_whole(self.place.path / "model.safetensors", content)
 

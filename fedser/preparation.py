@@ -53,6 +53,7 @@ class Preparation:
     store: FeatureStore
     splits: list[ClientSplit]
     model: torch.nn.Module
+    norm: str = "aggregate"  # what the setting `batch_norm` comes to
 
     @property
     def classes(self) -> list[str]:
@@ -113,9 +114,8 @@ class Preparation:
         return federation
 
     def _batch_norm(self) -> tuple[batch_norm.Local | None, batch_norm.Recomputed | None]:
-        choice = self.settings.batch_norm
-        local = batch_norm.Local(self.model) if choice == "local" else None
-        return local, batch_norm.Recomputed(self.model) if choice == "recompute" else None
+        local = batch_norm.Local(self.model) if self.norm == "local" else None
+        return local, batch_norm.Recomputed(self.model) if self.norm == "recompute" else None
 
     def evaluate(
         self, federation: server_app.Federation, round: int, weights: dict, folder: Path, display: Display
@@ -166,7 +166,8 @@ def prepare(settings: Settings) -> Preparation:
     warn_of_gaps(store.table, splits, corpus.classes)
     model = _initial_model(settings, len(corpus.classes))
     _Trial(settings, len(corpus.classes)).everything(protocols, model)
-    return Preparation(settings, protocols, corpus, store, splits, model)
+    pooled = strategies.pooled(strategies.build_strategy(settings.strategy, len(splits)))
+    return Preparation(settings, protocols, corpus, store, splits, model, batch_norm.chosen(settings, model, pooled))
 
 
 def _initial_model(settings: Settings, classes: int) -> torch.nn.Module:
@@ -210,9 +211,7 @@ class _Trial:
             interfaces.conform(normalisation, interfaces.Normalisation, normalisation.build())
             self._inference(self.settings.defence.inference)
             self._model(self.settings.model.component, model)
-            built = strategies.build_strategy(strategy, 2)
-            interfaces.conform(strategy.component, interfaces.Strategy, built)
-            batch_norm.check(self.settings, model, strategies.pooled(built))
+            interfaces.conform(strategy.component, interfaces.Strategy, strategies.build_strategy(strategy, 2))
             for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
                 self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
             self._objective(self.settings.defence.training)

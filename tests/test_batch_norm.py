@@ -174,6 +174,18 @@ def test_a_trained_model_is_measured_again_from_the_cache(small, tmp_path, choic
 
 
 @pytest.mark.parametrize(
+    ("words", "comes_to"),
+    [
+        ([], "local"),
+        (["strategy=centralised"], "aggregate"),
+        (["model=statcnn", "model.norm=group"], "aggregate"),
+    ],
+)
+def test_by_default_clients_keep_their_layers_where_there_are_any(words, comes_to):
+    assert of("batch_norm=auto", *words).norm == comes_to
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["batch_norm=local", "model=statcnn", "model.norm=group"], "model=statcnn has no batch-norm layers"),

@@ -188,7 +188,7 @@ class Settings(Group):
     augment: _by_name("augment") = Field(default_factory=dict)
     defence: Defence
     strategy: Strategy
-    batch_norm: Literal["aggregate", "local", "recompute"] = "aggregate"
+    batch_norm: Literal["auto", "aggregate", "local", "recompute"] = "aggregate"
     averaging: _node("averaging")
     selection: Selection
     evaluation: Evaluation

@@ -1,10 +1,11 @@
-"""Batch norm in a federation: `batch_norm=aggregate | local | recompute`.
+"""Batch norm in a federation: `batch_norm=auto | aggregate | local | recompute`.
 
 In training a client's layers normalise by its own batches; what the global model normalises by in evaluation is a
 choice. *aggregate*: by the mean of the clients' running statistics. *local*: each client keeps its batch-norm layers,
 weights and statistics, and is evaluated with them (FedBN, Li et al. 2021); the global model has their mean, for whoever
 has none of her own. *recompute*: by the global model's statistics over all training utterances, which the clients are
-asked for before each evaluation.
+asked for before each evaluation. *auto*: local where the network has batch norm and there is a federation, else
+aggregate.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,9 +31,14 @@ def norms(model: nn.Module) -> list[Norm]:
     return [layer for layer in model.modules() if isinstance(layer, Norm) and layer.running_mean is not None]
 
 
-def check(settings: Settings, model: nn.Module, pooled: bool) -> None:
-    """Raises InputError where a model has no batch norm to keep at the clients or to ask for, or one client is all."""
+def chosen(settings: Settings, model: nn.Module, pooled: bool) -> str:
+    """What the setting comes to for a model, where one client trains for all if `pooled`.
+
+    Raises InputError where there is no batch norm to keep at the clients or to ask for, or no clients to keep it.
+    """
     choice = settings.batch_norm
+    if choice == "auto":
+        return "local" if norms(model) and not pooled else "aggregate"
     if choice != "aggregate" and not norms(model):
         raise InputError(
             f"batch_norm={choice}: model={settings.model.name} has no batch-norm layers with running statistics. Set "
@@ -40,6 +46,7 @@ def check(settings: Settings, model: nn.Module, pooled: bool) -> None:
         )
     if choice == "local" and pooled:
         raise InputError(f"batch_norm=local: strategy={settings.strategy.name} has one client, who trains for all.")
+    return choice
 
 
 class Local:

@@ -160,7 +160,6 @@ def describe(settings: Settings, classes: Sequence[str], everyone: Sums, **more:
         "shift": common.shift.tolist() if common else None,
         "scale": common.scale.tolist() if common else None,
         "inference": defence.node if defence else None,
-        "batch_norm": settings.batch_norm,
     } | more
 
 
