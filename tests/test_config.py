@@ -52,6 +52,17 @@ def test_the_names_users_rely_on():
     assert names == ["synthetic", "statcnn", "fgsm", "randomise", "fedavg"]
 
 
+def test_the_defaults_and_those_of_version_0_3_0():
+    now, then = validate(compose([])), validate(compose(["experiment=v03"]))
+    assert (now.model.name, now.client.optimizer_state, now.strategy.fraction_train) == ("statcnn", "average", 0.2)
+    assert (now.batch_norm, list(now.augment), now.client.schedule.name) == ("auto", ["crop", "mask", "gain"], "cosine")
+    assert now.features.normalisation.name == "zscore_client" and now.client.epochs == 1
+    assert now.rounds == now.client.schedule.get("rounds") < validate(compose(["dataset=emodb"])).rounds == 600
+    assert (then.model.name, then.client.optimizer_state, then.strategy.fraction_train) == ("cnn4", "reset", 1.0)
+    assert (then.batch_norm, list(then.augment), then.client.schedule.name) == ("aggregate", [], "constant")
+    assert (then.features.normalisation.name, then.client.epochs, then.rounds) == ("zscore_global", 2, 16)
+
+
 def test_paper_settings_are_the_attacks_defaults():
     attacks = validate(compose([])).attacks
     assert attacks["fgsm"].get("eps") == attacks["pgd"].get("eps") == 0.05
