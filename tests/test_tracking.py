@@ -149,10 +149,14 @@ def test_failed_run_is_marked_failed_on_wandb(small, tmp_path):
 
 @pytest.mark.parametrize(
     ("root", "group"),
-    [("clips/berlin.csv", "berlin-cnn4"), ("my-corpus/manifest.csv", "my-corpus-cnn4"), (None, "manifest-cnn4")],
+    [
+        ("clips/berlin.csv", "berlin-statcnn"),
+        ("my-corpus/manifest.csv", "my-corpus-statcnn"),
+        (None, "manifest-statcnn"),
+    ],
 )
 def test_wandb_groups_by_the_corpus(root, group):
     from fedser import compose
 
     config = compose(["dataset=manifest", f"dataset.root={root or 'null'}", "logger=wandb"])
-    assert config.logger.group == group and config.logger.tags[0] == group.removesuffix("-cnn4")
+    assert config.logger.group == group and config.logger.tags[0] == group.removesuffix("-statcnn")

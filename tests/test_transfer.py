@@ -15,7 +15,7 @@ from fedser.config.validation import plain
 from fedser.errors import InputError
 from fedser.models.weights import serialised
 
-RUN = ["dataset=emodb", "features.frames=24", "features.mels=16", "model.width=2"]
+RUN = ["model=cnn4", "dataset=emodb", "features.frames=24", "features.mels=16", "model.width=2"]
 X = torch.randn(12, 1, 24, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 7
 

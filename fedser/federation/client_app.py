@@ -56,6 +56,9 @@ class ClientState:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.client.tf32
         self.device = torch.device(device(settings))
         self.clients = data(experiment, settings)
+        torch.optim.SGD(
+            [torch.zeros(1)]
+        )  # the first optimizer imports for seconds, which no client's time limit is for
         self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
         self.weights, self.local = transport.Packed(self.model), batch_norm.Local(self.model)
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
