@@ -140,6 +140,11 @@ class Experiment:
                 "%s needs all replies of a round at once: %d of %s take %s of this process's memory",
                 type(strategy).__name__, asked, size(each), size(asked * each),
             )  # fmt: skip
+            if settings.client.optimizer_state == "average":
+                log.warning(
+                    "clients' optimizer moments are averaged as they are, whatever the strategy does with their weights: "
+                    "client.optimizer_state=reset where a client may lie or must not be seen"
+                )
         if self.persists:
             # Three generations where the last checkpoint's may be older than the last round's.
             generations = 2 if settings.checkpoint.every == 1 else 3

@@ -273,7 +273,7 @@ def test_the_mean_of_one_clients_moments_are_its_own(small, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
-def test_the_next_round_starts_from_the_mean_of_the_clients_moments(small, monkeypatch, strategy):
+def test_the_next_round_starts_from_the_mean_of_the_clients_moments(small, monkeypatch, strategy, caplog):
     sent, replied = [], []
     fill, flat = optimizer_state.fill, optimizer_state.flat
     monkeypatch.setattr(
@@ -289,3 +289,4 @@ def test_the_next_round_starts_from_the_mean_of_the_clients_moments(small, monke
     share = np.dot(sent[2] - other, one - other) / np.dot(one - other, one - other)
     assert 0 < share < 1
     np.testing.assert_allclose(sent[2], share * one + (1 - share) * other, rtol=1e-4, atol=1e-6)
+    assert ("moments are averaged as they are" in caplog.text) == (strategy == "fedmedian")
