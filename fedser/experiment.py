@@ -142,7 +142,7 @@ class Experiment:
             )  # fmt: skip
             if settings.client.optimizer_state == "average":
                 log.warning(
-                    "clients' optimizer moments are averaged as they are, whatever the strategy does with their weights: "
+                    "clients' optimizer moments are averaged as they are, whatever the strategy does with weights: "
                     "client.optimizer_state=reset where a client may lie or must not be seen"
                 )
         if self.persists:
