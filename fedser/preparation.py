@@ -72,8 +72,8 @@ class Preparation:
 
     @property
     def reply_bytes(self) -> int:
-        """The size of a reply: the model's weights."""
-        return sum(array.nbytes for array in transport.pack(self.model).values())
+        """The size of a reply: the model's weights, and the optimizer's moments where they are averaged."""
+        return sum(array.nbytes for key, array in self.weights.items() if key != batch_norm.LOCAL)
 
     @property
     def weights(self) -> dict[str, np.ndarray]:

@@ -290,3 +290,11 @@ def test_the_next_round_starts_from_the_mean_of_the_clients_moments(small, monke
     assert 0 < share < 1
     np.testing.assert_allclose(sent[2], share * one + (1 - share) * other, rtol=1e-4, atol=1e-6)
     assert ("moments are averaged as they are" in caplog.text) == (strategy == "fedmedian")
+
+
+def test_room_is_kept_for_replies_with_moments(settings):
+    from fedser.preparation import prepare
+
+    plain, averaged = (prepare(settings(f"client.optimizer_state={state}")) for state in ("reset", "average"))
+    moments = 4 * (2 * plain.parameters + len(list(plain.model.parameters())))  # Adam's two, and a count of steps each
+    assert averaged.reply_bytes == plain.reply_bytes + moments

@@ -96,7 +96,8 @@ class Federation:
         exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._keeping(rows))
         gather = _averaged if strategies.adds_up(strategy) else _collected
         expected = sum(self.sizes if pooled else (self.sizes[client] for client in asked))
-        replies, means = gather(exchange, {key: transport.Average(expected, np.float64) for key in beside}, expected)
+        means = {key: transport.Average(expected, np.float64) for key in beside}
+        replies = gather(exchange, means, expected)
         missing = exchange.missing
         answered = {client for client in asked if self.names[client] not in missing}
         self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]
@@ -200,10 +201,9 @@ class Federation:
 class Exchange:
     """Messages sent and replies received: iterating yields batches of replies, in the order of the messages.
 
-    A reply waits for those before it only, and a message is held back while `window` before it are on their way; each
-    that arrives is shown to `seen`. Raises
-    RunError at the first failure that `min_reply_fraction` does not cover, Interrupted when stopped. Afterwards
-    `missing` has the names of the clients that failed.
+    A reply waits for those before it only, and a message is held back while `window` before it are on their way. Each
+    reply is shown to `seen` when it arrives. Raises RunError at the first failure that `min_reply_fraction` does not
+    cover, Interrupted when stopped. Afterwards `missing` has the names of the clients that failed.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ class Exchange:
 Means = dict[str, transport.Average]  # of what is averaged whatever the strategy: buffers, moments
 
 
-def _averaged(exchange: Exchange, means: Means, expected: int) -> tuple[list[Message], Means]:
+def _averaged(exchange: Exchange, means: Means, expected: int) -> list[Message]:
     """The replies as a single one with their weighted mean; `means` are added to."""
     parameters = transport.Average(expected)
     single, loss = None, 0.0
@@ -301,10 +301,10 @@ def _averaged(exchange: Exchange, means: Means, expected: int) -> tuple[list[Mes
     metrics = {"num-examples": int(parameters.seen), "loss": loss / parameters.seen}
     single.content["metrics"] = MetricRecord(metrics)
     single.content[PARAMETERS] = transport.to_record(PARAMETERS, parameters.result())
-    return [single], means
+    return [single]
 
 
-def _collected(exchange: Exchange, means: Means, expected: int) -> tuple[list[Message], Means]:
+def _collected(exchange: Exchange, means: Means, expected: int) -> list[Message]:
     """Every reply, ordered by the clients' names; `means` are added to."""
     replies = []
     for batch in exchange:
@@ -317,7 +317,7 @@ def _collected(exchange: Exchange, means: Means, expected: int) -> tuple[list[Me
             replies.append(reply)
     if not replies:
         raise RunError("no client was left in this round: see the warnings before this line")
-    return sorted(replies, key=exchange.sender), means
+    return sorted(replies, key=exchange.sender)
 
 
 class _Present:
