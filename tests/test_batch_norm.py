@@ -8,10 +8,11 @@ import torch
 from conftest import SMALL
 from safetensors.numpy import load_file
 
-from fedser import compose
+from fedser import compose, run
 from fedser.config.validation import validate
 from fedser.errors import InputError
 from fedser.evaluation.metrics import confusion, uar
+from fedser.features.normalisation import Sums, zscore
 from fedser.federation import batch_norm, transport
 from fedser.models.lengths import logits
 from fedser.models.weights import BUFFERS, PARAMETERS
@@ -197,3 +198,33 @@ def test_by_default_clients_keep_their_layers_where_there_are_any(words, comes_t
 def test_what_cannot_be_is_refused(words, says):
     with pytest.raises(InputError, match=says):
         of(*words)
+
+
+@pytest.mark.corpus
+def test_on_training_clips_evaluation_and_training_mode_agree_where_clients_keep_their_layers(data_folder, tmp_path):
+    """A speaker's batches have the speaker's own statistics, the mean of everybody's are others."""
+    words = [
+        "dataset=emodb", f"dataset.root={data_folder / 'emodb'}", *CLEAN, "rounds=60", "model=statcnn", "model.width=8",
+        "model.dropout=0", "evaluation.every=null", "simulation=serial", "logger=none",
+    ]  # fmt: skip
+    gaps = {choice: gap([*words, f"batch_norm={choice}"], tmp_path / choice) for choice in ("local", "aggregate")}
+    assert abs(gaps["local"]) <= 0.03, gaps
+    assert gaps["aggregate"] > gaps["local"] + 0.03, gaps
+
+
+def gap(words, folder):
+    """By how much the UAR on the training clips is higher in train mode, each client's clips as one batch."""
+    weights, prepared = weights_of(run(compose(words), folder)), prepare(validate(compose(words)))
+    local, counts = batch_norm.Local(prepared.model), {True: 0, False: 0}
+    for number, split in enumerate(prepared.splits):
+        own = local.put(weights, weights[batch_norm.LOCAL][number]) if batch_norm.LOCAL in weights else weights
+        frames = prepared.store.frames[split.train]
+        x = torch.from_numpy(zscore(Sums.of(frames))(frames)).unsqueeze(1)
+        y, lengths = (torch.from_numpy(of[split.train]) for of in (prepared.store.labels, prepared.store.lengths))
+        for training in counts:
+            transport.unpack(own, prepared.model)
+            prepared.model.train(training)
+            with torch.no_grad():
+                predicted = logits(prepared.model, x, lengths).argmax(1)
+            counts[training] = counts[training] + confusion(y, predicted, len(prepared.classes))
+    return uar(np.array(counts[True])) - uar(np.array(counts[False]))

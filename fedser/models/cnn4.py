@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedser.config.schema import Count, Fraction, Positive
-from fedser.models.layers import ConvNorm, Norm, convolved
+from fedser.models.layers import ConvNorm, Norm, channels_last
 
 
 class CNN4(nn.Module):
@@ -23,16 +23,16 @@ class CNN4(nn.Module):
         norm: Norm = "batch",
     ):
         super().__init__()
-        self.blocks = nn.ModuleList()
+        self.blocks = nn.Sequential()
         channels = 1
         for out in (width, 2 * width, 4 * width, 8 * width):
-            self.blocks.append(ConvNorm(channels, out, 5, False, bn_momentum, bn_eps, norm))
+            self.blocks.append(ConvNorm(channels, out, 5, False, bn_momentum, bn_eps, norm, pool=True))
             channels = out
         self.fc = nn.Linear(channels, classes)
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 8 · width]."""
-        return convolved(self.blocks, x).amax(dim=(2, 3))
+        return self.blocks(channels_last(x)).amax(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> logits [B, classes]."""

@@ -1,6 +1,5 @@
 """Layers that the networks share. Networks: x [B, 1, T, F] in, logits [B, classes] out, any input size."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -12,8 +11,10 @@ GROUP = 8  # channels of a group
 
 
 class ConvNorm(nn.Module):
-    """Convolution that keeps the input's size (or takes a part of it, by its stride), normalisation, ReLU.
+    """Convolution that keeps the input's size (or takes a part of it, by its stride), normalisation, ReLU; halved by
+    2×2 max-pooling where `pool` says so.
 
+    Pooling comes before the ReLU: the same to the bit, as both keep the order of values, with a quarter to rectify.
     With its batch norm in eval mode, scale and shift are folded into the convolution: the same function up to
     rounding, without the two passes over the activations that batch norm and its backward take. Attacks and
     evaluation run in eval mode (DeepFool on CNN-4, one thread: 0.9 of the time).
@@ -29,19 +30,26 @@ class ConvNorm(nn.Module):
         bn_eps: float = 1e-5,
         norm: Norm = "batch",
         stride: int = 1,
+        pool: bool = False,
     ):
         super().__init__()
+        self.pool = pool
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
         self.norm = nn.BatchNorm2d(outputs, bn_eps, bn_momentum) if norm == "batch" else group_norm(outputs, norm)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, inputs, T, F] -> [B, outputs, T, F], or what stride and pooling leave of T and F."""
+        x = self._normalised(x)
+        return F.relu(halve(x) if self.pool else x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
         if norm.training or not isinstance(norm, nn.BatchNorm2d):
-            return F.relu(norm(conv(x)))
+            return norm(conv(x))
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         weight = conv.weight * scale.view(-1, 1, 1, 1)
-        return F.relu(F.conv2d(x, weight, norm.bias - centre * scale, conv.stride, conv.padding))
+        return F.conv2d(x, weight, norm.bias - centre * scale, conv.stride, conv.padding)
 
 
 def group_norm(channels: int, norm: Norm) -> nn.GroupNorm:
@@ -97,11 +105,3 @@ def halve(x: Tensor) -> Tensor:
     too, but give 373 frames another length than the paper's networks have.
     """
     return F.max_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))
-
-
-def convolved(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """x [B, 1, T, F] through blocks of convolutions, halved after each: [B, C, T / 2ⁿ, F / 2ⁿ]."""
-    x = channels_last(x)
-    for block in blocks:
-        x = halve(block(x))
-    return x

@@ -3,20 +3,21 @@
 from torch import Tensor, nn
 
 from fedser.config.schema import Fraction, Positive
-from fedser.models.layers import ConvNorm, convolved
+from fedser.models.layers import ConvNorm, channels_last
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-def convolutions(bias: bool, bn_momentum: float, bn_eps: float) -> nn.ModuleList:
-    """The five blocks of 3×3 convolutions, each followed by batch norm and ReLU; to be halved after each block."""
-    blocks, channels = nn.ModuleList(), 1
+def convolutions(bias: bool, bn_momentum: float, bn_eps: float) -> nn.Sequential:
+    """The five blocks of 3×3 convolutions, each followed by batch norm and ReLU; the last of a block is halved."""
+    blocks, channels = nn.Sequential(), 1
     for widths in BLOCKS:
-        layers = []
+        layers = nn.Sequential()
         for width in widths:
-            layers.append(ConvNorm(channels, width, 3, bias, bn_momentum, bn_eps))
+            last = len(layers) == len(widths) - 1
+            layers.append(ConvNorm(channels, width, 3, bias, bn_momentum, bn_eps, pool=last))
             channels = width
-        blocks.append(nn.Sequential(*layers))
+        blocks.append(layers)
     return blocks
 
 
@@ -38,7 +39,7 @@ class VGG15(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 256]."""
-        return self.hidden(convolved(self.blocks, x).mean(dim=(2, 3)))
+        return self.hidden(self.blocks(channels_last(x)).mean(dim=(2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> logits [B, classes]."""

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedser.config.schema import Fraction, Positive
-from fedser.models.layers import convolved
+from fedser.models.layers import channels_last
 from fedser.models.vgg15 import convolutions
 
 
@@ -20,7 +20,7 @@ class VGG16(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> the input of the last layer [B, 512]."""
-        return convolved(self.blocks, x).amax(dim=(2, 3))
+        return self.blocks(channels_last(x)).amax(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 1, T, F] -> logits [B, classes]."""
