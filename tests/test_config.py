@@ -57,7 +57,7 @@ def test_the_defaults_and_those_of_version_0_3_0():
     assert (now.model.name, now.client.optimizer_state, now.strategy.fraction_train) == ("statcnn", "average", 0.2)
     assert (now.batch_norm, list(now.augment), now.client.schedule.name) == ("auto", ["crop", "mask", "gain"], "cosine")
     assert now.features.normalisation.name == "zscore_client" and now.client.epochs == 1
-    assert now.rounds == now.client.schedule.get("rounds") < validate(compose(["dataset=emodb"])).rounds == 600
+    assert now.rounds == now.client.schedule.get("rounds") < validate(compose(["dataset=emodb"])).rounds == 800
     assert (then.model.name, then.client.optimizer_state, then.strategy.fraction_train) == ("cnn4", "reset", 1.0)
     assert (then.batch_norm, list(then.augment), then.client.schedule.name) == ("aggregate", [], "constant")
     assert (then.features.normalisation.name, then.client.epochs, then.rounds) == ("zscore_global", 2, 16)
