@@ -56,9 +56,7 @@ class ClientState:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.client.tf32
         self.device = torch.device(device(settings))
         self.clients = data(experiment, settings)
-        torch.optim.SGD(
-            [torch.zeros(1)]
-        )  # the first optimizer imports for seconds, which no client's time limit is for
+        torch.optim.SGD([torch.zeros(1)])  # the first imports for seconds, which no client's time limit is for
         self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
         self.weights, self.local = transport.Packed(self.model), batch_norm.Local(self.model)
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
@@ -67,6 +65,7 @@ class ClientState:
         self.schedule = settings.client.schedule.build()
         self.inference_defence = settings.defence.inference.build() if settings.defence.inference else None
         self.normalisation = settings.features.normalisation.build()
+        self.normalisers: dict[int, Normaliser] = {}  # of clients that this process has been, by number
         self.resident: Tensor | None = None
 
     def load(self, content: RecordDict) -> None:
@@ -295,8 +294,11 @@ def _validation(state: ClientState, data: ClientData, normalise: Normaliser) -> 
 
 
 def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
-    everyone = Sums.from_plain(config)
-    return state.normalisation(data.frames(data.rows("train")), everyone)
+    """The client's, which is the same in all messages of an experiment."""
+    if data.number not in state.normalisers:
+        everyone = Sums.from_plain(config)
+        state.normalisers[data.number] = state.normalisation(data.frames(data.rows("train")), everyone)
+    return state.normalisers[data.number]
 
 
 class Importable(ClientApp):
