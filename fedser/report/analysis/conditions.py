@@ -14,6 +14,7 @@ TITLES = {
     "deepfool": "DeepFool",
     "pgd_strong": "PGD-strong",
     "eot_pgd": "EOT-PGD",
+    "eot_margin": "EOT-margin",
     "mifgsm": "MI-FGSM",
     "apgd": "APGD-CE",
     "apgd_dlr": "APGD-DLR",
