@@ -29,7 +29,9 @@ def test_a_draw_far_beyond_its_boundary_has_no_say():
             return torch.stack([torch.stack([near, 0 * near], 1), torch.stack([far, 0 * far], 1)], 1)
 
     x_adv = EOTMargin(TwoDraws(), eps=0.1, steps=3)(torch.zeros(1, 1, 1, 1), torch.tensor([0]))
-    torch.testing.assert_close(x_adv, torch.full_like(x_adv, -0.1))  # 0.05 + 0.0375 + 0.0125 towards the near one's boundary
+    torch.testing.assert_close(
+        x_adv, torch.full_like(x_adv, -0.1)
+    )  # 0.05 + 0.0375 + 0.0125 towards the near one's boundary
     mean = adversary("eot_pgd", "attack.method.random_start=false")
     assert mean(TwoDraws(), torch.zeros(1, 1, 1, 1), torch.tensor([0]), 0).item() > 0
 

@@ -56,6 +56,8 @@ class Adversary:
     box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
     eot: draws that each pass averages over where a randomisation is known (expectation over transformation).
     adaptive: this attack always knows the randomisation; whoever evaluates gives it the defence.
+    in_order: whether the method passes all of its samples through the model each time, in their order. One that does not
+        is given samples of one length at a time by a network that goes by lengths, often a single one, which is slow.
     settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4. A method that
         knows `n_classes` or `seed` is given them where they are not set.
 
@@ -72,6 +74,7 @@ class Adversary:
         box: tuple[float, float] | None = None,
         eot: Count = 10,
         adaptive: bool = False,
+        in_order: bool = False,
         **settings: Any,
     ):
         self.name = name
@@ -81,6 +84,7 @@ class Adversary:
         self.box = None if box is None else tuple(box)
         self.eot = eot
         self.adaptive = adaptive
+        self.in_order = in_order
         self.knowledge = getattr(getattr(method, "func", method), "knowledge", "white-box")
         known = inspect.signature(method).parameters
         self.eps = eps if "eps" in known else None
@@ -150,8 +154,8 @@ class Adversary:
         y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
         pass to a caller who has them. `randomise` is the defence at inference, known to the attacker: examples are then
         made on `Defended`, and the undefended model's `predictions` mean nothing.
-        `lengths` [B] are the real frames of each x, for a network that goes by them: samples of one length are then
-        attacked together, since methods take samples out of their batch.
+        `lengths` [B] are the real frames of each x, for a network that goes by them; where the method is not `in_order`,
+        samples of one length are then attacked together.
         `batch_size` bounds the memory: so many samples (draws of them, where a randomisation is known) are attacked at
         a time, None for as many as are fast. A sample's result depends on it by rounding only, but for random starts on
         a GPU, and draws of a randomisation.
@@ -169,7 +173,8 @@ class Adversary:
             attack = self.method(inner, **self._scaled(high - low), **self._facts(model, x, seed))
             known = predictions if randomise is None else None
             x_adv = x.clone()
-            for rows, inner.length in _chunks(model, x, lengths, samples_at_a_time(attacked, x, batch_size)):
+            size = samples_at_a_time(attacked, x, batch_size)
+            for rows, inner.length in _chunks(model, x, lengths, size, self.in_order):
                 x_adv[rows] = self._attack(attack, inner, rows, x, y, known)
         self._verify(x, x_adv, (low, high))
         return x_adv
@@ -325,7 +330,8 @@ def _predicts(attack) -> bool:
 
 
 class _Boxed(nn.Module):
-    """A model whose inputs u in [0, 1] stand for features in [low, low + width]; `length` of their frames are real."""
+    """A model whose inputs u in [0, 1] stand for features in [low, low + width]; `length` of their frames are real, one
+    number for all or one for each."""
 
     def __init__(self, model, low, width):
         super().__init__()
@@ -347,14 +353,23 @@ class _Boxed(nn.Module):
         return None if self.length is None else self.length.expand(len(u))
 
 
-def _chunks(model: nn.Module, x: Tensor, lengths: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Rows of x that are attacked together, at most so many, and how many of their frames are real if that counts."""
-    everyone = torch.arange(len(x), device=x.device)
+def _chunks(
+    model: nn.Module, x: Tensor, lengths: Tensor | None, size: int, mixed: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Rows of x that are attacked together, at most so many, and how many of their frames are real if that counts.
+
+    Lengths are one for all of these rows, or where they may be `mixed` one for each: then the shortest come first, as a
+    network's work goes by the longest.
+    """
     if lengths is None or not takes_lengths(type(model)):
-        yield from ((rows, None) for rows in everyone.split(size))
+        yield from ((rows, None) for rows in torch.arange(len(x), device=x.device).split(size))
+        return
+    by_length = lengths.argsort(stable=True)
+    if mixed:
+        yield from ((rows, lengths[rows]) for rows in by_length.split(size))
         return
     for length in lengths.unique():
-        yield from ((rows, length) for rows in everyone[lengths == length].split(size))
+        yield from ((rows, length) for rows in by_length[lengths[by_length] == length].split(size))
 
 
 @contextlib.contextmanager
