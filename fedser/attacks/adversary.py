@@ -56,8 +56,8 @@ class Adversary:
     box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
     eot: draws that each pass averages over where a randomisation is known (expectation over transformation).
     adaptive: this attack always knows the randomisation; whoever evaluates gives it the defence.
-    in_order: whether the method passes all of its samples through the model each time, in their order. One that does not
-        is given samples of one length at a time by a network that goes by lengths, often a single one, which is slow.
+    in_order: whether the method passes all of its samples through the model each time, in their order. One that does
+        not is given samples of one length at a time where the network goes by lengths: often a single one, and slow.
     settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4. A method that
         knows `n_classes` or `seed` is given them where they are not set.
 
@@ -154,8 +154,8 @@ class Adversary:
         y may be None where `labels` is "predicted". `predictions` [B], the model's own in eval mode, spare a forward
         pass to a caller who has them. `randomise` is the defence at inference, known to the attacker: examples are then
         made on `Defended`, and the undefended model's `predictions` mean nothing.
-        `lengths` [B] are the real frames of each x, for a network that goes by them; where the method is not `in_order`,
-        samples of one length are then attacked together.
+        `lengths` [B] are the real frames of each x, for a network that goes by them: samples of one length are then
+        attacked together, unless the method is `in_order`.
         `batch_size` bounds the memory: so many samples (draws of them, where a randomisation is known) are attacked at
         a time, None for as many as are fast. A sample's result depends on it by rounding only, but for random starts on
         a GPU, and draws of a randomisation.

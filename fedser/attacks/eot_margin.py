@@ -16,8 +16,8 @@ from fedser.config.schema import Count, Fraction, NonNegative, Share
 class EOTMargin(Attack):
     """Ascends the mean over draws of tanh(best other logit − true logit), by the sign of a momentum of gradients.
 
-    The cross-entropy of mean logits, which `Defended` offers to every attack, is led by the draws that are fooled by far
-    or right by far; tanh lets go of both, so that the gradient goes to draws near their boundary. The momentum (Dong et
+    The cross-entropy of mean logits, which `Defended` offers to every attack, is led by the draws that are fooled or
+    right by far; tanh lets go of both, so that the gradient goes to draws near their boundary. The momentum (Dong et
     al. 2018) evens out the noise of the draws, the step falls to 0 with half a cosine.
 
     eps: how far a cell moves, in the units of x.
