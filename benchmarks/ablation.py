@@ -1,4 +1,4 @@
-"""What each part of the defaults brings: the defaults with one of them taken back, on validation utterances.
+"""What each part of the defaults brings: the defaults with one of them changed, on validation utterances.
 
     python benchmarks/ablation.py emodb --root DIR [--rounds 250] [--seeds 0 1] [--jobs 2] [--plot docs/learning.png]
 
@@ -20,7 +20,7 @@ import numpy as np
 POINTS = 10  # of a curve
 SHARE = 0.2  # of the clients train in a round by default
 ALWAYS = ["attack=none", "defence=none", "partition.validation=0.2", "simulation=serial", "logger=none"]
-VARIANTS = {  # what is taken back: words, and by how much a round is longer than one of the defaults
+VARIANTS = {  # what is changed: words, and by how much a round is longer than one of the defaults
     "the defaults": ([], 1),
     "every client in each round": (["strategy.fraction_train=1.0"], 1 / SHARE),
     "Adam's moments reset": (["client.optimizer_state=reset"], 1),
@@ -31,6 +31,8 @@ VARIANTS = {  # what is taken back: words, and by how much a round is longer tha
     "one normalisation for all": (["features/normalisation=zscore_global"], 1),
     "constant learning rate": (["client/schedule=constant"], 1),
     "CNN-4": (["model=cnn4"], 1),
+    "momentum on the server": (["strategy=fedavgm"], 1),
+    "Adam on the server": (["strategy=fedadam"], 1),
     "version 0.3.0": (["experiment=v03"], 2 / SHARE),
 }
 
@@ -57,7 +59,7 @@ def table(curves: dict[str, list[dict]]) -> str:
     last = {name: np.array([list(curve.values())[-1] for curve in of]) for name, of in curves.items()}
     first = last[next(iter(last))].mean()
     seeds = "".join(f" {number} |" for number in range(len(next(iter(curves.values())))))
-    lines = [f"| taken back |{seeds} mean | less the defaults |", "|---|" + "---:|" * (seeds.count("|") + 2)]
+    lines = [f"| changed |{seeds} mean | less the defaults |", "|---|" + "---:|" * (seeds.count("|") + 2)]
     for name, values in last.items():
         cells = "".join(f" {value:.1f} |" for value in values)
         lines.append(f"| {name} |{cells} {values.mean():.1f} | {values.mean() - first:+.1f} |")
