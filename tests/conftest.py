@@ -17,6 +17,7 @@ FIXTURES = HERE / "fixtures"
 SMALL = [
     "dataset=emodb",
     f"dataset.root={FIXTURES / 'emodb'}",
+    "features.frames=128",
     "model.width=2",
     "rounds=2",
     "evaluation.every=1",

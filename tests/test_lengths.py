@@ -90,7 +90,7 @@ def attacked(attack, padding=1, **more):
 
 
 def test_the_store_knows_how_many_frames_are_real():
-    settings = validate(compose(SMALL))
+    settings = validate(compose([*SMALL, "features.frames=373"]))
     store = extract(corpora.load(settings.dataset), settings.features)
     samples = [len(audio.read(path, 16000)) for path in store.table["path"]]
     assert store.lengths.tolist() == [min(373, 1 + (n - 512) // 256) for n in samples]
@@ -118,8 +118,8 @@ def test_a_run_hands_them_on(tmp_path, monkeypatch):
             return self.fc((self.hidden(x[:, 0, :, :64]).tanh() * real).sum(1) / lengths[:, None])
 
     monkeypatch.setattr("test_lengths.Noting", Noting, raising=False)
-    config = fedser.compose([word for word in SMALL if not word.startswith("model.")])
-    plain_config = plain(config) | {"model": {"_target_": "test_lengths.Noting", "name": "noting"}}
+    words = [word for word in SMALL if not word.startswith(("model.", "features."))]
+    plain_config = plain(fedser.compose(words)) | {"model": {"_target_": "test_lengths.Noting", "name": "noting"}}
     plain_config["partition"]["validation"] = 0.2
     plain_config["evaluation"] |= {"attacks": ["fgsm"], "adaptive": ["fgsm"], "draws": 1}
     fedser.run(plain_config, tmp_path / "run")
