@@ -27,6 +27,20 @@ def generator(seed: int, *keys: int | str) -> "torch.Generator":
 
 
 @contextlib.contextmanager
+def torch_seeded(seed: int, device: "torch.device"):
+    """A block in which torch's generators, the CPU's and `device`'s, start from `seed`; afterwards all is as before."""
+    import torch
+
+    devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        # torch.manual_seed would reseed every GPU, and those of `devices` alone are put back.
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def seeded(seed: int):
     """A block in which Python's and NumPy's global generators start from `seed`; afterwards they are as before."""
     import numpy as np

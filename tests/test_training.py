@@ -90,6 +90,20 @@ def test_an_objective_is_told_where_in_the_training_it_is():
     assert len({step.seed for step in steps}) == 4
 
 
+def test_dropout_draws_from_the_seed_and_leaves_the_generator_alone():
+    def after(seed):
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(8, 2, bias=False))
+        nn.init.constant_(model[2].weight, 0.1)
+        given = Samples.of(torch.ones(6, 1, 4, 2), torch.arange(6) % 2)
+        options = {"epochs": 2, "batch_size": 3, "precision": "fp32", "mu": 0, "seed": seed}
+        state = torch.get_rng_state()
+        loss = train(model, torch.optim.SGD(model.parameters(), 0.1), given, CrossEntropy(), round=1, **options)
+        assert torch.equal(torch.get_rng_state(), state)
+        return loss
+
+    assert after(0) == after(0) != after(1)  # whatever others have drawn in this process
+
+
 def test_nan_loss_raises():
     with pytest.raises(RunError, match="loss became nan"):
         one_step([float("nan"), 1.0])

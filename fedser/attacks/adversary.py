@@ -24,6 +24,7 @@ from fedser.config.schema import Count, NonNegative, Positive, must, shown
 from fedser.defences import inference
 from fedser.errors import InputError, RunError
 from fedser.models.lengths import logits, takes_lengths
+from fedser.randomness import torch_seeded
 
 # Settings of a method that scale with the box, and by which power of its width: lengths in feature units, and Carlini &
 # Wagner's c, a squared length per logit.
@@ -365,12 +366,7 @@ def undisturbed(model: nn.Module, device: torch.device, seed: int):
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    devices = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        # torch.manual_seed would reseed every GPU, and those of `devices` alone are put back.
-        torch.default_generator.manual_seed(seed)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(seed)
+    with torch_seeded(seed, device):
         try:
             model.eval().requires_grad_(False)
             with torch.inference_mode(False), torch.enable_grad():

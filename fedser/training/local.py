@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedser.errors import RunError
-from fedser.randomness import derive, generator
+from fedser.randomness import derive, generator, torch_seeded
 from fedser.training.objective import Samples, Step
 
 
@@ -22,20 +22,22 @@ def train(
     start = [parameter.detach().clone() for parameter in model.parameters()] if mu else []
     model.train()
     losses, sizes, finite = [], [], []
-    for epoch in range(epochs):
-        order = torch.randperm(len(samples), generator=generator(seed, "shuffle", epoch)).to(samples.x.device)
-        for number, rows in enumerate(order.split(batch_size)):
-            optimizer.zero_grad(set_to_none=True)
-            with autocast(precision, samples.x.device):
-                loss = objective(model, samples[rows], Step(round, epoch, number, derive(seed, "step", epoch, number)))
-            total = loss + proximal(model, start, mu) if mu else loss
-            total.backward()
-            if clip_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-            optimizer.step()
-            losses.append(loss.detach())
-            finite.append(total.detach().isfinite())
-            sizes.append(len(rows))
+    with torch_seeded(derive(seed, "torch"), samples.x.device):  # dropout draws from torch's own generators
+        for epoch in range(epochs):
+            order = torch.randperm(len(samples), generator=generator(seed, "shuffle", epoch)).to(samples.x.device)
+            for number, rows in enumerate(order.split(batch_size)):
+                step = Step(round, epoch, number, derive(seed, "step", epoch, number))
+                optimizer.zero_grad(set_to_none=True)
+                with autocast(precision, samples.x.device):
+                    loss = objective(model, samples[rows], step)
+                total = loss + proximal(model, start, mu) if mu else loss
+                total.backward()
+                if clip_norm:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+                optimizer.step()
+                losses.append(loss.detach())
+                finite.append(total.detach().isfinite())
+                sizes.append(len(rows))
     # Looked at only now: to look at a loss is to wait for the GPU, which would then wait for the next step's launch.
     values = torch.stack(losses).tolist()
     if not torch.stack(finite).all():
