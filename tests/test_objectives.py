@@ -323,7 +323,9 @@ def test_its_gradient_is_that_of_weights_moved_by_hand():
 def test_every_method_takes_it(kind):
     class Net(nn.Sequential):
         def embed(self, x):
-            return self[:-1](x)
+            for layer in list(self)[:-1]:
+                x = layer(x)
+            return x
 
         def forward(self, x):
             return self[-1](self.embed(x))
@@ -334,7 +336,7 @@ def test_every_method_takes_it(kind):
         losses.append(kind(attack=INNER["pgd"], awp=radius)(model, batch, Step(2, 0, 0, 1)))
         losses[-1].backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
-    assert losses[1] > losses[0] and not hasattr(vars(model), "embed")
+    assert losses[1] > losses[0] and "embed" not in vars(model)
 
 
 # --- catastrophic overfitting ----------------------------------------------------------------------------------------
@@ -368,7 +370,7 @@ TEMPLATE = Path(__file__).parent.parent / "docs" / "template"
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["defence/training=trades", "attack=none"], r"defence\.training\.attack\.eps=null: .* eps=0\.05"),
+        (["defence/training=trades", "attack=none"], r"defence\.training\.attack\.eps=null: .*eps=0\.05"),
         (["defence/training=madry", "attack=deepfool"], r"defence\.training\.attack\.eps=null"),
         (["defence/training=alp", "defence.training.attack=${attack}", "attack=none"], "attack=none is no attack"),
         (["defence/training=mart", "defence.training.attack=null"], "attack=null is no attack to train against"),
@@ -376,7 +378,7 @@ TEMPLATE = Path(__file__).parent.parent / "docs" / "template"
         (["defence/training=madry", "defence.training.per=epoch"], "per=epoch must be one of batch, round"),
         (["defence/training=madry", "defence.training.awp=0"], r"awp=0 must be greater than 0"),
         (["defence=adversarial", "defence.training.client_fraction=0"], "client_fraction=0 must be greater than 0"),
-        (["defence/training=trades", "defence.training.lam=6"], "has no such setting"),
+        (["defence/training=trades", "defence.training.lam=6"], r"defence\.training.*lam"),
         (["strategy=sfat", "strategy.alpha=1"], r"strategy\.alpha=1 must"),
     ],
 )

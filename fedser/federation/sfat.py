@@ -26,7 +26,7 @@ class SFAT(FedAvg):
 
     def __init__(self, alpha: Annotated[float, Field(ge=0, lt=1)] = 1 / 6, top: Fraction = 0.2, **options):
         super().__init__(**options)
-        self.alpha, self.top = alpha, top
+        self.alpha, self.top, self.weighted_by_key = alpha, top, WEIGHT
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]):
         """The weighted mean of the replies, and FedAvg's mean of their losses, which says how training goes."""
@@ -35,7 +35,6 @@ class SFAT(FedAvg):
         losses, sizes = [m["loss"] for m in metrics], [m["num-examples"] for m in metrics]
         for each, weight in zip(metrics, self.weights(losses, sizes), strict=True):
             each[WEIGHT] = weight
-        self.weighted_by_key = WEIGHT
         arrays, means = super().aggregate_train(server_round, replies)
         means["loss"] = sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)
         return arrays, means
