@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedser.attacks import undisturbed
 from fedser.augmentation.draws import Draws
 from fedser.config import components, identity, interfaces
 from fedser.config.components import Component
@@ -104,6 +105,7 @@ class Preparation:
             "store": str(self.store.folder),
             "state": str(state),
             "path": sys.path,  # so that workers import what this process does
+            "clients": len(self.splits),
             "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
         }
         least, window = self.settings.simulation.min_reply_fraction, plan.window
@@ -167,7 +169,17 @@ def prepare(settings: Settings) -> Preparation:
     model = _initial_model(settings, len(corpus.classes))
     _Trial(settings, len(corpus.classes)).everything(protocols, model)
     pooled = strategies.pooled(strategies.build_strategy(settings.strategy, len(splits)))
+    _check_client_fraction(settings, pooled)
     return Preparation(settings, protocols, corpus, store, splits, model, batch_norm.chosen(settings, model, pooled))
+
+
+def _check_client_fraction(settings: Settings, pooled: bool) -> None:
+    """Raises InputError where a share of the clients is to train by the objective, and one client trains for all."""
+    training = settings.defence.training
+    if pooled and training and getattr(training.build(), "client_fraction", 1) != 1:
+        raise InputError(
+            f"{training.key}.client_fraction: strategy={settings.strategy.name} has one client, who trains for all."
+        )
 
 
 def _initial_model(settings: Settings, classes: int) -> torch.nn.Module:
@@ -214,7 +226,7 @@ class _Trial:
             interfaces.conform(strategy.component, interfaces.Strategy, strategies.build_strategy(strategy, 2))
             for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
                 self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
-            self._objective(self.settings.defence.training)
+            self._objective(self.settings.defence.training, model)
             self._schedule(self.settings.client.schedule)
             for component in self.settings.augment.values():
                 self._augmentation(component)
@@ -270,10 +282,13 @@ class _Trial:
                     f"{name}: {component.target} must return a tensor of the inputs' shape {list(x.shape)}."
                 )
 
-    def _objective(self, component: Component | None) -> None:
+    def _objective(self, component: Component | None, model: torch.nn.Module) -> None:
         if component is None:
             return
-        interfaces.conform(component, interfaces.Objective, component.build())
+        interfaces.conform(component, interfaces.Objective, built := component.build())
+        if (check_model := getattr(built, "check_model", None)) is not None:
+            with self._named(component), undisturbed(model, torch.device("cpu"), 0):
+                check_model(model, *self._inputs(2))
         objective = components.build(_one_step(component.node), key=component.key)
         samples = Samples.of(self._inputs(4)[0], torch.arange(4) % self.classes)
         with self._named(component):

@@ -68,6 +68,25 @@ class ClientState:
         self.normalisers: dict[int, Normaliser] = {}  # of clients that this process has been, by number
         self.resident: Tensor | None = None
 
+    def objective_of(self, client: int) -> Callable:
+        """The objective that a client trains by, where only a share of them is to train by the chosen one.
+
+        Which they are is drawn with the run's seed, and the same in each round.
+        """
+        share = getattr(self.objective, "client_fraction", 1.0)
+        if share == 1:
+            return self.objective
+        everyone = self.experiment["clients"]
+        order = np.random.default_rng(derive(self.settings.seed, "objective")).permutation(everyone)
+        return self.objective if client in order[: max(1, int(share * everyone + 0.5))] else CrossEntropy()
+
+    def remarks(self) -> list[str]:
+        """What the objective has to say to the user, once."""
+        said = list(getattr(self.objective, "remarks", ()))
+        if said:
+            self.objective.remarks = []
+        return said
+
     def load(self, content: RecordDict) -> None:
         """Takes over a message's weights, and those batch-norm layers that are the client's own."""
         weights = transport.from_records(content)
@@ -229,15 +248,15 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
             for part in (state.clients.everyone() if config.get("pooled") else [data])
         ]
     )
-    number = len(samples)
+    number, objective = len(samples), state.objective_of(data.number)
     with autocast(client.attack_precision, state.device):
         seed = derive(settings.seed, "defence", round, data.name)
-        samples = state.objective.start_round(state.model, samples, round=round, seed=seed)
+        samples = objective.start_round(state.model, samples, round=round, seed=seed)
     loss = train_locally(
         state.model,
         optimizer,
         samples,
-        state.objective,
+        objective,
         round=round,
         epochs=client.epochs,
         batch_size=client.batch_size,
@@ -252,7 +271,8 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     sent = state.weights.arrays()
     if MOMENTS in message.content:
         sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
-    return RecordDict(transport.to_records(sent) | {"metrics": metrics})
+    said = {"remarks": ConfigRecord({"lines": lines})} if (lines := state.remarks()) else {}
+    return RecordDict(transport.to_records(sent) | {"metrics": metrics} | said)
 
 
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:

@@ -53,6 +53,7 @@ class Federation:
     sizes: list[int] = field(default_factory=list)  # how many utterances client i trains on
     moments: list[int] = field(default_factory=list)  # after which round client i last kept its optimizer's, 0: never
     committed: list[int] = field(default_factory=list)  # … and of which round they were at the last checkpoint
+    remarks: set[str] = field(default_factory=set)  # what clients' objectives had to say, shown already
 
     def handshake(self) -> None:
         """The query round: who is behind which node, and the sums for the global normalisation."""
@@ -93,7 +94,7 @@ class Federation:
             message.content.update(beside | self._local_record(weights, node))
         asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
         rows = weights[LOCAL].copy() if self.local else None
-        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._keeping(rows))
+        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._seen(round, rows))
         gather = _averaged if strategies.adds_up(strategy) else _collected
         expected = sum(self.sizes if pooled else (self.sizes[client] for client in asked))
         means = {key: transport.Average(expected, np.float64) for key in beside}
@@ -178,16 +179,20 @@ class Federation:
             return {}
         return {LOCAL: transport.to_record(LOCAL, weights[LOCAL][self._nodes.index(node)])}
 
-    def _keeping(self, rows: np.ndarray | None) -> Callable[[Message], None] | None:
-        """What takes each client's batch-norm layers from its reply into its row [clients, N]."""
-        if rows is None:
-            return None
+    def _seen(self, round: int, rows: np.ndarray | None) -> Callable[[Message], None]:
+        """What takes each client's batch-norm layers from its reply into its row [clients, N], and warns of what its
+        objective remarked."""
 
-        def keep(reply: Message) -> None:
+        def see(reply: Message) -> None:
             client = self._nodes.index(reply.metadata.src_node_id)
-            rows[client] = self.local.of(transport.from_records(reply.content))
+            for line in reply.content["remarks"]["lines"] if "remarks" in reply.content else ():
+                if line not in self.remarks:
+                    self.remarks.add(line)
+                    log.warning("round %d, client '%s': %s", round, self.names[client], line)
+            if rows is not None:
+                rows[client] = self.local.of(transport.from_records(reply.content))
 
-        return keep
+        return see
 
     def _wait_for_nodes(self) -> list[int]:
         # Flower starts the server before all nodes are registered; a strategy would sample from those it sees.

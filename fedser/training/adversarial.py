@@ -1,26 +1,24 @@
-"""Adversarial training on the clients (Chang et al. 2022, §5.2)."""
+"""Adversarial training on the clients (Chang et al. 2022, §5.2): half of the samples attacked, once a round."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedser.config.schema import Count, Share, shown
-from fedser.errors import InputError
+from fedser.config.schema import Count, Share
 from fedser.randomness import derive, generator
-from fedser.training.objective import CrossEntropy, Samples
+from fedser.training.objective import Samples, cross_entropy, scores
+from fedser.training.robust import Robust
 
 
-class AdversarialTraining(CrossEntropy):
-    """Trains on original and adversarial samples, half and half (Eq. 5).
+class AdversarialTraining(Robust):
+    """Trains on original and adversarial samples, half and half (Eq. 5); options beside these are `Robust`'s.
 
-    attack: the attack to train against, see `fedser.config.interfaces.Attack`.
     alpha: the share of the loss that falls on original samples; the rest falls on adversarial ones.
     pairing: "disjoint" attacks the half of the samples that is not kept original (the paper); "paired" attacks the
         half that is, and leaves the others out of this round (the paper's code).
-    start_round: the first round with adversarial samples. Before it the model has little to attack.
     """
 
     def __init__(
@@ -29,22 +27,11 @@ class AdversarialTraining(CrossEntropy):
         alpha: Share = 0.5,
         pairing: Literal["disjoint", "paired"] = "disjoint",
         start_round: Count = 2,
+        **options,
     ):
-        self.attack = attack
+        super().__init__(attack, start_round, **options)
         self.alpha = alpha
         self.pairing = pairing
-        self.first_round = start_round
-
-    @staticmethod
-    def check_options(node: dict, key: str) -> None:
-        """Raises InputError where there is no attack to train against."""
-        attack = node.get("attack")
-        if not (isinstance(attack, dict) and "_target_" in attack):
-            given = attack.get("name") if isinstance(attack, dict) else shown(attack)
-            raise InputError(
-                f"{key}.attack={given} is no attack to train against: choose one, e.g. attack=fgsm or "
-                f"{key}.attack='${{attacks.fgsm}}', or train without it (defence=none or defence=randomise)."
-            )
 
     def start_round(self, model: nn.Module, samples: Samples, *, round: int, seed: int) -> Samples:
         """Original samples, then adversarial ones; halves and attack are drawn anew in each round.
@@ -62,3 +49,7 @@ class AdversarialTraining(CrossEntropy):
         x_adv = self.attack(model, attacked.x, attacked.y, derive(seed, "attack", round), lengths=attacked.lengths)
         halves = [original.weighed(2 * self.alpha), replace(attacked, x=x_adv).weighed(2 * (1 - self.alpha))]
         return Samples.joined(halves)
+
+    def loss(self, model: nn.Module, batch: Samples) -> Tensor:
+        """The weighted mean of the cross-entropies of a batch of both halves."""
+        return batch.mean(cross_entropy(scores(model, batch.x, batch), batch))

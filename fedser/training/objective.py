@@ -24,6 +24,7 @@ class Samples:
     lengths: how many frames are real [n].
     targets: the probabilities [n, K] that are trained towards, where they are not just the labels (label smoothing,
         mixup); else None.
+    adversarial: an adversarial example of each [n, 1, frames, mels], where an objective pairs them; else None.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class Samples:
     weight: Tensor
     lengths: Tensor
     targets: Tensor | None = None
+    adversarial: Tensor | None = None
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, lengths: Tensor | None = None) -> "Samples":
@@ -74,6 +76,10 @@ class Samples:
         """What the cross-entropy is taken with: the targets [n, K] if there are any, else the labels [n]."""
         return self.y if self.targets is None else self.targets
 
+    def mean(self, each: Tensor) -> Tensor:
+        """The weighted mean of the samples' losses [n]."""
+        return (each * self.weight).mean()
+
 
 @dataclass(frozen=True)
 class Step:
@@ -87,7 +93,18 @@ class Step:
 
 
 class CrossEntropy:
-    """The weighted mean of the cross-entropies; the base of objectives that change what is trained on, or the loss."""
+    """The weighted mean of the cross-entropies; the base of objectives that change what is trained on, or the loss.
+
+    An objective may say more about itself: which share of the clients trains by it, the others by the cross-entropy
+    (`client_fraction`), which networks it can't train (`check_model`), and what the user should read (`remarks`: lines
+    that go to the server with the next reply, which shows each of them once).
+    """
+
+    client_fraction = 1.0
+    remarks: Sequence[str] = ()
+
+    def check_model(self, model: nn.Module, x: Tensor, lengths: Tensor) -> None:
+        """Raises InputError for a network that it can't train, seen in eval mode with a few inputs x and lengths."""
 
     def start_round(self, model: nn.Module, samples: Samples, *, round: int, seed: int) -> Samples:
         """What the client trains on in this round: here, what it has. `model` has the weights just received."""
@@ -95,6 +112,14 @@ class CrossEntropy:
 
     def __call__(self, model: nn.Module, batch: Samples, step: Step) -> Tensor:
         """The loss of a batch; `model` is in train mode."""
-        scores = logits(model, batch.x, batch.lengths).float()
-        each = functional.cross_entropy(scores, batch.aims, reduction="none")
-        return (each * batch.weight).mean()
+        return batch.mean(cross_entropy(scores(model, batch.x, batch), batch))
+
+
+def scores(model: nn.Module, x: Tensor, batch: Samples) -> Tensor:
+    """The logits [n, K] of inputs x that are as long as the batch's, in float32 also where the network is not."""
+    return logits(model, x, batch.lengths).float()
+
+
+def cross_entropy(scores: Tensor, batch: Samples) -> Tensor:
+    """The cross-entropy of logits with what the batch is trained towards, of each sample [n]."""
+    return functional.cross_entropy(scores, batch.aims, reduction="none")
