@@ -80,12 +80,12 @@ class ClientState:
         order = np.random.default_rng(derive(self.settings.seed, "objective")).permutation(everyone)
         return self.objective if client in order[: max(1, int(share * everyone + 0.5))] else CrossEntropy()
 
-    def remarks(self) -> list[str]:
-        """What the objective has to say to the user, once."""
-        said = list(getattr(self.objective, "remarks", ()))
-        if said:
-            self.objective.remarks = []
-        return said
+    def remarks(self) -> dict[str, ConfigRecord]:
+        """What the objective has to say to the user since it was last asked: a record, or none."""
+        if not (said := list(getattr(self.objective, "remarks", ()))):
+            return {}
+        self.objective.remarks = []
+        return {"remarks": ConfigRecord({"lines": said})}
 
     def load(self, content: RecordDict) -> None:
         """Takes over a message's weights, and those batch-norm layers that are the client's own."""
@@ -271,8 +271,7 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     sent = state.weights.arrays()
     if MOMENTS in message.content:
         sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
-    said = {"remarks": ConfigRecord({"lines": lines})} if (lines := state.remarks()) else {}
-    return RecordDict(transport.to_records(sent) | {"metrics": metrics} | said)
+    return RecordDict(transport.to_records(sent) | {"metrics": metrics} | state.remarks())
 
 
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:
