@@ -8,7 +8,8 @@ Every module here has one function, `read(root, **options)`, that returns a pand
     sex      "f", "m" or missing
 
 where it is known `text`, what is said, and whatever else the file names say, sorted by speaker and file name, so that
-neither the folder layout nor the audio format changes the order. `dataset._target_` in the configuration names the function; `load` is the one entry.
+neither the folder layout nor the audio format changes the order. `dataset._target_` in the configuration names the
+function; `load` is the one entry.
 """
 
 import itertools
