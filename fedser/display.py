@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+UNSEEN = "unseen/"  # before the kind: of speakers whom nobody trains on
 KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")
 TESTED = tuple(f"uar/{kind}" for kind in KINDS)  # and not uar/validation
 SECONDS_PER_LINE = 10  # of progress, in a file
@@ -47,6 +48,8 @@ class Display:
             self._uar = f"UAR {row['uar/original']:.1%}"
             if worst != "uar/original":
                 self._uar += f", {worst.split('/')[-1]} {row[worst]:.1%}"
+            if f"uar/{UNSEEN}original" in row:
+                self._uar += f", unseen {row[f'uar/{UNSEEN}original']:.1%}"
         now = time.monotonic()
         took, self._last = now - self._last, now
         self._each = took if self._each is None else (self._each + took) / 2
@@ -96,17 +99,21 @@ class Display:
 
 
 def uars(summary: dict) -> Table:
-    """UAR in % by condition and attack: attacks side by side, or below each other where they are many."""
-    names = [key.removeprefix("uar/").partition("/") for key in summary if key.startswith(TESTED)]
-    attacks = ["", *dict.fromkeys(attack for _, _, attack in names if attack)]
-    kinds = [kind for kind in KINDS if any(name[0] == kind for name in names)]
+    """UAR in % by condition and attack: attacks side by side, or below each other where they are many.
+
+    Below them those of unseen speakers, where there are any.
+    """
+    every = [kind for start in ("", UNSEEN) for kind in (f"{start}{kind}" for kind in KINDS)]
+    names = [(kind, key.removeprefix(f"uar/{kind}")) for kind in every for key in summary if _is(key, kind)]
+    attacks = ["", *dict.fromkeys(attack[1:] for _, attack in names if attack)]
+    kinds = [kind for kind in every if any(name[0] == kind for name in names)]
 
     def cell(kind: str, attack: str) -> str:
         uar = summary.get(f"uar/{kind}/{attack}" if attack else f"uar/{kind}")
         return "–" if uar is None else f"{100 * uar:.2f}"
 
     rows = [["test data", *(attack or "no attack" for attack in attacks)]]
-    rows += [[kind.replace("_", " "), *(cell(kind, attack) for attack in attacks)] for kind in kinds]
+    rows += [[kind.replace("_", " ").replace("/", " "), *(cell(kind, attack) for attack in attacks)] for kind in kinds]
     if len(attacks) > 1 + WIDE:
         (_, *heads), *rows = zip(*rows, strict=True)
         rows.insert(0, ("attack", *(head.replace(" ", "\n") for head in heads)))
@@ -116,6 +123,11 @@ def uars(summary: dict) -> Table:
     for row in rows[1:]:
         table.add_row(*row)
     return table
+
+
+def _is(key: str, kind: str) -> bool:
+    """Whether a metric is a UAR of this kind of test data."""
+    return key == f"uar/{kind}" or key.startswith(f"uar/{kind}/")
 
 
 def duration(seconds: float) -> str:

@@ -131,7 +131,7 @@ class Experiment:
     def _check_room(self) -> None:
         """Says what a round's replies take of memory, and raises InputError where moments do not fit on the disk."""
         settings, prepared = self.settings, self.prepared
-        clients = len(prepared.splits)
+        clients = prepared.trainers
         optimizer = settings.client.build_optimizer(prepared.model.parameters())
         strategy = strategies.build_strategy(settings.strategy, clients)
         if not strategies.adds_up(strategy):
@@ -223,6 +223,7 @@ class Attempt:
     def _summary(self) -> dict:
         earlier, now = self.experiment.earlier, datetime.now(UTC).isoformat(timespec="seconds")
         components = [*self.settings.components(), *self.prepared.protocols.attacks.values()]
+        facts = {"unseen": self.prepared.unseen, "repeated": self.prepared.repeated()}
         return {
             "status": "running",
             "name": self.experiment.name,
@@ -234,6 +235,7 @@ class Attempt:
             "clients": len(self.prepared.splits),
             "utterances": len(self.prepared.store),
             "counts": self.prepared.counts(),
+            **{key: found for key in ("unseen", "repeated") if (found := facts[key])},
             "parameters": self.prepared.parameters,
             "plan": str(self.plan),
         }

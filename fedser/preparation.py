@@ -22,7 +22,7 @@ from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 from fedser.data import corpora
 from fedser.data.corpora import Corpus
-from fedser.data.partition import ClientSplit, partition, warn_of_gaps
+from fedser.data.partition import ClientSplit, partition, repeated, warn_of_gaps
 from fedser.data.store import FeatureStore, extract
 from fedser.defences import inference
 from fedser.display import Display
@@ -30,6 +30,7 @@ from fedser.errors import FedserError, InputError
 from fedser.evaluation import record
 from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
+from fedser.features.normalisation import Sums, of_unknown
 from fedser.federation import batch_norm, optimizer_state, server_app, strategies, transport
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.lengths import logits
@@ -91,6 +92,18 @@ class Preparation:
         """How many parameters the model has."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def trainers(self) -> int:
+        """How many clients train."""
+        return sum(split.seen for split in self.splits)
+
+    @property
+    def unseen(self) -> dict[str, list[str]]:
+        """The names of the clients that do not train, by what they are for; nothing where all train."""
+        apart = [split for split in self.splits if not split.seen]
+        parts = {part: [each.name for each in apart if len(getattr(each, part))] for part in ("test", "validation")}
+        return parts if apart else {}
+
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""
         probed = probe(self.settings, len(self.classes), self.splits, self.protocols.attacks)
@@ -138,12 +151,21 @@ class Preparation:
         return results
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Utterances per class in the clients' training and test sets, as in Chang et al. 2022, Table 2."""
-        parts = {part: np.concatenate([getattr(split, part) for split in self.splits]) for part in ("train", "test")}
+        """Utterances per class in the clients' training and test sets, as in Chang et al. 2022, Table 2.
+
+        And in the test sets of clients that do not train, `unseen`, where there are such.
+        """
+        seen, apart = ([split for split in self.splits if split.seen is each] for each in (True, False))
+        parts = {part: np.concatenate([getattr(split, part) for split in seen]) for part in ("train", "test")}
+        parts |= {"unseen": np.concatenate([split.test for split in apart])} if apart else {}
         counted = {
             part: np.bincount(self.store.labels[rows], minlength=len(self.classes)) for part, rows in parts.items()
         }
         return {part: dict(zip(self.classes, map(int, counts), strict=True)) for part, counts in counted.items()}
+
+    def repeated(self) -> dict[str, int] | None:
+        """How many test clips have a sentence that is trained on (`partition.repeated`)."""
+        return repeated(self.store.table, self.splits)
 
     def sexes(self) -> dict[str, str | None]:
         """Per client the sex of whoever speaks there, None where it is unknown or they differ."""
@@ -161,14 +183,16 @@ def prepare(settings: Settings) -> Preparation:
     """
     interfaces.conform(settings.dataset.component, interfaces.Corpus)
     interfaces.conform(settings.partition.component, interfaces.Partition)
+    interfaces.conform(settings.partition.split, interfaces.Split)
     protocols = Protocols.of(settings)
-    corpus = corpora.load(settings.dataset)
+    corpus = corpora.load(settings.dataset, settings.partition.column)
+    _check_splits(partition(corpus.table, settings.partition, settings.seed), settings)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
     splits = partition(store.table, settings.partition, settings.seed)
     warn_of_gaps(store.table, splits, corpus.classes)
     model = _initial_model(settings, len(corpus.classes))
     _Trial(settings, len(corpus.classes)).everything(protocols, model)
-    pooled = strategies.pooled(strategies.build_strategy(settings.strategy, len(splits)))
+    pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
     _check_client_fraction(settings, pooled)
     return Preparation(settings, protocols, corpus, store, splits, model, batch_norm.chosen(settings, model, pooled))
 
@@ -179,6 +203,25 @@ def _check_client_fraction(settings: Settings, pooled: bool) -> None:
     if pooled and training and getattr(training.build(), "client_fraction", 1) != 1:
         raise InputError(
             f"{training.key}.client_fraction: strategy={settings.strategy.name} has one client, who trains for all."
+        )
+
+
+def _check_splits(splits: list[ClientSplit], settings: Settings) -> None:
+    """Raises InputError where there is nothing to select by, or no normaliser for a client that does not train.
+
+    Before features are extracted, which takes minutes.
+    """
+    if settings.selection.name == "best" and not any(len(split.validation) for split in splits):
+        raise InputError(
+            f"selection=best chooses by validation utterances, and partition/split={settings.partition.split.name} "
+            "leaves none."
+        )
+    chosen, mels = settings.features.normalisation, settings.features.mels
+    if not all(split.seen for split in splits) and of_unknown(chosen.build(), Sums.of(np.eye(mels)[None])) is None:
+        raise InputError(
+            f"features.normalisation={chosen.name} normalises each client by its own training clips, of which clients "
+            f"that are held out (partition/split={settings.partition.split.name}) have none: choose zscore_client, "
+            "which takes everybody's for them, or zscore_global."
         )
 
 

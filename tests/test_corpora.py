@@ -34,7 +34,7 @@ def touch(root, *names):
 def config(name, **changes):
     """The corpus's own file with some of its keys changed, as `load` takes it."""
     node = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
-    return parse(Dataset, Dataset.split(node | changes), "dataset.")
+    return parse(Dataset, Dataset.opened(node | changes), "dataset.")
 
 
 def demos_counts():

@@ -136,7 +136,7 @@ def tree(tmp_path):
 
 def load(root, name="emodb", **changes):
     node = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml"))
-    return corpora.load(parse(Dataset, Dataset.split(node | {"root": str(root)} | changes), "dataset."))
+    return corpora.load(parse(Dataset, Dataset.opened(node | {"root": str(root)} | changes), "dataset."))
 
 
 def entries(folder):

@@ -237,7 +237,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
 @pytest.mark.parametrize("broken", transport.KEYS)
 def test_a_global_model_that_is_no_number_ends_the_run(settings, broken):
     class Clients:
-        clients = 2
+        trainers = (0, 1)
 
         def train(self, strategy, round, weights, chosen):
             return weights | {broken: np.array([1.0, np.nan])}, {"loss": 1.0}, []

@@ -83,7 +83,7 @@ def test_the_table_says_what_was_made(corpus):
 def test_the_configuration_reads_it(few, monkeypatch, tmp_path):
     monkeypatch.setenv("FEDSER_CACHE", str(tmp_path))
     node = OmegaConf.to_container(OmegaConf.load(CONF)) | {"scale": SMALL}
-    corpus = corpora.load(parse(Dataset, Dataset.split(node)))
+    corpus = corpora.load(parse(Dataset, Dataset.opened(node)))
     assert len(corpus.table) == 28
     assert set(corpus.table["emotion"]) == set(corpus.classes) == set(node["classes"])
     (entry,) = (tmp_path / "corpora").iterdir()

@@ -101,12 +101,14 @@ def folders_of(overrides: Sequence[str], config_dir: str | Path | None = None) -
 def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
     """The overrides as Hydra gets them.
 
-    `features.normalisation=NAME` stands for the choice of a file, `features/normalisation=NAME`. All attacks are made
-    known by name, for `evaluation.attacks=[…]` and `attacks.NAME.steps=…`: those of the user's folders too.
+    `features.normalisation=NAME` stands for the choice of a file, `features/normalisation=NAME`, and so does
+    `partition.split=NAME`. All attacks are made known by name, for `evaluation.attacks=[…]` and `attacks.NAME.steps=…`:
+    those of the user's folders too.
     """
     every = [{f"/attack@_global_.attacks.{name}": name} for name in paths.options("attack", folders)]
     ConfigStore.instance().store("all_attacks", {"defaults": every}, provider="fedser")
-    words = [re.sub(r"^features\.normalisation=(?=[\w,]+$)", "features/normalisation=", word) for word in overrides]
+    dotted = r"^(features\.normalisation|partition\.split)=(?=[\w,]+$)"
+    words = [re.sub(dotted, lambda found: found[0].replace(".", "/"), word) for word in overrides]
     modules = [f"modules=[{','.join(folders)}]"] if folders else []
     flags, rest = [], []  # Hydra's argparse takes overrides in one row only: flags among them go before
     for before, word in itertools.pairwise(["", *words]):

@@ -118,6 +118,13 @@ class Partition(Protocol):
     def __call__(self, table: "pd.DataFrame", *, seed: int) -> "dict[str, np.ndarray]": ...
 
 
+class Split(Protocol):
+    """A function: utterances, the rows of each client by its name, the partition's settings → per client its training,
+    validation and test rows (`fedser.data.split.Parts`). Who has no training rows is only evaluated."""
+
+    def __call__(self, table: "pd.DataFrame", rows: "dict[str, np.ndarray]", settings, *, seed: int) -> dict: ...
+
+
 class Strategy(Protocol):
     """A `flwr.serverapp.strategy.Strategy`; the arrays to be aggregated are in the record "parameters"."""
 

@@ -14,6 +14,7 @@ from fedser.config.settings import Settings
 from fedser.errors import InputError, nearest
 
 CLEAN = "original"  # the part of a protocol without attacks
+UNSEEN = "unseen/"  # before the name of a condition in metrics: of speakers whom nobody trains on
 KINDS = ("original", "randomised", "adversarial", "randomised_adversarial", "adaptive")  # in the order of the tables
 
 

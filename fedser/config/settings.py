@@ -33,7 +33,7 @@ class Open(Group):
     name: str
 
     @classmethod
-    def split(cls, values: Any) -> Any:
+    def opened(cls, values: Any) -> Any:
         """The group's values with its component's options apart from its own keys."""
         if not isinstance(values, dict):
             return values
@@ -70,10 +70,25 @@ class Features(Group):
         return self.model_dump(exclude={"name", "normalisation"})
 
 
+def _at_random() -> Component:
+    return component("partition.split", {"_target_": "fedser.data.split.random", "name": "random"})
+
+
 class Partition(Open):
     component: _node("partition")
     test: Annotated[float, Field(gt=0, lt=1)]
     validation: Annotated[float, Field(ge=0, lt=1)]
+    split: _node("partition.split") = Field(default_factory=_at_random)  # runs of before had no choice
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation utterances, as far as the settings tell."""
+        return bool(self.validation or self.split.get("validation"))
+
+    @property
+    def column(self) -> str | None:
+        """The column of the corpus's table that the split goes by, if it goes by one."""
+        return self.split.get("column")
 
 
 class Model(Open):
@@ -209,7 +224,7 @@ class Settings(Group):
     def of(cls, plain: dict) -> "Settings":
         """The settings of resolved plain values. Raises InputError naming the first that does not fit."""
         opened = {
-            key: field.annotation.split(plain[key])
+            key: field.annotation.opened(plain[key])
             for key, field in cls.model_fields.items()
             if key in plain and isinstance(field.annotation, type) and issubclass(field.annotation, Open)
         }
@@ -231,6 +246,7 @@ class Settings(Group):
     def components(self) -> Iterator[Component]:
         """All components that are used whatever is measured: of training, and the defence at inference."""
         yield from (group.component for group in (self.dataset, self.partition, self.model, self.strategy))
+        yield self.partition.split
         yield from (self.features.normalisation, self.client.optimizer, self.client.schedule, self.logger)
         yield from (self.averaging, *self.augment.values())
         yield from filter(None, (self.defence.training, self.defence.inference))

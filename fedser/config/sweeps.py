@@ -10,9 +10,9 @@ import sys
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from fedser.config.protocol import Protocols
+from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.settings import Settings
 from fedser.config.validation import VALIDATION, plain, tidy
 from fedser.errors import FedserError, InputError, RunError
@@ -50,10 +50,13 @@ class Guard(Callback):
 
 def check(config: DictConfig, hydra: DictConfig) -> None:
     """Raises InputError where a sweeper is to optimise what there will not be; `hydra` is Hydra's own section."""
-    if _optimises(hydra) and config.optimized_metric in VALIDATION and not config.partition.validation:
+    if not _optimises(hydra) or config.optimized_metric not in VALIDATION:
+        return
+    unseen = UNSEEN in config.optimized_metric
+    if not (OmegaConf.select(config, "partition.split.validation") or (config.partition.validation and not unseen)):
+        advice = "partition/split=speaker partition.split.validation=0.2" if unseen else "partition.validation=0.1"
         raise InputError(
-            f"a sweeper that optimises {config.optimized_metric} needs validation utterances: set "
-            "partition.validation=0.1."
+            f"a sweeper that optimises {config.optimized_metric} needs validation utterances: set {advice}."
         )
 
 

@@ -12,13 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedser.config import paths
 from fedser.config.components import Component
-from fedser.config.protocol import Protocols
+from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.schema import shown
 from fedser.config.settings import Settings
 from fedser.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
-VALIDATION = ("uar/validation/original", "accuracy/validation/original")  # metrics that are not of test utterances
+# Metrics that are not of test utterances.
+VALIDATION = tuple(f"{kind}/{who}validation/original" for who in ("", UNSEEN) for kind in ("uar", "accuracy"))
 
 
 def validate(config: DictConfig | dict) -> Settings:
@@ -108,7 +109,7 @@ def _check_training(settings: Settings) -> None:
             f"client.schedule.rounds={ends}: the learning rate would be at its lowest from there on, of rounds="
             f"{settings.rounds}. Leave it out: it is the number of rounds."
         )
-    if settings.selection.name == "best" and not settings.partition.validation:
+    if settings.selection.name == "best" and not settings.partition.validates:
         raise InputError(
             "selection=best chooses by the clients' validation utterances, of which there are none: set "
             "partition.validation, e.g. partition.validation=0.2."
@@ -120,7 +121,8 @@ def _check_training(settings: Settings) -> None:
 def _check_metric(wanted: str, conditions: list[str]) -> None:
     """Raises InputError for an `optimized_metric` that no run with these conditions has, with the nearest names."""
     known = [*VALIDATION, *(f"{kind}/{name}" for kind in ("uar", "accuracy", "uar_sd") for name in conditions)]
-    if wanted in known or any(wanted.startswith(f"recall/{name}/") for name in conditions):
+    unseen = [f"{kind}/{UNSEEN}{name}" for kind in ("uar", "accuracy") for name in conditions]
+    if wanted in (*known, *unseen) or any(wanted.startswith(f"recall/{name}/") for name in conditions):
         return
     near = nearest(wanted, known, "; did you mean {}?") or "."
     raise InputError(

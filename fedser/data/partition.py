@@ -1,7 +1,7 @@
 """Which client has which utterances: a table of utterances → per client its training, validation and test rows.
 
 Every assignment is a function (table, seed, **options) -> {client name: row positions}; the split into training and
-test rows happens afterwards, inside each client, so that any assignment keeps the paper's 80/20 per client.
+test rows happens afterwards (`fedser.data.split`), so that any assignment goes with any split.
 """
 
 import logging
@@ -12,6 +12,8 @@ import pandas as pd
 
 from fedser.config.schema import Count, Positive
 from fedser.config.settings import Partition
+from fedser.data.corpora import SENTENCE
+from fedser.data.split import Rows, spread
 from fedser.errors import InputError
 from fedser.randomness import derive
 
@@ -28,17 +30,29 @@ class ClientSplit:
     validation: np.ndarray
     test: np.ndarray
 
+    @property
+    def seen(self) -> bool:
+        """Whether it trains; one that does not is only evaluated."""
+        return len(self.train) > 0
+
 
 def partition(table: pd.DataFrame, settings: Partition, seed: int) -> list[ClientSplit]:
     """The clients' splits, in the order of their names.
 
-    `table` has the columns `client` and `label`. Of each client's n utterances round(test·n) go to its test set, not
-    stratified by emotion (Chang et al. 2022, §6.1 and code: 7,491 / 1,874 on DEMoS).
-    Raises InputError naming a client that is left without training or test utterances.
+    `table` has the columns `client` and `label`, and what else the assignment and the split need. Raises InputError
+    naming a client that is left with too few utterances.
     """
     rows = settings.component.build(table, seed=seed)
     _check(rows, len(table), settings.name)
-    return [split_rows(number, name, rows[name], settings, seed) for number, name in enumerate(sorted(rows))]
+    return split(table, {name: np.asarray(own, dtype=np.int64) for name, own in rows.items()}, settings, seed)
+
+
+def split(table: pd.DataFrame, rows: Rows, settings: Partition, seed: int) -> list[ClientSplit]:
+    """The splits of clients with these rows, in the order of their names. Raises InputError as `partition` does."""
+    found = settings.split.build(table, rows, settings, seed=seed)
+    _check_parts(found, rows, settings.split.name)
+    parts = {name: (np.sort(np.asarray(part, dtype=np.int64)) for part in own) for name, own in found.items()}
+    return [ClientSplit(number, name, *parts[name]) for number, name in enumerate(sorted(parts))]
 
 
 def _check(rows: dict[str, np.ndarray], utterances: int, name: str) -> None:
@@ -50,6 +64,23 @@ def _check(rows: dict[str, np.ndarray], utterances: int, name: str) -> None:
     dealt = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows.values()])
     if len(np.unique(dealt)) < len(dealt) or not np.isin(dealt, np.arange(utterances)).all():
         raise InputError(f"partition={name} deals an utterance twice, or one that the corpus has not.")
+
+
+def _check_parts(parts: dict[str, tuple], rows: Rows, name: str) -> None:
+    """Raises InputError unless a split gives clients their own rows, none twice, and enough of them to be of use."""
+    if not isinstance(parts, dict) or any(len(own) != 3 for own in parts.values()):
+        raise InputError(f"partition/split={name} must return {{client's name: training, validation, test rows}}.")
+    used = np.concatenate([np.asarray(part, dtype=np.int64) for own in parts.values() for part in own])
+    if len(np.unique(used)) < len(used) or not np.isin(used, np.concatenate(list(rows.values()))).all():
+        raise InputError(f"partition/split={name} uses an utterance twice, or one that no client has.")
+    for client, (train, _, _) in parts.items():
+        if len(train) == 1:
+            raise InputError(f"partition/split={name} leaves client '{client}' one clip to train on, too few.")
+    seen = [own for own in parts.values() if len(own[0])]
+    if not seen or not any(len(test) for _, _, test in seen):
+        raise InputError(
+            f"partition/split={name} leaves no {'test clip of a client that trains' if seen else 'client to train'}."
+        )
 
 
 def by_client(table: pd.DataFrame, *, seed: int) -> dict[str, np.ndarray]:
@@ -105,12 +136,8 @@ def stratified(labels: np.ndarray, rows: np.ndarray, fraction: float, seed: int)
     """
     if fraction == 1 or not len(rows):
         return rows
-    random = np.random.default_rng(seed)
-    place = np.empty(len(rows))
-    for label in np.unique(labels[rows]):
-        of_class = random.permutation(np.flatnonzero(labels[rows] == label))
-        place[of_class] = (np.arange(len(of_class)) + random.random()) / len(of_class)
-    return np.sort(rows[np.argsort(place)[: max(1, round(fraction * len(rows)))]])
+    order = spread(labels[rows], np.random.default_rng(seed))
+    return np.sort(rows[order[: max(1, round(fraction * len(rows)))]])
 
 
 def warn_of_gaps(table: pd.DataFrame, splits: list[ClientSplit], classes: list[str]) -> None:
@@ -122,22 +149,23 @@ def warn_of_gaps(table: pd.DataFrame, splits: list[ClientSplit], classes: list[s
         if without:
             shown = ", ".join(without[:5]) + (" …" if len(without) > 5 else "")
             log.warning("%d of %d clients have no utterance of %s: %s", len(without), len(splits), emotion, shown)
-        if not any(index in labels[split.test] for split in splits):
+        if not any(index in labels[split.test] for split in splits if split.seen):
             log.warning("No test utterance of %s: its recall is undefined and UAR leaves it out.", emotion)
+    if untested := [split.name for split in splits if split.seen and not len(split.test)]:
+        log.warning("%d of %d clients have no test utterance: %s", len(untested), len(splits), ", ".join(untested[:5]))
 
 
-def split_rows(number: int, name: str, rows: np.ndarray, settings: Partition, seed: int) -> ClientSplit:
-    """One client's rows dealt to training, validation and test. Raises InputError naming a client with too few."""
-    tested = round(settings.test * len(rows))
-    held_out = round(settings.validation * (len(rows) - tested))
-    shuffled = _random(seed, "split", name).permutation(np.sort(rows))
-    test, validation, train = np.split(shuffled, [tested, tested + held_out])
-    if len(test) < 1 or len(train) < 2:
-        raise InputError(
-            f"Client '{name}' has {len(rows)} utterances, too few for a test share of {settings.test}: it would "
-            f"keep {len(train)} to train on and {len(test)} to test on. Remove it or choose another partition=…"
-        )
-    return ClientSplit(number, name, np.sort(train), np.sort(validation), np.sort(test))
+def repeated(table: pd.DataFrame, splits: list[ClientSplit]) -> dict[str, int] | None:
+    """How many test clips of clients that train there are, and of how many of them the `sentence`, by anybody or by the
+    same `speaker`, is trained on too; None for a corpus that does not say what is said (column `text`)."""
+    if SENTENCE not in table:
+        return None
+    seen = [split for split in splits if split.seen]
+    train, test = (np.concatenate([getattr(split, part) for split in seen]) for part in ("train", "test"))
+    both = pd.MultiIndex.from_frame(table[["speaker", SENTENCE]])
+    of_anybody = table[SENTENCE].iloc[test].isin(table[SENTENCE].iloc[train].dropna()).sum()
+    spoken = both[test].isin(both[train]) & table[SENTENCE].notna().to_numpy()[test]
+    return {"test": len(test), "speaker": int(spoken.sum()), "sentence": int(of_anybody)}
 
 
 def _client_count(table: pd.DataFrame, clients: int | None) -> int:

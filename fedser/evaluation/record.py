@@ -9,7 +9,7 @@ times.json        how long it took: the only one that depends on the clock
 from pathlib import Path
 
 from fedser.config import identity
-from fedser.config.protocol import Protocols
+from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.settings import Settings
 from fedser.data.store import FeatureStore
 from fedser.evaluation import sanity
@@ -37,6 +37,9 @@ def compiled(results: Results, settings: Settings, protocols: Protocols, sexes: 
             for name, attack in attacks.items()
         },
     }
+    if results.unseen:
+        tested = results.unseen.tested().items()
+        record["unseen"]["clients"] = {name: {"sex": sexes[name], "utterances": count} for name, count in tested}
     return record | {"flags": sanity.flags(record)}
 
 
@@ -63,7 +66,8 @@ def read(folder: Path) -> dict | None:
 
 
 def metrics(record: dict) -> dict[str, float]:
-    """What a summary has of it: every metric, `uar_sd/` where there were draws, and `recall/…/<class>`."""
+    """What a summary has of it: every metric, `uar_sd/` where there were draws, and `recall/…/<class>`; of clients that
+    do not train the metrics alone."""
     found = {}
     for name, condition in record["conditions"].items():
         found |= {f"{metric}/{name}": condition[metric] for metric in METRICS}
@@ -74,4 +78,7 @@ def metrics(record: dict) -> dict[str, float]:
             found[f"recall/{name}/{emotion}"] = row[index] / sum(row) if sum(row) else None
     if (validation := record.get("validation")) is not None:
         found |= {f"{metric}/validation/original": value for metric, value in validation.items()}
+    if (unseen := record.get("unseen")) is not None:
+        measured = unseen["conditions"] | {"validation/original": unseen["validation"] or {}}
+        found |= {f"{m}/{UNSEEN}{name}": part[m] for name, part in measured.items() for m in METRICS if m in part}
     return found

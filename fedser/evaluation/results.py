@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fedser import __version__
-from fedser.config.protocol import Condition, Protocol
+from fedser.config.protocol import UNSEEN, Condition, Protocol
 from fedser.evaluation.measure import Measured
 from fedser.evaluation.metrics import METRICS, confusion, uar
 
@@ -32,6 +32,7 @@ class Results:
         {"row": [n], condition: [n] draws that were classified correctly}.
     example: an .npz of one utterance and its perturbations (see `example`), where asked for.
     missing: the names of the clients who did not answer.
+    unseen: the same of the clients that do not train, of whom there is nothing in the rest; None where all do.
     """
 
     protocol: Protocol
@@ -39,6 +40,7 @@ class Results:
     answers: dict[str, dict]
     example: bytes | None = None
     missing: list[str] = field(default_factory=list)
+    unseen: "Results | None" = None
 
     def counts(self, condition: str) -> dict[str, np.ndarray]:
         """Per client the confusion matrices [draws, true, predicted] of a condition."""
@@ -50,10 +52,17 @@ class Results:
         return {name: sum(self.counts(name).values()).sum(axis=0) for name in names}
 
     def metrics(self) -> dict[str, float]:
-        """`uar/<condition>` and `accuracy/<condition>`, means over the draws; those of validation utterances too."""
-        measured = {name: _figures(matrix) for name, matrix in self.pooled().items()}
-        measured |= {"validation/original": validation} if (validation := self.validation()) else {}
-        return {f"{metric}/{name}": value for name, figures in measured.items() for metric, value in figures.items()}
+        """`uar/<condition>` and `accuracy/<condition>`, means over the draws; those of validation utterances too.
+
+        And `uar/unseen/<condition>`, … where there are clients that do not train.
+        """
+        own = {f"{metric}/{name}": value for name, part in self._measured().items() for metric, value in part.items()}
+        return own | (_apart(self.unseen.metrics()) if self.unseen else {})
+
+    def _measured(self) -> dict[str, dict[str, float]]:
+        """The metrics of each condition that has utterances."""
+        measured = {name: _figures(matrix) for name, matrix in self.pooled().items() if matrix.any()}
+        return measured | ({"validation/original": validation} if (validation := self.validation()) else {})
 
     def validation(self) -> dict[str, float] | None:
         """UAR and accuracy on the clients' validation utterances, None where they have none."""
@@ -66,19 +75,21 @@ class Results:
 
     def seconds(self) -> dict[str, float]:
         """Per set of examples how long it took to make, added up over the clients."""
-        sets = self.protocol.sets
-        return {name: sum(answer["examples"][name]["seconds"][0] for answer in self.answers.values()) for name in sets}
+        answers = [*self.answers.values(), *(self.unseen.answers.values() if self.unseen else ())]
+        return {name: sum(each["examples"][name]["seconds"][0] for each in answers) for name in self.protocol.sets}
 
     def record(self) -> dict:
-        """The `classes`, `conditions` and `examples` of `evaluation.json`."""
+        """The `classes`, `conditions` and `examples` of `evaluation.json`; `unseen`: those of who does not train."""
+        head = {"format": FORMAT, "version": __version__, "classes": self.classes}
+        apart = {"unseen": self.unseen._record()} if self.unseen else {}
+        return head | self._record() | {"missing": self.missing} | apart
+
+    def _record(self) -> dict:
+        tested = any(self.tested().values())  # not where all that clients have is for validation
         return {
-            "format": FORMAT,
-            "version": __version__,
-            "classes": self.classes,
-            "conditions": {condition.name: self._condition(condition) for condition in self.protocol.conditions},
-            "examples": {name: self._examples(name) for name in self.protocol.sets},
+            "conditions": {each.name: self._condition(each) for each in self.protocol.conditions if tested},
+            "examples": {name: self._examples(name) for name in self.protocol.sets if tested},
             "validation": self.validation(),
-            "missing": self.missing,
         }
 
     def utterances(self, table: pd.DataFrame, base: str) -> pd.DataFrame | None:
@@ -86,10 +97,18 @@ class Results:
 
         `table` is the store's: it says which utterance a row is, `base` the clips' common folder. Columns: utterance
         (the clip's path below that folder), client, speaker, sex, emotion,
-        `correct/<condition>` (fraction of the draws), `l2/<set>` (σ) and `snr/<set>` (dB), empty where nothing moved.
+        `correct/<condition>` (fraction of the draws), `l2/<set>` (σ) and `snr/<set>` (dB), empty where nothing moved;
+        where some clients do not train, `unseen`, 1 for theirs and 0 for the others'.
         """
-        parts = [self._utterances(name, table, base) for name, answer in self.answers.items() if answer["utterances"]]
+        parts = self._of_clients(table, base)
+        if self.unseen:
+            parts = [part.assign(unseen=0) for part in parts]
+            parts += [part.assign(unseen=1) for part in self.unseen._of_clients(table, base)]
         return pd.concat(parts).sort_index().reset_index(drop=True) if parts else None
+
+    def _of_clients(self, table: pd.DataFrame, base: str) -> list[pd.DataFrame]:
+        reported = [name for name, answer in self.answers.items() if (answer["utterances"] or {}).get("row")]
+        return [self._utterances(name, table, base) for name in reported]
 
     def _condition(self, condition: Condition) -> dict:
         by_client = self.counts(condition.name)
@@ -197,6 +216,11 @@ def joined_examples(parts: list[bytes]) -> bytes | None:
             arrays |= {name: content[name] for name in content}
     np.savez_compressed(file := io.BytesIO(), **arrays)
     return file.getvalue()
+
+
+def _apart(metrics: dict[str, float]) -> dict[str, float]:
+    """`uar/original` → `uar/unseen/original`."""
+    return {key.replace("/", f"/{UNSEEN}", 1): value for key, value in metrics.items()}
 
 
 def _figures(matrix: np.ndarray) -> dict[str, float]:

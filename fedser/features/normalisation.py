@@ -102,6 +102,13 @@ def shared(normalisation: Callable[[np.ndarray, Sums], Normaliser], everyone: Su
     return one if same else None
 
 
+def of_unknown(normalisation: Callable[[np.ndarray, Sums], Normaliser], everyone: Sums) -> Normaliser | None:
+    """The normaliser of a speaker without training frames: the normalisation's `unknown`, or what all have in common;
+    None where there is neither."""
+    found = getattr(normalisation, "unknown", None)
+    return found(everyone) if found else shared(normalisation, everyone)
+
+
 def zscore(sums: Sums) -> Normaliser:
     """Mean 0 and standard deviation 1 per mel bin (Chang et al. 2022's code); a constant bin is only shifted."""
     mean = sums.total / sums.count

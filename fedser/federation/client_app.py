@@ -28,7 +28,7 @@ from fedser.config.settings import Settings
 from fedser.evaluation import measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
-from fedser.features.normalisation import Normaliser, Sums
+from fedser.features.normalisation import Normaliser, Sums, of_unknown
 from fedser.federation import batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
 from fedser.federation.client_data import ClientData, Clients, Simulated
@@ -300,7 +300,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
         validation = _validation(state, data, normalise) if protocol.clean and protocol.part == "test" else {}
     reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | validation
     sent = {"name": data.name, "answer": json.dumps(reply)}
-    if protocol.example and data.number == 0 and len(rows):
+    if protocol.example and data.number == config.get("shown", 0) and len(rows):
         sent["example"] = example(measured, data.name, state.classes)
     return RecordDict({"config": ConfigRecord(sent)})
 
@@ -313,10 +313,11 @@ def _validation(state: ClientState, data: ClientData, normalise: Normaliser) -> 
 
 
 def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
-    """The client's, which is the same in all messages of an experiment."""
+    """The client's, which is the same in all messages of an experiment; one that does not train is unknown to all."""
     if data.number not in state.normalisers:
-        everyone = Sums.from_plain(config)
-        state.normalisers[data.number] = state.normalisation(data.frames(data.rows("train")), everyone)
+        everyone, own, make = Sums.from_plain(config), data.rows("train"), state.normalisation
+        made = make(data.frames(own), everyone) if len(own) else of_unknown(make, everyone)
+        state.normalisers[data.number] = made
     return state.normalisers[data.number]
 
 

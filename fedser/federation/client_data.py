@@ -10,7 +10,7 @@ import numpy as np
 
 from fedser.config.settings import Settings
 from fedser.data import corpora
-from fedser.data.partition import ClientSplit, partition, split_rows, stratified
+from fedser.data.partition import ClientSplit, partition, split, stratified
 from fedser.data.store import FeatureStore, extract
 from fedser.errors import InputError
 from fedser.randomness import derive
@@ -55,18 +55,23 @@ class Simulated:
         return ClientData(self.store, self._splits[number])
 
     def everyone(self) -> list[ClientData]:
-        """The data of all clients, for a training without federation."""
-        return [ClientData(self.store, split) for split in self._splits]
+        """The data of all clients that train, for a training without federation."""
+        return [ClientData(self.store, split) for split in self._splits if split.seen]
 
 
 class Own:
     """The one client that a machine of its own is: whatever the corpus at `dataset.root` holds, under this name."""
 
     def __init__(self, name: str, settings: Settings):
-        corpus = corpora.load(settings.dataset)
+        corpus = corpora.load(settings.dataset, settings.partition.column)
         self.store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
-        rows = np.arange(len(self.store))
-        self._split = split_rows(0, name, rows, settings.partition, settings.seed)
+        found = split(self.store.table, {name: np.arange(len(self.store))}, settings.partition, settings.seed)
+        if [each.name for each in found] != [name]:
+            raise InputError(
+                f"partition/split={settings.partition.split.name} makes clients of their own of a machine's speakers: "
+                "choose one that leaves clients as they are."
+            )
+        (self._split,) = found
 
     def client(self, number: int) -> ClientData:
         """The data of this client, whatever its number among the others."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedser.config.protocol import Protocol
+from fedser.config.protocol import UNSEEN, Protocol
 from fedser.config.settings import Settings
 from fedser.federation import server_app, strategies
 from fedser.federation.optimizer_state import MOMENTS
@@ -83,7 +83,7 @@ class Course:
     ):
         self.federation, self.settings, self.selection = federation, settings, selection
         self.start, self.last = state.round, weights
-        self.strategy = strategies.build_strategy(settings.strategy, federation.clients)
+        self.strategy = strategies.build_strategy(settings.strategy, len(federation.trainers))
         self.final = Final(settings, self._validated, federation.normalised, due)
         if state.arrays:
             self.last = {key: state.arrays[key] for key in self.last}
@@ -108,8 +108,10 @@ class Course:
         return replace(state, arrays=self.last | arrays | more, strategy=strategy, final=final)
 
     def _validated(self, round: int, weights: Weights) -> float:
+        """Of the speakers that are held out to select by; of all clients where there are none such."""
         metrics = self.federation.evaluate(round, weights, self.selection).metrics()
-        return metrics[f"uar/{self.selection.conditions[0].name}"]
+        name = self.selection.conditions[0].name
+        return metrics.get(f"uar/{UNSEEN}{name}", metrics.get(f"uar/{name}"))
 
 
 def _model(weights: Weights) -> Weights:

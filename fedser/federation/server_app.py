@@ -55,6 +55,11 @@ class Federation:
     committed: list[int] = field(default_factory=list)  # … and of which round they were at the last checkpoint
     remarks: set[str] = field(default_factory=set)  # what clients' objectives had to say, shown already
 
+    @property
+    def trainers(self) -> list[int]:
+        """The clients that have something to train on; the others are only evaluated."""
+        return [client for client, size in enumerate(self.sizes) if size]
+
     def handshake(self) -> None:
         """The query round: who is behind which node, and the sums for the global normalisation."""
         self._nodes = self._wait_for_nodes()
@@ -117,14 +122,14 @@ class Federation:
         """What batch-norm layers of these weights see of all clients' training utterances: sums [M], float64."""
         content = RecordDict(self._records(weights) | {"config": self._config})
         kind = f"{MessageType.QUERY}.{STATISTICS}"
-        nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
+        nodes = [self._nodes[client] for client in self._longest_first(self.trainers)]
         replies = Exchange(self, [Message(content, node, kind) for node in nodes])
         return sum(transport.from_record(reply.content[SUMS]) for batch in replies for reply in batch)
 
     def evaluate(
         self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, kept: Parts | None = None
     ) -> Results:
-        """Every client's answers to this protocol, in the order of their names.
+        """Every client's answers to this protocol, in the order of their names; those of who does not train apart.
 
         With `kept`, part by part: what is there already is not measured again, what is done is written there.
         """
@@ -143,14 +148,19 @@ class Federation:
             if kept:
                 kept.answered(part, self.clients)
         answers = [part.answers for part in parts.values()]
-        whole = [name for name in self.names if all(name in part for part in answers)]
-        in_order = {name: joined([part[name] for part in answers], protocol) for name in whole}
+        whole = [client for client, name in enumerate(self.names) if all(name in part for part in answers)]
+        seen, unseen = {}, {}
+        for client in whole:
+            answer = joined([part[self.names[client]] for part in answers], protocol)
+            (seen if self.sizes[client] else unseen)[self.names[client]] = answer
         shown = joined_examples([base64.b64decode(part.example) for part in parts.values() if part.example])
-        return Results(protocol, self.experiment["classes"], in_order, shown, exchange.missing)
+        apart = Results(protocol, self.experiment["classes"], unseen) if unseen else None
+        return Results(protocol, self.experiment["classes"], seen, shown, exchange.missing, apart)
 
     def _questions(self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, name: str) -> list[Message]:
         """The messages that ask every client for a part of a protocol; `name` comes back with the replies."""
-        config = ConfigRecord(dict(self._config) | {"server-round": round, "protocol": json.dumps(protocol.plain())})
+        asked = {"server-round": round, "protocol": json.dumps(protocol.plain()), "shown": self.trainers[0]}
+        config = ConfigRecord(dict(self._config) | asked)
         content = self._records(weights) | {"config": config}
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]
         whole = [RecordDict(content | self._local_record(weights, node)) for node in nodes]
@@ -347,9 +357,10 @@ def train_rounds(
 ) -> Iterator[tuple[int, dict, dict]]:
     """Yields (round, weights, row) for the rounds after `start`; `row` is what the history keeps of the training."""
     seed = settings.seed
-    count = strategies.clients_per_round(settings.strategy, federation.clients)
+    trainers = federation.trainers
+    count = strategies.clients_per_round(settings.strategy, len(trainers))
     for round in range(start + 1, settings.rounds + 1):
-        chosen = sample_clients(federation.clients, count, seed, round)
+        chosen = [trainers[place] for place in sample_clients(len(trainers), count, seed, round)]
         with seeded(derive(seed, "strategy", round)):  # some strategies add noise from the global generators
             weights, metrics, missing = federation.train(strategy, round, weights, chosen)
         if broken := [key for key, vector in weights.items() if not np.isfinite(vector).all()]:

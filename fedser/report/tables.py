@@ -22,8 +22,9 @@ METHODS = ("clustered", "stratified", "closed_form")  # of intervals
 
 def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
-    made = [glance(corpus), counts(corpus), threats(corpus), *table3(corpus), *matrices(corpus), budgets(corpus)]
-    made += [flips(corpus), speakers(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
+    made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), *matrices(corpus)]
+    made += [budgets(corpus), flips(corpus), speakers(corpus), class_recalls(corpus), *tests(corpus)]
+    made += [checks(corpus), everything(corpus)]
     return [table for table in made if table]
 
 
@@ -100,6 +101,20 @@ def _counts(run: Run) -> dict[str, dict[str, int]]:
             rows = (round(sum(row) / record.get("draws", 1)) for row in record["matrix"])
             return {"test": dict(zip(evaluation.classes, rows, strict=True))}
     return {}
+
+
+def unseen(corpus: Corpus) -> Table:
+    """UAR of speakers whom nobody trained on, beside that of the others' test clips."""
+    pairs = [(model, estimate) for model in corpus.models for estimate in model.unseen.values()]
+    rows, data = [], []
+    for model, found in pairs:
+        known, counted = model.estimates[found.condition.name], {each.speakers for each in found.measures}
+        speakers = " to ".join(map(str, sorted({min(counted), max(counted)})))
+        name = title(found.condition.name)
+        rows.append([name, model.label, uar_cell(known), uar_cell(found), speakers, str(found.utterances)])
+        data.append(_record(corpus, model, found) | {"uar_seen": known.uar, "speakers": speakers})
+    columns = ["Test data", "Model", "Seen speakers", "Unseen", "speakers", "clips"]
+    return Table("unseen", *prose("unseen"), columns, rows, pd.DataFrame(data), words=2)
 
 
 def threats(corpus: Corpus) -> Table:

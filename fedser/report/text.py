@@ -99,6 +99,13 @@ def setup(corpus: Corpus) -> dict[str, str]:
     return {term: text for term, text in found.items() if text}
 
 
+def repeated(corpus: Corpus) -> str:
+    """How many test clips have the speaker and the sentence of a training clip; empty where that is not known."""
+    counted = (run.summary.get("repeated") for run in corpus.runs)
+    found = [each for each in counted if isinstance(each, dict) and {"speaker", "test"} <= each.keys()]
+    return _each(f"{each['speaker']} of {each['test']}" for each in found)
+
+
 def deviations(corpus: Corpus) -> list[tuple[str, str, str]]:
     """In what the runs differ from the paper's: the setting, ours, the paper's."""
     runs = [run for model in corpus.models for run in model.runs]

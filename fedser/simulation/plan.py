@@ -26,8 +26,8 @@ LEAST_STORE = 100 * 2**20  # bytes of the object store beside the global model a
 class Plan:
     """How many clients run at a time (`actors`), where, and what each is given.
 
-    `clients` there are in all, `clients_per_round` train in a round. `seconds_per_round` and `peak_bytes`, a worker's
-    memory, are estimates; None where nothing was measured.
+    `clients` there are in all, `unseen` of them do not train, `clients_per_round` train in a round. `seconds_per_round`
+    and `peak_bytes`, a worker's memory, are estimates; None where nothing was measured.
     """
 
     backend: str
@@ -38,6 +38,7 @@ class Plan:
     reply_bytes: int = 0
     address: str | None = None
     clients: int = 0
+    unseen: int = 0
     clients_per_round: int = 0
     seconds_per_round: float | None = None
     peak_bytes: int | None = None
@@ -57,8 +58,8 @@ class Plan:
         return LEAST_STORE + (2 * self.actors + 3) * self.reply_bytes
 
     def __str__(self) -> str:
-        sampled = f", {self.clients_per_round} a round" if self.clients_per_round < self.clients else ""
-        who = f"{self.clients} clients{sampled}"
+        sampled = f", {self.clients_per_round} a round" if self.clients_per_round < self.clients - self.unseen else ""
+        who = f"{self.clients} clients{f', {self.unseen} of them held out' if self.unseen else ''}{sampled}"
         if self.backend == "serial":
             return f"{who} · one at a time in this process"
         where = f" at {self.address}" if self.address else ""
@@ -141,8 +142,9 @@ def plan(
     """
     wanted = settings.simulation
     clients = splits if isinstance(splits, int) else len(splits)
-    chosen = clients_per_round(settings.strategy, clients)
-    common = {"reply_bytes": reply_bytes, "clients": clients, "clients_per_round": chosen}
+    unseen = 0 if isinstance(splits, int) else sum(not split.seen for split in splits)
+    chosen = clients_per_round(settings.strategy, clients - unseen)
+    common = {"reply_bytes": reply_bytes, "clients": clients, "unseen": unseen, "clients_per_round": chosen}
     if wanted.backend == "serial":
         if wanted.address is not None:
             raise InputError(
@@ -274,7 +276,7 @@ def _warn_of_memory(settings: Settings, capacity: Capacity, request: Request, wi
 def _seconds_per_round(settings: Settings, splits: Sequence[ClientSplit], probed: Probe, at_once: float) -> float:
     """The time of a round's local training with so many clients at work at once: at least that of the longest."""
     per_sample = settings.client.epochs * probed.seconds_per_training_sample + probed.seconds_to_start_per_sample
-    seconds = [SECONDS_PER_CLIENT + len(split.train) * per_sample for split in splits]
+    seconds = [SECONDS_PER_CLIENT + len(split.train) * per_sample for split in splits if split.seen]
     return max(sum(seconds) * settings.strategy.fraction_train / at_once, max(seconds))
 
 

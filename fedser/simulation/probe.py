@@ -87,7 +87,7 @@ def probe(
         "classes": classes,
         "attacks": [attack.node for attack in attacks.values()],
         "trained": max(len(split.train) for split in splits),
-        "tested": max(len(split.test) for split in splits),
+        "tested": max(max(len(split.test), len(split.validation)) for split in splits),
         "tested_at_a_time": settings.evaluation.batch_size,
     }
     here = {"version": __version__, "torch": torch.__version__, "machine": [processor(), cores(), *cards()]}

@@ -7,15 +7,16 @@ Every module here has one function, `read(root, **options)`, that returns a pand
     emotion  full English noun ("happiness"), the same in every corpus
     sex      "f", "m" or missing
 
-and whatever else the file names say, sorted by speaker and file name, so that neither the folder layout nor the
-audio format changes the order. `dataset._target_` in the configuration names the function; `load` is the one entry.
+where it is known `text`, what is said, and whatever else the file names say, sorted by speaker and file name, so that
+neither the folder layout nor the audio format changes the order. `dataset._target_` in the configuration names the
+function; `load` is the one entry.
 """
 
 import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 AUDIO = {".wav", ".flac"}
 REQUIRED = ("path", "speaker", "emotion")
+SENTENCE = "text"  # the column of what is said, in corpora that know it
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,18 @@ class Corpus:
     classes: list[str]
 
 
-def load(dataset: Dataset) -> Corpus:
+def load(dataset: Dataset, column: str | None = None) -> Corpus:
     """The corpus that the settings describe.
 
     Emotions in `dataset.drop` are left out; `dataset.classes` fixes the labels' order (null: all emotions that are
     there, sorted); `dataset.client` is the column whose values are the federated clients. `label` and `client` columns
-    that a reader brings itself are replaced.
+    that a reader brings itself are replaced. `column` is one more that somebody reads (`partition.split.column`).
 
     Raises InputError where the audio is not found, or the table does not fit the configuration.
     """
     table = _read(dataset)
     _check(table, dataset.name)
-    _warn_of_others(table.attrs.get("others", []), dataset)
+    _warn_of_others(table.attrs.get("others", []), dataset, (SENTENCE, dataset.client, column))
     for emotion in sorted(set(dataset.drop) - set(table["emotion"])):
         log.warning("dataset.drop: %s has no %s (it has %s)", dataset.name, emotion, _names(table["emotion"]))
     table = table[~table["emotion"].isin(dataset.drop)].reset_index(drop=True)
@@ -128,12 +130,12 @@ def _check(table: pd.DataFrame, name: str) -> None:
         raise InputError(f"{name}: not a single utterance; correct dataset.root=…")
 
 
-def _warn_of_others(columns: list[str], dataset: Dataset) -> None:
+def _warn_of_others(columns: list[str], dataset: Dataset, read: Iterable[str | None]) -> None:
     """A column of the user's own list that nothing reads may be a misspelt one."""
-    if unread := [column for column in columns if column != dataset.client]:
+    if unread := [column for column in columns if column not in read]:
         log.warning(
-            "%s: nothing reads its columns %s (read are path, speaker, emotion, sex, and what dataset.client names)",
-            dataset.root, ", ".join(unread),
+            "%s: nothing reads its columns %s (read are path, speaker, emotion, sex, text, and what dataset.client and "
+            "partition.split.column name)", dataset.root, ", ".join(unread),
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from fedser.evaluation import statistics
 from fedser.report.analysis import conditions
 from fedser.report.analysis.conditions import Condition, attack_title, parse
-from fedser.report.analysis.estimates import Estimate, Measure
+from fedser.report.analysis.estimates import Estimate, Measure, OfUnseen
 from fedser.report.analysis.naming import Naming, naming, numbered, short
 from fedser.report.analysis.runs import Attack, Run
 
@@ -56,6 +56,17 @@ class Model:
         """Per condition, in order."""
         known = len({seed for seeds in self.measures.values() for seed in seeds})
         return {name: Estimate(parse(name), list(seeds.values()), known) for name, seeds in self.measures.items()}
+
+    @cached_property
+    def unseen(self) -> dict[str, Estimate]:
+        """The same of speakers whom nobody trained on, under the conditions that some run measured on such."""
+        found = {}
+        for name, seeds in self.measures.items():
+            held_out = [m for m in seeds.values() if m.source in m.evaluation.content["unseen"]["conditions"]]
+            if held_out:
+                measures = [OfUnseen(m.run, m.evaluation, m.condition, m.source) for m in held_out]
+                found[name] = Estimate(parse(name), measures, len(seeds))
+        return found
 
     @cached_property
     def examples(self) -> dict[str, list[dict[str, Any]]]:

@@ -222,11 +222,13 @@ def _evaluation(path: Path, attempt: Callable) -> Evaluation:
     classes, conditions = content.get("classes"), content.get("conditions")
     if not isinstance(classes, list) or not classes or not isinstance(conditions, dict):
         raise InputError(f"{path}: lacks classes or conditions")
-    content["conditions"] = {
-        name: record
-        for name, record in conditions.items()
-        if attempt(_check_condition, path, False, name, record, len(classes))
-    }
+    def sound(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: v for key, v in found.items() if attempt(_check_condition, path, False, key, v, len(classes))}
+
+    content["conditions"] = sound(conditions)
+    unseen = content.get("unseen")
+    content["unseen"] = unseen if isinstance(unseen, dict) else {}
+    content["unseen"]["conditions"] = sound(content["unseen"].get("conditions") or {})
     for key in ("attacks", "clients", "examples"):
         entries = (content.get(key) or {}).items()
         content[key] = {name: entry for name, entry in entries if isinstance(entry, dict)}
@@ -273,7 +275,10 @@ def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
 
 
 def _utterances(path: Path, classes: Set[str]) -> pd.DataFrame:
+    """Those of clients that train, as the evaluation's conditions have them."""
     frame = _frame(path, classes)
+    if "unseen" in frame:
+        frame = frame[frame["unseen"] != "1"].drop(columns="unseen").reset_index(drop=True)
     frame["sex"] = frame["sex"].replace(SEXES)
     numbers = [column for column in frame if column not in TEXT]
     try:
