@@ -118,7 +118,7 @@ class Preparation:
             "store": str(self.store.folder),
             "state": str(state),
             "path": sys.path,  # so that workers import what this process does
-            "clients": len(self.splits),
+            "trainers": [split.number for split in self.splits if split.seen],
             "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
         }
         least, window = self.settings.simulation.min_reply_fraction, plan.window
@@ -216,8 +216,11 @@ def _check_splits(splits: list[ClientSplit], settings: Settings) -> None:
             f"selection=best chooses by validation utterances, and partition/split={settings.partition.split.name} "
             "leaves none."
         )
-    chosen, mels = settings.features.normalisation, settings.features.mels
-    if not all(split.seen for split in splits) and of_unknown(chosen.build(), Sums.of(np.eye(mels)[None])) is None:
+    if all(split.seen for split in splits):
+        return
+    chosen = settings.features.normalisation
+    interfaces.conform(chosen, interfaces.Normalisation, made := chosen.build())
+    if of_unknown(made, Sums.of(np.eye(settings.features.mels)[None])) is None:
         raise InputError(
             f"features.normalisation={chosen.name} normalises each client by its own training clips, of which clients "
             f"that are held out (partition/split={settings.partition.split.name}) have none: choose zscore_client, "

@@ -217,7 +217,9 @@ def test_before_the_start_round_it_is_the_cross_entropy(per):
 def test_which_clients_train_by_it_is_drawn_with_the_seed():
     def chosen(seed, share):
         objective = Madry(attack=None, client_fraction=share)
-        state = SimpleNamespace(objective=objective, experiment={"clients": 10}, settings=SimpleNamespace(seed=seed))
+        state = SimpleNamespace(
+            objective=objective, experiment={"trainers": list(range(10))}, settings=SimpleNamespace(seed=seed)
+        )
         return [client for client in range(10) if ClientState.objective_of(state, client) is objective]
 
     assert len(chosen(0, 0.5)) == 5 and len(chosen(0, 0.01)) == 1 and len(chosen(0, 1.0)) == 10

@@ -121,7 +121,7 @@ class Figures:
 
     def beats_chance(self, name: str) -> bool:
         """Whether a condition's UAR lies above chance with its whole interval."""
-        matrices = list(self.conditions[name].get("by_client", {}).values())
+        matrices = [matrix for matrix in self.conditions[name].get("by_client", {}).values() if np.any(matrix)]
         return len(matrices) > 1 and statistics.clustered_bootstrap_of_matrices(matrices).low > self.chance
 
     @property

@@ -76,9 +76,10 @@ class ClientState:
         share = getattr(self.objective, "client_fraction", 1.0)
         if share == 1:
             return self.objective
-        everyone = self.experiment["clients"]
-        order = np.random.default_rng(derive(self.settings.seed, "objective")).permutation(everyone)
-        return self.objective if client in order[: max(1, int(share * everyone + 0.5))] else CrossEntropy()
+        everyone = np.array(self.experiment["trainers"])
+        order = np.random.default_rng(derive(self.settings.seed, "objective")).permutation(len(everyone))
+        chosen = everyone[order[: max(1, int(share * len(everyone) + 0.5))]]
+        return self.objective if client in chosen else CrossEntropy()
 
     def remarks(self) -> dict[str, ConfigRecord]:
         """What the objective has to say to the user since it was last asked: a record, or none."""

@@ -83,7 +83,7 @@ class Measure:
         for client, counts in sorted((self.record.get("by_client") or {}).items()):
             matrix = np.asarray(counts, float)
             labels = np.repeat(np.arange(len(matrix)), matrix.sum(axis=1).astype(int))
-            sex = (self.evaluation.content["clients"].get(client) or {}).get("sex") or ""
+            sex = self.evaluation.content["clients"].get(client, {}).get("sex") or ""
             who = {"speaker": client, "sex": SEXES.get(sex, sex), "seed": self.seed}
             clips = [f"{self.seed} {row // self.draws}" for row in range(len(labels))]
             yield pd.DataFrame({"correct": metrics.recalls(matrix)[labels], "label": labels, "utterance": clips} | who)
@@ -99,7 +99,7 @@ class OfUnseen(Measure):
     @property
     def speakers(self) -> int:
         """How many of them there are clips of."""
-        return sum(np.any(matrix) for matrix in self.record["by_client"].values())
+        return sum(bool(np.any(matrix)) for matrix in (self.record.get("by_client") or {}).values())
 
     def observations(self) -> None:
         """What is known of clips is of the others."""

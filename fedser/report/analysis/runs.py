@@ -222,6 +222,7 @@ def _evaluation(path: Path, attempt: Callable) -> Evaluation:
     classes, conditions = content.get("classes"), content.get("conditions")
     if not isinstance(classes, list) or not classes or not isinstance(conditions, dict):
         raise InputError(f"{path}: lacks classes or conditions")
+
     def sound(found: Mapping[str, Any]) -> dict[str, Any]:
         return {key: v for key, v in found.items() if attempt(_check_condition, path, False, key, v, len(classes))}
 
