@@ -46,32 +46,6 @@ def own_cache(tmp_path_factory):
     patch.undo()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def files_read_once():
-    """Hydra reads and parses some 40 files for each configuration, a third of what one takes.
-
-    Within one it keeps what it has read, and changes none of it; here it keeps what does not change between them either.
-    """
-    from hydra._internal.config_repository import ConfigRepository
-    from hydra.core.object_type import ObjectType
-
-    from fedser.config import paths
-
-    load, kept, places = ConfigRepository.load_config, {}, (str(paths.directory()), "hydra.conf")
-
-    def once(repository, config_path):
-        source = repository._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or source.path not in places:
-            return load(repository, config_path)
-        if config_path not in kept:
-            kept[config_path] = load(repository, config_path)
-        return kept[config_path]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", once)
-        yield
-
-
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The whole corpora: `FEDSER_DATA`, or ../shared/data beside the checkout; skips where neither is."""
