@@ -363,11 +363,12 @@ def test_an_unseen_speaker_is_heard_by_everybodys_statistics_and_mean_layers(mad
 
 
 def test_an_evaluation_made_anew_says_the_same(made):
-    again = evaluate(made.folder, ["evaluation.attacks=[]", "evaluation.draws=1"])
+    here = ["simulation=serial", "logger=none", "evaluation.attacks=[]", "evaluation.draws=1"]
+    again = evaluate(made.folder, here)
     before = json.loads((made.folder / "evaluation.json").read_text())
     for part in (lambda record: record, lambda record: record["unseen"]):
         assert part(again)["conditions"]["original"] == part(before)["conditions"]["original"]
-    half = evaluate(made.folder, ["evaluation.attacks=[]", "evaluation.draws=1", "evaluation.fraction=0.5"])
+    half = evaluate(made.folder, [*here, "evaluation.fraction=0.5"])
     assert np.sum(half["unseen"]["conditions"]["original"]["matrix"]) == 4
 
 
