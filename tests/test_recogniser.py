@@ -31,7 +31,15 @@ from fedser.models.cnn4 import CNN4
 from fedser.models.recogniser import Recogniser
 
 CLIPS = sorted((FIXTURES / "emodb/wav").glob("*.flac"))
-RUN = [*SMALL, "rounds=6", "evaluation.every=null", "evaluation.attacks=[]", "evaluation.draws=1", "partition.test=0.5"]
+RUN = [
+    *SMALL,
+    "features.frames=373",
+    "rounds=6",
+    "evaluation.every=null",
+    "evaluation.attacks=[]",
+    "evaluation.draws=1",
+    "partition.test=0.5",
+]
 
 
 def trained(folder, *overrides):
