@@ -10,6 +10,7 @@ from torch import Tensor
 from torchattacks.attack import Attack
 
 from fedser.attacks.adversary import clipped, each_draw, margin
+from fedser.attacks.mifgsm import over_mean_size
 from fedser.config.schema import Count, Fraction, NonNegative, Share
 
 
@@ -61,5 +62,4 @@ class EOTMargin(Attack):
             each = labels.repeat_interleave(scores.shape[1])
             fooled = -margin(scores.flatten(0, 1), each).tanh().view(scores.shape[:2])
             (gradient,) = torch.autograd.grad(fooled.mean(1).sum(), x)
-        size = gradient.abs().mean(tuple(range(1, x.dim())), keepdim=True)
-        return torch.where(size > 0, gradient / size, 0)
+        return over_mean_size(gradient)

@@ -55,5 +55,10 @@ class MIFGSM(Attack):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(functional.cross_entropy(self.get_logits(x), labels), x)
-        size = gradient.abs().mean(tuple(range(1, x.dim())), keepdim=True)
-        return torch.where(size > 0, gradient / size, 0)
+        return over_mean_size(gradient)
+
+
+def over_mean_size(gradient: Tensor) -> Tensor:
+    """A gradient [B, ...] over its mean size per sample, as a momentum takes it; 0 where it vanishes."""
+    size = gradient.abs().mean(tuple(range(1, gradient.dim())), keepdim=True)
+    return torch.where(size > 0, gradient / size, 0)

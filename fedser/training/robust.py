@@ -75,7 +75,7 @@ class Paired(Robust):
 
     per: "batch" attacks each batch, on the weights as they are then; "round" all samples once, on the weights that the
         client received, which costs as much as one epoch's attacks but not those of `client.epochs`. The attack sees
-        the model in eval mode. Its precision is `client.precision` or `client.attack_precision`.
+        the model in eval mode. Per batch it has `client.precision`, per round `client.attack_precision`.
     """
 
     def __init__(self, per: Literal["batch", "round"] = "batch", **options):
