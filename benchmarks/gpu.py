@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--json PATH] [--actors 1 2 4 8 16] [--rounds 3] [client.precision=bf16 client.tf32=true …]
 
-The paper's client (batch 8, Adam, one epoch a round) on synthetic speech of 373 frames, no attacks, no evaluation. The
+The paper's training (`experiment=chang2022`) on synthetic speech of 373 frames, no attacks, no evaluation. The
 bare loop trains one batch after the other in this process. From the best number of actors follows the time of the
 paper's 300 rounds on DEMoS (7,491 clips to train on) and what it would be at `--tflops`, the card's limit: 97 PFLOP.
 `--cpu` tries the script without a GPU, with a small model.
@@ -25,9 +25,9 @@ DEMOS_CLIPS, PAPER_ROUNDS, PAPER_PFLOP = 7491, 300, 97
 
 
 def overrides(arguments):
-    model = ["model=cnn4", "model.width=2"] if arguments.cpu else ["model=vgg15"]
+    model = ["model=cnn4", "model.width=2"] if arguments.cpu else []
     return [
-        *model, "dataset=synthetic", "features.frames=373", "client=chang2022", "attack=none", "defence=none",
+        "experiment=chang2022", "dataset=synthetic", *model, "features.frames=373", "attack=none", "defence=none",
         "evaluation.attacks=[]", "evaluation.every=1000000", "logger=none", "reuse=false", "resume=false",
         "checkpoint.every=null", *arguments.settings,
     ]  # fmt: skip

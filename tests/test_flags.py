@@ -68,7 +68,7 @@ CASES = {
     ),
     "large_eps_survived": (
         record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.3}, [PGD, vary(PGD, eps=1)]),
-        record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.2}, [PGD, vary(PGD, eps=1)]),
+        record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.005}, [PGD, vary(PGD, eps=1)]),
     ),
     "adaptive_weaker": (
         record({"randomised_adversarial/pgd": 0.5, "adaptive/pgd": 0.55}, [PGD]),
@@ -164,6 +164,14 @@ ADAPTIVE = {
         {"randomised": 0.7, "adaptive/pgd": 0.4, "adaptive/pgd@eps=1": 0.3}, [PGD, vary(PGD, eps=1)]
     ),
 }
+
+
+@pytest.mark.parametrize(("labels", "status"), [("true", "raised"), ("predicted", "clear")])
+def test_away_from_true_labels_a_huge_change_leaves_nothing_and_from_others_chance(labels, status):
+    one = attack("pgd", steps=5, labels=labels)
+    found = flags(record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.1}, [one, vary(one, eps=1)]))
+    (flag,) = [flag for flag in found if flag["flag"] == "large_eps_survived"]
+    assert flag["status"] == status
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -266,7 +274,8 @@ def test_gradients_that_vanish_on_two_clips_are_minor(clips, severity):
 
 
 def test_above_chance_is_significant_with_its_whole_interval():
-    grid = [PGD, vary(PGD, eps=1)]
+    away = attack("pgd", steps=5, labels="predicted")
+    grid = [away, vary(away, eps=1)]
     for right, severity in (([(8, 8)] * 10, "significant"), ([(9, 9), (2, 2), (6, 6), (5, 6)], "minor")):
         case = record({"original": 1.0, "adversarial/pgd": 1.0}, grid, classes=2)
         case["conditions"]["adversarial/pgd@eps=1"] = by_clients(right)

@@ -358,6 +358,16 @@ def test_z_test_by_hand_and_statsmodels():
     assert statistics.z_test(1, 1, 10, 10) == (0, 0.5)
 
 
+def test_t_test_over_trainings_by_hand_and_scipy():
+    assert statistics.t_test([0.148, 0.188, 0.354]).p == pytest.approx(
+        scipy.stats.ttest_1samp([0.148, 0.188, 0.354], 0).pvalue
+    )
+    assert statistics.t_test([0.148, 0.188, 0.354]).p == pytest.approx(0.067, abs=0.001)
+    assert statistics.t_test([-0.1, 0.1]) == (0, 1)
+    assert statistics.t_test([0.0, 0.0]).p == 1 and statistics.t_test([-0.1, -0.1]) == (-inf, 0)
+    assert np.isnan(statistics.t_test([0.2])).all()
+
+
 def test_z_test_finds_the_papers_improvement():
     assert statistics.z_test(0.7134, 0.0296, 1874, 1874).p < 0.001
 

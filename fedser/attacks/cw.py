@@ -22,7 +22,8 @@ class CW(Attack):
     fools if nine in ten draws say so, and nine in ten of twice as many fresh ones: of some hundred points a few fool by
     luck, and the nearest is among them.
 
-    A sample that is predicted wrongly from the start, or never fooled, is left as it is.
+    A sample that is predicted wrongly from the start, or never fooled, is left as it is. Wrongly means by nine draws in
+    ten: a sample whose mean is wrong may still be right in many.
 
     c: the first weight tried, in squared units of x per logit; ten times that as long as nothing fools.
     kappa: by how many logits another class shall lead.
@@ -54,7 +55,7 @@ class CW(Attack):
         """x_adv of x [B, ...] and labels [B]; same shape, detached."""
         x_adv = images.detach().clone()
         with torch.no_grad():
-            right = (margin(self.get_logits(x_adv), labels) >= 0).nonzero()[:, 0]
+            right = (~_mostly(self._margins(x_adv, labels) < 0)).nonzero()[:, 0]
         if len(right):
             x_adv[right] = self._search(x_adv[right], labels[right])
         return x_adv

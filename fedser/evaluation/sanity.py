@@ -119,10 +119,14 @@ class Figures:
             return False
         return statistics.paired_bootstrap(first, second, *places).interval.low > by
 
-    def beats_chance(self, name: str) -> bool:
-        """Whether a condition's UAR lies above chance with its whole interval."""
+    def floor(self, name: str) -> float:
+        """What an attack of any size leaves: chance, or nothing where true labels tell it what to lead away from."""
+        return 0.0 if self.attacks[name].get("labels") == "true" else self.chance
+
+    def beats(self, level: float, name: str) -> bool:
+        """Whether a condition's UAR lies above the level with its whole interval."""
         matrices = [matrix for matrix in self.conditions[name].get("by_client", {}).values() if np.any(matrix)]
-        return len(matrices) > 1 and statistics.clustered_bootstrap_of_matrices(matrices).low > self.chance
+        return len(matrices) > 1 and statistics.clustered_bootstrap_of_matrices(matrices).low > level
 
     @property
     def tested(self) -> float:
@@ -270,14 +274,16 @@ def not_monotone(figures: Figures) -> Iterator[Compared]:
         yield max(rises, key=lambda each: (each.wrong, each.supported))
 
 
-@check("a huge ε does not reach chance", "needs a large ε")
+@check("a huge ε does not take everything", "needs a large ε")
 def large_eps_survived(figures: Figures) -> Iterator[Compared]:
     for name, kind, points in figures.by_budget():
         eps, condition = points[-1]
         if figures.multi_step(name) and eps >= HUGE * figures.attacks[name]["eps"]:
             uar = figures.conditions[condition]["uar"]
-            words = f"{_named(name, kind)} at ε {eps:g} leaves {uar:.1%}, chance is {figures.chance:.1%}"
-            yield Compared(uar > figures.chance, words, figures.beats_chance(condition))
+            level = figures.floor(name) or POINT
+            floor = f"chance is {level:.1%}" if figures.floor(name) else "true labels allow for none"
+            words = f"{_named(name, kind)} at ε {eps:g} leaves {uar:.1%}, {floor}"
+            yield Compared(uar > level, words, figures.beats(level, condition))
 
 
 @check("knowing the defence makes the attack weaker", "needs adaptive attacks on a randomised model")

@@ -14,7 +14,7 @@ import functools
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, nan, prod, sqrt
+from math import copysign, inf, nan, prod, sqrt
 from numbers import Integral
 from typing import NamedTuple
 
@@ -57,6 +57,13 @@ class ZTest(NamedTuple):
     """Statistic and one-tailed p-value."""
 
     z: float
+    p: float
+
+
+class TTest(NamedTuple):
+    """Statistic and two-sided p-value; both NaN where one value says nothing of others."""
+
+    t: float
     p: float
 
 
@@ -234,6 +241,19 @@ def z_test(uar_a: float, uar_b: float, n_a: int, n_b: int) -> ZTest:
     error = sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
     z = float((a - b) / error) if error else 0.0
     return ZTest(z, float(ndtr(-z)))
+
+
+def t_test(differences: Iterable[float]) -> TTest:
+    """Is the mean difference of two models 0, over trainings? Student's t-test of the differences [n], one per seed.
+
+    It answers for other trainings like these on the same speakers, where `paired_bootstrap` answers for other speakers
+    and takes the trained models as given. Equal differences leave no doubt (p 0), zeros throughout no difference (p 1).
+    """
+    mean, sd, n = aggregate(differences)
+    if n < 2:
+        return TTest(nan, nan)
+    t = mean / (sd / sqrt(n)) if sd else (copysign(inf, mean) if mean else 0.0)
+    return TTest(float(t), float(2 * stdtr(n - 1, -abs(t))))
 
 
 def aggregate(values: Iterable[float]) -> Aggregate:

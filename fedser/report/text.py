@@ -33,7 +33,13 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": cells.percent, "signed": cells.signed, "number": cells.number, "attack": attack_title}
+    made.filters |= {
+        "percent": cells.percent,
+        "signed": cells.signed,
+        "number": cells.number,
+        "p_text": cells.p_text,
+        "attack": attack_title,
+    }
     made.filters["starting"] = lambda named, start: [each for name, each in named.items() if name.startswith(start)]
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
     made.globals |= {

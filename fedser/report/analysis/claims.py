@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from math import nan
 from typing import NamedTuple
 
 import pandas as pd
@@ -25,6 +26,7 @@ class Finding(NamedTuple):
     low: float
     high: float
     paper: float  # the paper's difference
+    trainings_p: float = nan  # of the differences seed by seed
 
 
 class Claim(NamedTuple):
@@ -86,7 +88,7 @@ def _findings(tested: Sequence[tuple[Asked, dict]], chance: float) -> Iterable[F
         interval = (result["difference"], result["low"], result["high"])
         learnt = all(_learnt(model, chance) for model, _ in asked.sides)
         verdict = _verdict(asked.more, p, *interval) if learnt else "undecided"
-        yield Finding(verdict, asked.words, *interval, asked.paper)
+        yield Finding(verdict, asked.words, *interval, asked.paper, result["trainings_p"])
 
 
 def _learnt(model: Model, chance: float) -> bool:

@@ -106,8 +106,9 @@ def test(pair: Pair) -> dict | None:
     clips = both.groupby("utterance")[sides].mean()  # each once, with the mean of its seeds
     mcnemar = statistics.mcnemar(*(clips[side] for side in sides))
     seeds = [each for _, each in both.groupby("seed")]
-    uars = [np.mean([statistics.uar(each[side], each["label"]) for each in seeds]) for side in sides]
-    z = statistics.z_test(*sorted(uars, reverse=True), len(clips), len(clips))
+    uars = np.array([[statistics.uar(each[side], each["label"]) for side in sides] for each in seeds])  # [seeds, 2]
+    trainings, over = uars[:, 0] - uars[:, 1], uars.mean(axis=0)
+    z = statistics.z_test(*sorted(over, reverse=True), len(clips), len(clips))
     return {
         "difference": paired.difference,
         "low": paired.interval.low,
@@ -117,7 +118,9 @@ def test(pair: Pair) -> dict | None:
         "mcnemar_p": mcnemar.p,
         "only_a": mcnemar.b,
         "only_b": mcnemar.c,
-        "z": z.z,
-        "z_p": z.p,
+        "trainings": trainings.round(6).tolist(),
+        "trainings_p": statistics.t_test(trainings).p,
+        "z": float(np.copysign(z.z, over[0] - over[1])),
+        "z_p": min(1.0, 2 * z.p),  # one-tailed in the paper; which way is not known before one has looked
         "utterances": len(clips),
     }
