@@ -56,8 +56,9 @@ class Adversary:
     box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
     eot: draws that each pass averages over where a randomisation is known (expectation over transformation).
     adaptive: this attack always knows the randomisation; whoever evaluates gives it the defence.
-    in_order: whether the method passes all of its samples through the model each time, in their order. One that does
-        not is given samples of one length at a time where the network goes by lengths: often a single one, and slow.
+    in_order: whether the method passes all of its samples through the model each time, in their order, or says which
+        ones (`among`). One that does not is given samples of one length at a time where the network goes by lengths:
+        often a single one, and slow.
     settings: passed on to `method`; `alpha`, a step size, is in the units of x, and None means eps / 4. A method that
         knows `n_classes` or `seed` is given them where they are not set.
 
@@ -351,6 +352,20 @@ class _Boxed(nn.Module):
 
     def _lengths(self, u: Tensor) -> Tensor | None:
         return None if self.length is None else self.length.expand(len(u))
+
+
+@contextlib.contextmanager
+def among(model: nn.Module, rows: Tensor):
+    """A block in which a method passes only these samples, numbers or a mask [B], through the model it was given."""
+    lengths = model.length if isinstance(model, _Boxed) else None
+    if lengths is None or lengths.dim() == 0:  # nothing goes by them, or all have the same
+        yield
+        return
+    model.length = lengths[rows]
+    try:
+        yield
+    finally:
+        model.length = lengths
 
 
 def _chunks(

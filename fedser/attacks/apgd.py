@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import clipped, margin
+from fedser.attacks.adversary import among, clipped, margin
 from fedser.config.schema import Count, NonNegative, Share
 from fedser.errors import InputError
 
@@ -78,12 +78,13 @@ class APGD(Attack):
             if len(active) == 0:
                 break
             label, target = labels[active], targets[active, number]
-            found, found_margin = self._run(
-                x[active],
-                label,
-                starts[active, number],
-                lambda z, rows, label=label, target=target: targeted_dlr(z, label[rows], target[rows]),
-            )
+            with among(self.model, active):
+                found, found_margin = self._run(
+                    x[active],
+                    label,
+                    starts[active, number],
+                    lambda z, rows, label=label, target=target: targeted_dlr(z, label[rows], target[rows]),
+                )
             lower = found_margin < lowest[active]
             best[active[lower]] = found[lower]
             lowest[active[lower]] = found_margin[lower]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import SURE, clipped, draws_anew, each_draw, margin
+from fedser.attacks.adversary import SURE, among, clipped, draws_anew, each_draw, margin
 from fedser.config.schema import Count, NonNegative, Positive
 
 
@@ -57,7 +57,8 @@ class CW(Attack):
         with torch.no_grad():
             right = (~_mostly(self._margins(x_adv, labels) < 0)).nonzero()[:, 0]
         if len(right):
-            x_adv[right] = self._search(x_adv[right], labels[right])
+            with among(self.model, right):
+                x_adv[right] = self._search(x_adv[right], labels[right])
         return x_adv
 
     def _search(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -104,7 +105,8 @@ class CW(Attack):
         if not (draws_anew(self.model) and found.any()):
             return found
         sure = found.clone()
-        fresh = torch.cat([self._margins(x[found], labels[found]) for _ in range(2)], dim=1)
+        with among(self.model, found):
+            fresh = torch.cat([self._margins(x[found], labels[found]) for _ in range(2)], dim=1)
         sure[found] = _mostly(fresh + self.kappa < 0)
         return sure
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import SURE, clipped, draws_anew, each_draw
+from fedser.attacks.adversary import SURE, among, clipped, draws_anew, each_draw
 from fedser.config.schema import Count, NonNegative
 from fedser.errors import InputError
 
@@ -60,7 +60,7 @@ class DeepFool(Attack):
         stretch = 1 + self.overshoot
         active = torch.arange(len(x), device=x.device)  # the samples not yet fooled
         for _ in range(self.steps):
-            inputs, logits = self._run(x_adv[active])
+            inputs, logits = self._run(x_adv, active)
             labels = logits.argmax(1) if labels is None else labels  # all are active in the first step
             unfooled = logits.argmax(1) == labels[active]
             remaining = active[unfooled]
@@ -69,7 +69,7 @@ class DeepFool(Attack):
             # One backward pass per other class follows. With many fooled samples aboard, those cost more than
             # another forward pass of the rest alone.
             if len(remaining) * logits.shape[1] < len(active) * (logits.shape[1] - 1):
-                inputs, logits = self._run(x_adv[remaining])
+                inputs, logits = self._run(x_adv, remaining)
                 unfooled = torch.ones_like(remaining, dtype=torch.bool)
                 active = remaining
             move = to_nearest_boundary(logits, inputs, labels[active])[unfooled]
@@ -86,7 +86,8 @@ class DeepFool(Attack):
         way, overshoot = (x_adv - x) / (1 + self.overshoot), self.overshoot
         active = torch.arange(len(x), device=x.device)
         for _ in range(DOUBLINGS):
-            draws = torch.cat([each_draw(self.model, x_adv[active]) for _ in range(2)], dim=1)
+            with among(self.model, active):
+                draws = torch.cat([each_draw(self.model, x_adv[active]) for _ in range(2)], dim=1)
             fooled = (draws.argmax(2) != labels[active, None]).float().mean(1)
             active, overshoot = active[fooled < SURE], max(2 * overshoot, 0.01)
             if len(active) == 0:
@@ -94,9 +95,9 @@ class DeepFool(Attack):
             x_adv[active] = clipped(x[active] + (1 + overshoot) * way[active], self.clip)
         return x_adv
 
-    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+    def _run(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad(), among(self.model, rows):
+            x = x[rows].detach().requires_grad_()
             return x, self.get_logits(x)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from fedser.attacks.adversary import clipped, draws_anew, margin
+from fedser.attacks.adversary import among, clipped, draws_anew, margin
 from fedser.config.schema import Fraction, NonNegative
 
 # After so many of 10,000 queries the share of cells that a patch covers is halved (the paper's §5 and its code).
@@ -68,16 +68,18 @@ class Square(Attack):
         if len(started) == 0:
             return best
         best[started] = clipped(x[started] + self.eps * _signs(stripes[started])[:, None, None], self.clip)
-        lowest[started] = margin(self.get_logits(best[started]), labels[started])
+        with among(self.model, started):
+            lowest[started] = margin(self.get_logits(best[started]), labels[started])
         for query in range(2, self.queries, 2 if chance else 1):
             active = started if chance else started[lowest[started] >= 0]
             if len(active) == 0:
                 break
             tried = self._patched(x[active], best[active], patches[active, query], self._share(query))
-            if chance:
-                lowest[active], found = self._under_same_draws(best[active], tried, labels[active])
-            else:
-                found = margin(self.get_logits(tried), labels[active])
+            with among(self.model, active):
+                if chance:
+                    lowest[active], found = self._under_same_draws(best[active], tried, labels[active])
+                else:
+                    found = margin(self.get_logits(tried), labels[active])
             lower = found < lowest[active]
             best[active[lower]] = tried[lower]
             lowest[active[lower]] = found[lower]
