@@ -211,6 +211,22 @@ def test_released_code_differs_from_the_paper_in_pairing_and_moments_only():
     assert plain(compose(["experiment=chang2022_code", "defence=none"]))["defence"]["training"] is None
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters"), [("cnn4", 4_307_911), ("vgg16", 14_721_351), ("resnet50", 23_516_103)]
+)
+def test_ren2020_is_without_federation_and_has_their_networks_splits_and_objectives(model, parameters):
+    for name in ("adversarial_ren", "similarity"):
+        words = ["experiment=ren2020", f"model={model}", "defence=adversarial", f"defence/training={name}"]
+        settings = validate(compose([*words, "attack.eps=0.08", "dataset.root=."]))
+        built = settings.model.component.build(classes=7)
+        assert sum(parameter.numel() for parameter in built.parameters()) == parameters
+        assert (settings.client.batch_size, settings.client.lr, settings.strategy.name) == (16, 1e-3, "centralised")
+        split = settings.partition.split
+        assert (split.name, split.get("test"), split.get("validation")) == ("speaker", 22, 22)
+        attack = settings.defence.training.get("attack")
+        assert (attack["name"], attack["eps"], attack["labels"]) == ("fgsm", 0.08, "true")
+
+
 def test_randomisation_is_the_papers_and_follows_the_features():
     paper = validate(compose(["experiment=chang2022"])).defence.inference.options
     assert (paper["frames"], paper["mels"], paper["size"], paper["value"]) == ([373, 380], [64, 66], [380, 66], 0.5)
