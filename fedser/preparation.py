@@ -216,6 +216,8 @@ def _check_splits(splits: list[ClientSplit], settings: Settings) -> None:
             f"selection=best chooses by validation utterances, and partition/split={settings.partition.split.name} "
             "leaves none."
         )
+    if settings.evaluation.validation and not any(len(split.validation) for split in splits):
+        raise InputError("evaluation.validation=true: nobody has validation utterances, set partition.validation=0.1.")
     if all(split.seen for split in splits):
         return
     chosen = settings.features.normalisation

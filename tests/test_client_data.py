@@ -116,7 +116,9 @@ def test_own_data_answer_as_the_simulated_client_does(simulated, own, monkeypatc
         for examples in found["examples"].values():
             del examples["seconds"]
     assert answers[0] == answers[1]
-    assert np.sum(answers[0]["counts"]["original"]) == 2 and np.sum(answers[0]["validation"]) == 3  # half of 4; of 17
+    assert (
+        np.sum(answers[0]["counts"]["original"]) == 2 and np.sum(answers[0]["validation"]["original"]) == 3
+    )  # half of 4; of 17
     assert len(names) == 21  # decoded once, and nobody else's
 
 

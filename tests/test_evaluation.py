@@ -18,7 +18,7 @@ from fedser.config.validation import validate
 from fedser.data.partition import stratified
 from fedser.defences.randomisation import Randomise
 from fedser.errors import InputError, RunError
-from fedser.evaluation import measure, metrics, results
+from fedser.evaluation import measure, metrics, record, results
 
 
 def test_uar_by_hand():
@@ -318,7 +318,7 @@ def test_no_test_utterances_give_empty_matrices():
 # --- the results ---
 
 
-NOTHING = {"validation": [[0, 0], [0, 0]]}  # a client without validation utterances
+NOTHING = {"validation": {"original": [[0, 0], [0, 0]]}}  # a client without validation utterances
 
 
 @pytest.fixture
@@ -358,3 +358,13 @@ def test_results_tell_what_became_of_each_utterance(both):
     assert told["correct/original"].tolist() == [1, 1, 1, 0]
     assert told["correct/randomised_adversarial/flip"].tolist() == [1, 0, 0, 0]
     assert told["l2/flip"].tolist() == [2, 2, 4, 2]
+
+
+def test_validation_figures_are_by_condition_and_those_of_old_records_of_original_data():
+    old, new = {"uar": 0.5, "accuracy": 0.6}, {"original": {"uar": 0.5, "accuracy": 0.6}}
+    for validation in (old, new):
+        apart = {"conditions": {}, "validation": validation}
+        found = record.metrics({"classes": [], "conditions": {}, "validation": validation, "unseen": apart})
+        named = {f"{metric}/{who}validation/original" for metric in old for who in ("", "unseen/")}
+        assert found.keys() == named and found["uar/unseen/validation/original"] == 0.5
+    assert record.metrics({"classes": [], "conditions": {}, "validation": None}) == {}

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from conftest import HERE, SMALL
 
+from fedser import compose
+from fedser.config.validation import validate
 from fedser.errors import InputError
 
 QUICK = [*SMALL, "defence=none", "attack=none", "rounds=1"]
@@ -63,7 +65,7 @@ def test_validation_uar_by_hand(small, monkeypatch):
     confusion = client_app.confusion
 
     def count(y, predicted, classes):
-        labels.append((y.tolist(), predicted.tolist(), any(predicted is found for found in seen)))
+        labels.append((y.tolist(), predicted.tolist(), any(predicted.data_ptr() == found.data_ptr() for found in seen)))
         return confusion(y, predicted, classes)
 
     monkeypatch.setattr(measure, "predict", listen)
@@ -152,6 +154,25 @@ def test_a_test_metric_warns_once(cli, tmp_path):
 def test_an_unknown_metric_is_refused(settings, wanted, near):
     with pytest.raises(InputError, match=f"optimized_metric={wanted}.*{near}"):
         settings(f"optimized_metric={wanted}")
+
+
+def test_a_defence_can_be_chosen_on_validation_utterances(small, tmp_path):
+    """All conditions of them, by the same attacks as on test utterances; and what selects a round sees the same."""
+    words = ["rounds=2", "partition.validation=0.25", "selection=best", "selection.attack=fgsm", "selection.every=1"]
+    metric = "uar/validation/randomised_adversarial/fgsm"
+    result = small(*words, "evaluation.validation=true", f"optimized_metric={metric}")
+    found, best = result.metrics, max(row["selection/uar"] for row in result.history)
+    conditions = {key.removeprefix("uar/validation/") for key in found if key.startswith("uar/validation/")}
+    assert conditions == {"original", "randomised", "adversarial/fgsm", "randomised_adversarial/fgsm"}
+    assert found["uar/validation/adversarial/fgsm"] == best != found["uar/adversarial/fgsm"]
+    plain = small(*words, folder=tmp_path / "plain").metrics
+    assert {key: plain[key] for key in plain if key.startswith("uar/")} == {
+        key: found[key] for key in plain if key.startswith("uar/")
+    }
+    with pytest.raises(InputError, match="no such metric"):
+        validate(compose([*SMALL, *words, f"optimized_metric={metric}"]))
+    with pytest.raises(InputError, match="nobody has validation utterances"):
+        small("evaluation.validation=true", folder=tmp_path / "none")
 
 
 @pytest.mark.parametrize("metric", ["uar_sd/randomised", "recall/original/anger", "accuracy/validation/original"])

@@ -46,6 +46,7 @@ class Protocol:
     gradients: whether to count the samples at which the loss has no gradient.
     utterances: whether clients report what became of each test utterance, and not only their confusion matrices.
     example: whether the first client shows one utterance and what the attacks made of it.
+    validation: whether the validation utterances are tested under all of it too, and not only without attacks.
     only: of all this only one part: `original`, which is all without attacks, or a set of adversarial examples.
     part: of whose utterances: the clients' "test" or "validation" ones.
     """
@@ -58,6 +59,7 @@ class Protocol:
     gradients: bool = False
     utterances: bool = False
     example: bool = False
+    validation: bool = False
     only: str | None = None
     part: str = "test"
 
@@ -112,7 +114,7 @@ class Protocols:
     def of(cls, settings: Settings) -> "Protocols":
         """Raises InputError for a name that no attack file has, and for a variation of a key that it has not."""
         names, chosen = _Names(settings), settings.evaluation
-        shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example"})
+        shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example", "validation"})
         final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)
         # One draw, as a curve of rounds averages by itself.
         curve = Protocol(**names.by_knowledge(chosen.curve, []), fraction=chosen.fraction)

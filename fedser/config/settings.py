@@ -151,6 +151,7 @@ class Evaluation(Group):
     gradients: bool
     utterances: bool
     example: bool
+    validation: bool = False  # runs of before had no choice
     batch_size: Count
     precision: Precision
 

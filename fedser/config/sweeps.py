@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.settings import Settings
-from fedser.config.validation import VALIDATION, plain, tidy
+from fedser.config.validation import plain, tidy
 from fedser.errors import FedserError, InputError, RunError
 
 log = logging.getLogger(__name__)
 EXHAUSTIVE = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # makes every job, whatever the jobs return
+VALIDATION = "/validation/"  # in the name of a metric that may choose settings
 # A sweep over these may change which metrics there are.
 DECISIVE = ("optimized_metric", "partition", "evaluation", "attack", "attacks", "defence", "dataset", "experiment")
 
@@ -40,17 +41,17 @@ class Guard(Callback):
         except InputError as error:
             print(f"fedser: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from error  # an exception would become a warning of Hydra's
-        if settings.optimized_metric not in VALIDATION:
+        if VALIDATION not in settings.optimized_metric:
             log.warning(
                 "optimized_metric=%s is of test data, which choose the settings then: what this sweep finds says "
                 "nothing of other data (partition.validation=0.1 optimized_metric=%s does)",
-                settings.optimized_metric, VALIDATION[0],
+                settings.optimized_metric, "uar/validation/original",
             )  # fmt: skip
 
 
 def check(config: DictConfig, hydra: DictConfig) -> None:
     """Raises InputError where a sweeper is to optimise what there will not be; `hydra` is Hydra's own section."""
-    if not _optimises(hydra) or config.optimized_metric not in VALIDATION:
+    if not _optimises(hydra) or VALIDATION not in config.optimized_metric:
         return
     unseen = UNSEEN in config.optimized_metric
     if not (OmegaConf.select(config, "partition.split.validation") or (config.partition.validation and not unseen)):

@@ -12,14 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedser.config import paths
 from fedser.config.components import Component
-from fedser.config.protocol import UNSEEN, Protocols
+from fedser.config.protocol import UNSEEN, Protocol, Protocols
 from fedser.config.schema import shown
 from fedser.config.settings import Settings
 from fedser.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 # Metrics that are not of test utterances.
-VALIDATION = tuple(f"{kind}/{who}validation/original" for who in ("", UNSEEN) for kind in ("uar", "accuracy"))
 
 
 def validate(config: DictConfig | dict) -> Settings:
@@ -34,7 +33,7 @@ def validate(config: DictConfig | dict) -> Settings:
     _check_grid(settings.evaluation.grid or {})
     _check_training(settings)
     protocols = Protocols.of(settings)
-    _check_metric(settings.optimized_metric, [condition.name for condition in protocols.final.conditions])
+    _check_metric(settings.optimized_metric, protocols.final)
     # Each under the key that a user would change it by.
     tested = [Component(f"attacks.{name}", name, attack.node) for name, attack in protocols.attacks.items()]
     used = [settings.attack, *(attack for attack in tested if attack.node != settings.attack.node)]
@@ -118,10 +117,13 @@ def _check_training(settings: Settings) -> None:
         raise InputError("selection.every=null: selection=best needs to know every how many rounds to look.")
 
 
-def _check_metric(wanted: str, conditions: list[str]) -> None:
-    """Raises InputError for an `optimized_metric` that no run with these conditions has, with the nearest names."""
-    known = [*VALIDATION, *(f"{kind}/{name}" for kind in ("uar", "accuracy", "uar_sd") for name in conditions)]
-    unseen = [f"{kind}/{UNSEEN}{name}" for kind in ("uar", "accuracy") for name in conditions]
+def _check_metric(wanted: str, protocol: Protocol) -> None:
+    """Raises InputError for an `optimized_metric` that no run under this protocol has, with the nearest names."""
+    conditions = [condition.name for condition in protocol.conditions]
+    validated = [f"validation/{name}" for name in (conditions if protocol.validation else ["original"])]
+    known = [f"{kind}/{name}" for kind in ("uar", "accuracy") for name in (*validated, *conditions)]
+    known += [f"uar_sd/{name}" for name in conditions]
+    unseen = [f"{kind}/{UNSEEN}{name}" for kind in ("uar", "accuracy") for name in (*validated, *conditions)]
     if wanted in (*known, *unseen) or any(wanted.startswith(f"recall/{name}/") for name in conditions):
         return
     near = nearest(wanted, known, "; did you mean {}?") or "."

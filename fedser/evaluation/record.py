@@ -76,9 +76,14 @@ def metrics(record: dict) -> dict[str, float]:
         for index, emotion in enumerate(record["classes"]):
             row = condition["matrix"][index]
             found[f"recall/{name}/{emotion}"] = row[index] / sum(row) if sum(row) else None
-    if (validation := record.get("validation")) is not None:
-        found |= {f"{metric}/validation/original": value for metric, value in validation.items()}
+    found |= {f"{metric}/{name}": part[metric] for name, part in _validated(record).items() for metric in METRICS}
     if (unseen := record.get("unseen")) is not None:
-        measured = unseen["conditions"] | {"validation/original": unseen["validation"] or {}}
-        found |= {f"{m}/{UNSEEN}{name}": part[m] for name, part in measured.items() for m in METRICS if m in part}
+        measured = unseen["conditions"] | _validated(unseen)
+        found |= {f"{metric}/{UNSEEN}{name}": part[metric] for name, part in measured.items() for metric in METRICS}
     return found
+
+
+def _validated(record: dict) -> dict[str, dict[str, float]]:
+    """The figures on validation utterances, by `validation/<condition>`; records of before had those without attack."""
+    found = record.get("validation") or {}
+    return {f"validation/{name}": each for name, each in ({"original": found} if "uar" in found else found).items()}

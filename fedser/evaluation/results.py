@@ -28,8 +28,8 @@ class Results:
     """The answers of all clients to one evaluation.
 
     answers: per client, in plain values, `counts` {condition: [draws, classes, classes]}, `examples` {set: {measure:
-        [n]}}, `validation` [classes, classes], counts on the validation utterances, and, where asked for, `utterances`
-        {"row": [n], condition: [n] draws that were classified correctly}.
+        [n]}}, `validation` {condition: [classes, classes]}, counts on the validation utterances, and, where asked for,
+        `utterances` {"row": [n], condition: [n] draws that were classified correctly}.
     example: an .npz of one utterance and its perturbations (see `example`), where asked for.
     missing: the names of the clients who did not answer.
     unseen: the same of the clients that do not train, of whom there is nothing in the rest; None where all do.
@@ -62,12 +62,13 @@ class Results:
     def _measured(self) -> dict[str, dict[str, float]]:
         """The metrics of each condition that has utterances."""
         measured = {name: _figures(matrix) for name, matrix in self.pooled().items() if matrix.any()}
-        return measured | ({"validation/original": validation} if (validation := self.validation()) else {})
+        return measured | {f"validation/{name}": figures for name, figures in self.validation().items()}
 
-    def validation(self) -> dict[str, float] | None:
-        """UAR and accuracy on the clients' validation utterances, None where they have none."""
-        matrix = sum(np.array(answer["validation"]) for answer in self.answers.values())
-        return _figures(matrix) if matrix.any() else None
+    def validation(self) -> dict[str, dict[str, float]]:
+        """UAR and accuracy on the clients' validation utterances by condition; nothing where they have none."""
+        parts = [answer["validation"] for answer in self.answers.values()]
+        pooled = {name: sum(np.array(part[name]) for part in parts) for name in (parts[0] if parts else ())}
+        return {name: _figures(matrix) for name, matrix in pooled.items() if matrix.any()}
 
     def tested(self) -> dict[str, int]:
         """Per client how many utterances were tested."""
@@ -189,9 +190,7 @@ def joined(parts: list[dict], protocol: Protocol) -> dict:
         "counts": {name: counts[name] for name in names},
         "examples": {name: examples[name] for name in protocol.sets},
         "utterances": {name: rows[name] for name in ("row", *names)} if rows else None,
-        "validation": next(
-            (part["validation"] for part in parts if "validation" in part), [[0]]
-        ),  # not asked for: none
+        "validation": {name: matrix for part in parts for name, matrix in part["validation"].items()},
     }
 
 

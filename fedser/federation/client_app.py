@@ -13,6 +13,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +279,7 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """What became of the client's own test utterances under the message's protocol (see `evaluation.results`).
 
-    With original data also on the validation utterances: counts alone.
+    Also of the validation utterances, counts alone: on original data, or in all conditions (`Protocol.validation`).
     """
     config, settings = message.content["config"], state.settings
     protocol = Protocol(**json.loads(config["protocol"]))
@@ -286,31 +287,35 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     normalise = _normaliser(state, data, config)
     rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
+    seed = derive(settings.seed, "evaluate", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
-        measured = measure.evaluate(
-            state.model,
-            samples.x,
-            samples.y,
-            protocol,
-            attacks=state.attacks,
-            randomise=state.inference_defence,
-            batch_size=settings.evaluation.batch_size,
-            seed=derive(settings.seed, "evaluate", int(config["server-round"]), data.name),
-            lengths=samples.lengths,
-        )
-        validation = _validation(state, data, normalise) if protocol.clean and protocol.part == "test" else {}
-    reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | validation
+        measured = _measured(state, samples, protocol, seed)
+        known = state.samples(data, data.rows("validation"), normalise) if protocol.part == "test" else samples[:0]
+        validation = _validation(state, known, protocol, derive(seed, "validation"))
+    reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": validation}
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == config.get("shown", 0) and len(rows):
         sent["example"] = example(measured, data.name, state.classes)
     return RecordDict({"config": ConfigRecord(sent)})
 
 
-def _validation(state: ClientState, data: ClientData, normalise: Normaliser) -> dict:
-    """The counts of the client's validation utterances, on original data."""
-    samples = state.samples(data, data.rows("validation"), normalise)
-    predicted = measure.predict(state.model, samples.x, state.settings.evaluation.batch_size, samples.lengths)
-    return {"validation": confusion(samples.y, predicted, len(state.classes)).tolist()}
+def _measured(state: ClientState, samples: Samples, protocol: Protocol, seed: int) -> measure.Measured:
+    defence, size = state.inference_defence, state.settings.evaluation.batch_size
+    more = {"attacks": state.attacks, "randomise": defence, "batch_size": size, "lengths": samples.lengths}
+    return measure.evaluate(state.model, samples.x, samples.y, protocol, seed=seed, **more)
+
+
+def _validation(state: ClientState, samples: Samples, protocol: Protocol, seed: int) -> dict[str, list]:
+    """Per condition of the protocol, or without attack alone, the counts of these samples, added up over draws."""
+    if protocol.validation:
+        found = _measured(state, samples, replace(protocol, gradients=False), seed).predictions
+    elif protocol.clean:
+        size = state.settings.evaluation.batch_size
+        found = {"original": measure.predict(state.model, samples.x, size, samples.lengths)[None]}
+    else:
+        return {}
+    counts = {name: [confusion(samples.y, each, len(state.classes)) for each in draws] for name, draws in found.items()}
+    return {name: sum(draws).tolist() for name, draws in counts.items()}
 
 
 def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:

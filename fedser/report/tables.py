@@ -305,16 +305,17 @@ def tests(corpus: Corpus) -> list[Table]:
 
 def _tests(name: str, shared: str, pairs: Iterable[comparisons.Pair]) -> Table:
     data, missing = comparisons.tested(pairs)
+    several = any(len(each) >= comparisons.TELLING for each in data.get("trainings", []))
     rows = []
     for row in data.to_dict("records"):
         ends, p = between(row["low"], row["high"], signed), row["bootstrap_p_holm"]
         difference = Cell(signed(row["difference"]), (ends,) if ends else (), row["difference"])
         corrected = Cell(p_text(p, row["bootstrap_p_at_most"]), value=p, kind="significant" if p < 0.05 else "")
-        single = [signed(each) for each in row["trainings"]] if len(row["trainings"]) > 1 else [MISSING]
-        trainings = [" ".join(single), _cell(row["trainings_p"], p_text)]
-        rows.append([row["shared"], row["a"], row["b"], difference, corrected, *trainings, str(row["utterances"])])
+        rows.append([row["shared"], row["a"], row["b"], difference, corrected, str(row["utterances"])])
+        if several:
+            rows[-1] += ["/".join(map(signed, row["trainings"])), _cell(row["trainings_p"], p_text)]
     notes = [f"{missing} pairs are left out: no seed of both tests the same clips, or has an utterances.csv."]
-    columns = [shared, "A", "B", "A − B", "p (Holm)", "by training", "p, trainings", "clips"]
+    columns = [shared, "A", "B", "A − B", "p (Holm)", "clips", *(["by training", "p, trainings"] * several)]
     return Table(name, *prose(name), columns, rows, data, words=3, notes=notes if missing else ())
 
 

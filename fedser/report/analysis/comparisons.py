@@ -14,6 +14,7 @@ from fedser.report.analysis.models import Corpus, Model
 
 REPEATS = 20_000  # fewer could give no p of ten speakers that is small enough to stand a correction for ten tests
 ALL_PAIRS_UP_TO = 5  # models; of more each is compared with the first only
+TELLING = 3  # trainings, from which on a t-test of their differences says anything
 WITH = {"adversarial": "without", "randomised_adversarial": "with, oblivious", "adaptive": "with, adaptive"}
 
 
