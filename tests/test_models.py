@@ -102,6 +102,9 @@ def test_a_batch_of_one_trains(build):
 def test_ren_et_als_large_networks_have_their_sizes():
     assert count(VGG16(classes=7))[0] == 14_721_351
     assert count(ResNet50(classes=7))[0] == 23_516_103
+    narrow = [kind(classes=7, width=8) for kind in (VGG16, ResNet50)]
+    assert [model(torch.zeros(2, 1, 96, 64)).shape for model in narrow] == [(2, 7)] * 2
+    assert [count(model)[0] for model in narrow] == [231_407, 375_167]
 
 
 @pytest.mark.parametrize("kind", [VGG16, ResNet50])

@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedser.config.schema import Fraction, Positive
+from fedser.config.schema import Count, Fraction, Positive
 from fedser.models.layers import channels_last
 
-STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))  # channels inside a bottleneck, and how many of them
+STAGES = ((1, 3), (2, 4), (4, 6), (8, 3))  # channels inside a bottleneck, in widths, and how many of them
 WIDER = 4  # a bottleneck puts out so many times as many
 
 
@@ -34,23 +34,23 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """A 7×7 convolution, 16 bottlenecks in four stages, global average pooling, one fully connected layer.
 
-    For 7 classes: 23,516,103 parameters.
+    `width` is the channels of the first convolution. For 7 classes and the paper's 64: 23,516,103 parameters.
     """
 
-    def __init__(self, classes: int, bn_momentum: Fraction = 0.1, bn_eps: Positive = 1e-5):
+    def __init__(self, classes: int, width: Count = 64, bn_momentum: Fraction = 0.1, bn_eps: Positive = 1e-5):
         super().__init__()
         bn = {"momentum": bn_momentum, "eps": bn_eps}
-        self.conv, self.norm = nn.Conv2d(1, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64, **bn)
-        blocks, channels = [], 64
-        for stage, (width, count) in enumerate(STAGES):
+        self.conv, self.norm = nn.Conv2d(1, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width, **bn)
+        blocks, channels = [], width
+        for stage, (times, count) in enumerate(STAGES):
             for place in range(count):
-                blocks.append(Bottleneck(channels, width, 2 if stage and not place else 1, **bn))
-                channels = WIDER * width
+                blocks.append(Bottleneck(channels, times * width, 2 if stage and not place else 1, **bn))
+                channels = WIDER * times * width
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """x [B, 1, T, F] -> the input of the last layer [B, 2048]."""
+        """x [B, 1, T, F] -> the input of the last layer [B, 32 · width]."""
         h = F.relu(self.norm(self.conv(channels_last(x))))
         return self.blocks(F.max_pool2d(h, 3, 2, padding=1)).mean(dim=(2, 3))
 

@@ -5,18 +5,18 @@ from torch import Tensor, nn
 from fedser.config.schema import Fraction, Positive
 from fedser.models.layers import ConvNorm, channels_last
 
-BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+BLOCKS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels in widths
 
 
-def convolutions(bias: bool, bn_momentum: float, bn_eps: float) -> nn.Sequential:
+def convolutions(bias: bool, bn_momentum: float, bn_eps: float, width: int = 64) -> nn.Sequential:
     """The five blocks of 3×3 convolutions, each followed by batch norm and ReLU; the last of a block is halved."""
     blocks, channels = nn.Sequential(), 1
     for widths in BLOCKS:
         layers = nn.Sequential()
-        for width in widths:
+        for times in widths:
             last = len(layers) == len(widths) - 1
-            layers.append(ConvNorm(channels, width, 3, bias, bn_momentum, bn_eps, pool=last))
-            channels = width
+            layers.append(ConvNorm(channels, times * width, 3, bias, bn_momentum, bn_eps, pool=last))
+            channels = times * width
         blocks.append(layers)
     return blocks
 

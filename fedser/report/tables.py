@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedser.evaluation import metrics, statistics
 from fedser.report.analysis import comparisons, conditions, flags
+from fedser.report.analysis import ren2020 as ren
 from fedser.report.analysis.claims import PAPER
 from fedser.report.analysis.conditions import ATTACKED, CLEAN, KINDS, PAPER_ATTACKS, attack_title, of_set, parse, title
 from fedser.report.analysis.estimates import UNKNOWN, Estimate
@@ -22,10 +23,37 @@ METHODS = ("clustered", "stratified", "closed_form")  # of intervals
 
 def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
-    made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), *matrices(corpus)]
+    made = [
+        glance(corpus),
+        counts(corpus),
+        unseen(corpus),
+        threats(corpus),
+        *table3(corpus),
+        ren2020(corpus),
+        *matrices(corpus),
+    ]
     made += [budgets(corpus), flips(corpus), speakers(corpus), class_recalls(corpus), *tests(corpus)]
     made += [checks(corpus), everything(corpus)]
     return [table for table in made if table]
+
+
+def ren2020(corpus: Corpus) -> Table:
+    """The table of Ren et al. 2020, each figure with the paper's below it."""
+    lines, data = [], []
+    places = [(network, place) for network in ren.NETWORKS for place in ren.PLACES]
+    for row in (found := ren.rows(corpus.runs)):
+        cells = [Cell(percent(row.ours.get(each)), _papers(row.paper.get(each)), row.ours.get(each)) for each in places]
+        lines.append([row.training, row.eps, *cells])
+        for side, uars in (("here", row.ours), ("paper", row.paper)):
+            named = {f"{network}/{place}": uars.get((network, place)) for network, place in places}
+            data.append({"training": row.training, "eps": row.eps, "whose": side, **named})
+    columns = ["Training", "ε", *(place.replace("/", " ") for _, place in places)]
+    groups = [("", 2), *((name, len(ren.PLACES)) for name in ren.NETWORKS.values())] if found else []
+    return Table("ren2020", *prose("ren2020"), columns, lines, pd.DataFrame(data), groups=groups, words=2)
+
+
+def _papers(uar: float | None) -> tuple[str, ...]:
+    return () if uar is None else (percent(uar),)
 
 
 def uar_cell(estimate: Estimate | None, shaded: bool = False, attack: bool = False) -> Cell:
