@@ -12,8 +12,10 @@ from runs import Made, config_of, make_run
 from fedser import report
 from fedser.errors import InputError
 from fedser.evaluation import statistics
+from fedser.report import tables
 from fedser.report.analysis import models
 from fedser.report.analysis.conditions import attack_title, in_order, parse, title
+from fedser.report.analysis.transfers import transfers
 
 MATRIX = [[8, 1, 1], [0, 5, 5], [2, 2, 16]]  # recalls 0.8, 0.5, 0.8: UAR 0.7
 CLASSES = ("a", "b", "c")
@@ -409,6 +411,26 @@ def test_sources_of_one_folder_name_are_numbered(tmp_path):
     by_hand(tmp_path, {"adversarial/transfer": worth(4)}, attacks=of("transfer", source="x/0", eps=0.05), name="last")
     found = {name.partition("@")[2]: 3 * e.uar - 2 for name, e in the_model(tmp_path).estimates.items()}
     assert found == pytest.approx({"": 0.4, "source=1": 0.3, "source=1 #2": 0.2})
+
+
+def test_whose_examples_fool_whom(tmp_path):
+    """Each of two models under examples of the other's and of a stranger's; on itself where the base was made on it."""
+    base = {"base": {"name": "pgd_strong"}, "eps": 0.05}
+    for place, (network, other) in enumerate([("cnn4", "1"), ("vgg16", "0")]):
+        config = config_of(Made(classes=CLASSES)) | {"model": {"name": network}}
+        attacks = of("transfer", source=f"x/{other}", **base) | of("pgd_strong", eps=0.05)
+        conditions = {"adversarial/transfer": worth(place + 5), "adversarial/pgd_strong": worth(place)}
+        folder = by_hand(tmp_path / str(place), conditions, config=config, attacks=attacks)
+    by_hand(folder, {"adversarial/transfer": worth(9)}, attacks=of("transfer", source="y/far", **base), name="again")
+    (corpus,) = models.corpora(report.load([tmp_path]))
+    first, second = (model.label for model in corpus.models)
+    found = {pair: 3 * uar - 2 for pair, uar in transfers(corpus.models).items()}
+    assert found == pytest.approx({
+        (second, first): 0.5, (first, second): 0.6, ("far", second): 0.9, (first, first): 0.0, (second, second): 0.1
+    })  # fmt: skip
+    made = tables.transfer(corpus)
+    assert made.columns == ["Made on", first, second]
+    assert [cell.text for cell in next(row for row in made.rows if row[0] == "far")[1:]] == ["–", "96.7"]
 
 
 def test_a_budget_that_means_nothing_tells_nothing_apart(tmp_path):

@@ -15,6 +15,7 @@ from fedser.report.analysis.conditions import ATTACKED, CLEAN, KINDS, PAPER_ATTA
 from fedser.report.analysis.estimates import UNKNOWN, Estimate
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Run
+from fedser.report.analysis.transfers import transfers
 from fedser.report.cells import MISSING, Cell, Table, between, number, p_text, percent, signed
 from fedser.report.text import SWITCHED, prose, verdict
 
@@ -23,17 +24,9 @@ METHODS = ("clustered", "stratified", "closed_form")  # of intervals
 
 def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
-    made = [
-        glance(corpus),
-        counts(corpus),
-        unseen(corpus),
-        threats(corpus),
-        *table3(corpus),
-        ren2020(corpus),
-        *matrices(corpus),
-    ]
-    made += [budgets(corpus), flips(corpus), speakers(corpus), class_recalls(corpus), *tests(corpus)]
-    made += [checks(corpus), everything(corpus)]
+    made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), ren2020(corpus)]
+    made += [*matrices(corpus), transfer(corpus), budgets(corpus), flips(corpus), speakers(corpus)]
+    made += [class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
     return [table for table in made if table]
 
 
@@ -229,6 +222,16 @@ def _matrix(corpus: Corpus, kind: str) -> Table:
     ]
     columns = ["Model", clean.capitalize(), *map(attack_title, attacks)]
     return Table(f"matrix-{kind}", *prose("matrix", kind=kind), columns, rows, records(corpus, names))
+
+
+def transfer(corpus: Corpus) -> Table:
+    """Whose examples fool whom: a source per row, a model under attack per column."""
+    found = transfers(corpus.models)
+    sources, tested = (list(dict.fromkeys(pair[place] for pair in found)) for place in (0, 1))
+    uars = {source: [found.get((source, victim)) for victim in tested] for source in sources}
+    rows = [[source, *(Cell(percent(uar), value=uar, shade=uar) for uar in uars[source])] for source in sources]
+    data = pd.DataFrame([[source, *uars[source]] for source in sources], columns=["made_on", *tested])
+    return Table("transfer", *prose("transfer"), ["Made on", *tested], rows, data)
 
 
 BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkeys(
