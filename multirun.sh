@@ -10,7 +10,7 @@
 # With experiment=ren2020 the table of Ren et al. 2020 instead: three networks, trained alone or in two adversarial ways at
 # five ε; 33 trainings, for which two cores want narrower networks (model.width=8) and fewer rounds.
 #
-#   ./multirun.sh experiment=ren2020 dataset.root=…/DEMoS
+#   ./multirun.sh experiment=ren2020 dataset.root=…/DEMoS     # EVIDENCE means nothing here
 #
 # What is done is not done again: give the same command once more after an interruption. EVIDENCE says how the finished
 # runs are evaluated again ("evaluation=full" adds AutoAttack and others, "" skips it), OUTPUT where all of it goes.
@@ -18,7 +18,8 @@ set -euo pipefail
 
 output=${OUTPUT:-outputs/table3}
 evidence=${EVIDENCE-evaluation=matrix}
-if [[ " $* " == *experiment=*ren2020* ]]; then
+if [[ " $* " == *" experiment="*ren2020* ]]; then
+    output=${OUTPUT:-outputs/ren2020}
     networks=model=cnn4,resnet50,vgg16
     fedser --multirun hydra.sweep.dir="$output" $networks defence=none "$@"
     fedser --multirun hydra.sweep.dir="$output" $networks defence=adversarial \

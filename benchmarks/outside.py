@@ -1,6 +1,6 @@
 """Attacks from outside against fedser's strongest of the same knowledge, on a finished run.
 
-    python benchmarks/outside.py RUN [--fraction 1] [--without art_apgd] [override …]
+    python benchmarks/outside.py RUN [--eps 0.05] [--fraction 1] [--without art_apgd] [override …]
 
 Those of `benchmarks/outside`: ART's PGD and Auto-PGD, and 100 steps of 20 draws through the randomisation where the run
 has one. Prints the UAR that each leaves, and by how much the best of them goes beyond fedser's best: a positive number
@@ -22,25 +22,25 @@ def measured(run: Path, knowledge: str, names: list[str], given) -> dict[str, fl
     """The UAR [%] that each of these attacks leaves the run's model, by attackers of this knowledge."""
     which = "attacks" if knowledge == "adversarial" else "adaptive"
     words = [f"evaluation.{which}=[{','.join(names)}]", *([] if which == "attacks" else ["evaluation.attacks=[]"])]
-    words += [f"evaluation.fraction={given.fraction}", "logger=none", *given.overrides]
-    before = set(run.glob("evaluations/*/evaluation.json"))
-    command = ["from fedser.__main__ import evaluate; import sys; sys.exit(evaluate())"]
-    done = subprocess.run([sys.executable, "-c", *command, str(run), "--config-dir", str(FOLDER), *words], text=True)
+    words += [f"evaluation.eps={given.eps}", f"evaluation.fraction={given.fraction}", "logger=none", *given.overrides]
+    command = [sys.executable, "-c", "from fedser.__main__ import evaluate; import sys; sys.exit(evaluate())"]
+    done = subprocess.run([*command, str(run), "--config-dir", str(FOLDER), *words], text=True)
     if done.returncode:
         sys.exit(done.returncode)
-    found = set(run.glob("evaluations/*/evaluation.json"))
-    for path in sorted(found - before or found, key=lambda path: path.stat().st_mtime, reverse=True):
-        conditions = json.loads(path.read_text())["conditions"]
-        if {f"{knowledge}/{name}" for name in names} <= conditions.keys():
-            return {name: 100 * conditions[f"{knowledge}/{name}"]["uar"] for name in names}
+    for path in run.glob("evaluations/*/evaluation.json"):
+        record = json.loads(path.read_text())
+        same = (record["evaluation"]["eps"], record["evaluation"]["fraction"]) == (given.eps, given.fraction)
+        if same and {f"{knowledge}/{name}" for name in names} <= record["conditions"].keys():
+            return {name: 100 * record["conditions"][f"{knowledge}/{name}"]["uar"] for name in names}
     sys.exit(f"{run} has no evaluation by {', '.join(names)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--fraction", type=float, default=1, help="of the test utterances")
-    parser.add_argument("--without", nargs="*", default=[], help="attacks to leave out")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the test utterances")
+    parser.add_argument("--eps", type=float, default=0.05, help="of all attacks, σ")
+    parser.add_argument("--without", action="append", default=[], help="an attack to leave out")
     parser.add_argument("overrides", nargs="*", help="of fedser-evaluate, e.g. simulation=serial")
     given = parser.parse_intermixed_args()
     randomised = "randomised" in json.loads((given.run / "evaluation.json").read_text())["conditions"]
@@ -49,6 +49,8 @@ def main() -> None:
         uars = measured(given.run, knowledge, [name for side in sides for name in side], given)
         for name, uar in uars.items():
             print(f"{knowledge + '/' + name:28}{uar:6.1f}")
+        if not all(sides):
+            continue
         ours, theirs = (min(side, key=uars.get) for side in sides)
         print(f"{knowledge}: {theirs} goes {uars[ours] - uars[theirs]:+.1f} points beyond {ours}\n")
 

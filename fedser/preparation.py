@@ -217,7 +217,7 @@ def _check_splits(splits: list[ClientSplit], settings: Settings) -> None:
             "leaves none."
         )
     if settings.evaluation.validation and not any(len(split.validation) for split in splits):
-        raise InputError("evaluation.validation=true: nobody has validation utterances, set partition.validation=0.1.")
+        raise InputError("evaluation.validation=true, but this split leaves no validation utterances.")
     if all(split.seen for split in splits):
         return
     chosen = settings.features.normalisation

@@ -166,7 +166,7 @@ ADAPTIVE = {
 }
 
 
-@pytest.mark.parametrize(("labels", "status"), [("true", "raised"), ("predicted", "clear")])
+@pytest.mark.parametrize(("labels", "status"), [("true", "raised"), (True, "raised"), ("predicted", "clear")])
 def test_away_from_true_labels_a_huge_change_leaves_nothing_and_from_others_chance(labels, status):
     one = attack("pgd", steps=5, labels=labels)
     found = flags(record({"adversarial/pgd": 0.4, "adversarial/pgd@eps=1": 0.1}, [one, vary(one, eps=1)]))

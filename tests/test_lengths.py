@@ -210,6 +210,35 @@ def test_so_are_those_that_draw_for_all_of_them_at_once(attacks, name):
     assert (after < before).all()
 
 
+class Tagged(Averaging):
+    """Knows each clip by the number in its first cell, which no logit depends on, and its real frames by that."""
+
+    def forward(self, x, lengths):
+        assert torch.equal(lengths, LENGTHS[x[:, 0, 0, 0].round().long()])
+        return super().forward(torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, 1:]], dim=2), lengths)
+
+
+class Unmoved(nn.Module):
+    """A randomisation that changes nothing, but that an attacker cannot know."""
+
+    def forward(self, x, lengths=None, draws=None):
+        return x if lengths is None else (x, lengths)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["oblivious", "adaptive"])
+@pytest.mark.parametrize("name", ["deepfool", "cw", "square", "apgd", "apgd_t", "eot_margin"])
+def test_each_clip_keeps_its_own_length_however_the_method_takes_clips_out(attacks, name, known, monkeypatch):
+    attack = attacks["autoattack"].members[name] if name == "apgd_t" else attacks[name]
+    monkeypatch.setattr(inference, "apply", lambda randomise, x, lengths, draws=None: (x, lengths))
+    (x, _), model = data(), network(kind=Tagged)
+    x[:, 0, 0, 0] = torch.arange(8.0)
+    with torch.no_grad():
+        y = model(x, LENGTHS).argmax(1)
+    y[::3] = (y[::3] + 1) % 7  # some are wrong from the start
+    made = attack(model, x, y, 3, lengths=LENGTHS, randomise=Unmoved() if known else None)
+    assert (made != x).any()
+
+
 def of_many_lengths():
     """A network, clips, labels, real frames, and a list that gets the size of each batch that the network is given."""
     torch.manual_seed(0)

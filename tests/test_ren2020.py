@@ -10,15 +10,23 @@ from fedser.report import tables
 from fedser.report.analysis import ren2020
 
 
-def run(training, eps, network="cnn4", strategy="centralised", unseen="unseen/", shift=0.0):
-    settings = {"strategy.name": strategy, "model.name": network, "defence.training.name": training, "attack.eps": eps}
+def run(training, tested, network="cnn4", strategy="centralised", unseen="unseen/", shift=0.0, **inner):
+    fgsm = {"name": "fgsm", "eps": tested}
+    settings = {"strategy.name": strategy, "model.name": network, "defence.training.name": training, "attack": fgsm}
+    settings["defence.training.attack"] = None if training is None else fgsm | inner
     uars = {"validation/original": 0.8, "original": 0.7, "validation/adversarial/fgsm": 0.6, "adversarial/fgsm": 0.5}
     summary = {f"uar/{unseen}{name}": uar + shift for name, uar in uars.items()} | {"uar/original": 0.1}
     return SimpleNamespace(setting=settings.get, summary=summary if unseen else summary | {"uar/original": 0.7 + shift})
 
 
+def of(*runs):
+    """A model of these seeds."""
+    return SimpleNamespace(runs=runs)
+
+
 def test_runs_are_where_the_paper_has_them():
-    found = ren2020.rows([run(None, 0.05), run("similarity", 0.02), run("similarity", 0.02, shift=0.1)])
+    two = of(run("similarity", 0.02), run("similarity", 0.02, shift=0.1))
+    found = ren2020.rows([of(run(None, 0.05)), two, of(run("similarity", 0.02, shift=0.2))])
     assert [(row.training, row.eps) for row in found[:2]] == [("single", "0.00"), ("vanilla", "0.02")]
     assert len(found) == 11  # one, and twice five
     lines = {(row.training, row.eps): row for row in found}
@@ -32,14 +40,16 @@ def test_runs_are_where_the_paper_has_them():
 
 def test_known_speakers_stand_in_where_nobody_is_held_out_and_others_runs_are_left_out():
     others = [run("similarity", 0.02, "statcnn"), run("similarity", 0.02, strategy="fedavg"), run("madry", 0.02)]
-    assert ren2020.rows(others) == [] == ren2020.rows([run(None, 0.05)])
-    (row,) = [row for row in ren2020.rows([run("similarity", 0.03, unseen=""), *others]) if row.ours]
-    assert (row.training, row.eps, row.paper) == ("similarity", "0.03", {})
+    others += [run("similarity", 0.02, name="pgd_strong"), run("similarity", None), run("similarity", 0.02, eps=0.1)]
+    others = [of(each) for each in others]
+    assert ren2020.rows(others) == [] == ren2020.rows([of(run(None, 0.05))])
+    (row,) = [row for row in ren2020.rows([of(run("similarity", 0.005, unseen="")), *others]) if row.ours]
+    assert (row.training, row.eps, row.paper) == ("similarity", "0.005", {})
     assert row.ours["cnn4", "test/real"] == 0.7
 
 
 def test_the_table_has_ours_above_the_papers():
-    made = tables.ren2020(SimpleNamespace(runs=[run("adversarial_ren", 0.1, "resnet50")]))
+    made = tables.ren2020(SimpleNamespace(models=[of(run("adversarial_ren", 0.1, "resnet50"))]))
     assert [name for name, _ in made.groups] == ["", "CNN-4", "ResNet-50", "VGG-16"]
     (row,) = [row for row in made.rows if row[:2] == ["vanilla", "0.10"]]
     assert [cell.plain() for cell in row[6:10]] == [

@@ -340,7 +340,9 @@ def test_paired_tests_use_the_clips_that_both_have(corpus):
     assert row["difference"] == pytest.approx(first.uar - second.uar)  # as Table 3 has it
     assert np.mean(row["trainings"]) == pytest.approx(row["difference"], abs=1e-5)
     assert len(row["trainings"]) == len(first.measures)
-    assert row["trainings_p"] == pytest.approx(statistics.t_test(row["trainings"]).p, nan_ok=True, rel=0.01)
+    enough = len(row["trainings"]) >= comparisons.TELLING
+    wanted = statistics.t_test(row["trainings"]).p if enough else math.nan
+    assert row["trainings_p"] == pytest.approx(wanted, nan_ok=True, rel=0.01)
     assert row["z"] * row["difference"] > 0 and 0 <= row["z_p"] <= 1
     family = data[data["shared"] == "original"]
     assert family["mcnemar_p_holm"].tolist() == pytest.approx(statistics.holm(family["mcnemar_p"]).tolist())

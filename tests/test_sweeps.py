@@ -171,7 +171,7 @@ def test_a_defence_can_be_chosen_on_validation_utterances(small, tmp_path):
     }
     with pytest.raises(InputError, match="no such metric"):
         validate(compose([*SMALL, *words, f"optimized_metric={metric}"]))
-    with pytest.raises(InputError, match="nobody has validation utterances"):
+    with pytest.raises(InputError, match="leaves no validation utterances"):
         small("evaluation.validation=true", folder=tmp_path / "none")
 
 

@@ -6,6 +6,7 @@ the attack by which others broke the randomisation further than `eot_pgd` does, 
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,10 +14,13 @@ from fedser.attacks.adversary import each_draw
 
 
 class ART:
-    """One of `art.attacks.evasion`, by its name; x [B, ...] in [0, 1] and labels [B] → x_adv."""
+    """One of `art.attacks.evasion`, by its name; x [B, ...] in [0, 1] and labels [B] → x_adv. ART draws from NumPy's
+    global generator."""
 
-    def __init__(self, model: nn.Module, n_classes: int, attack: str, eps: float, step: float = 0.25, **options):
-        self.model, self.classes, self.attack = model, n_classes, attack
+    def __init__(
+        self, model: nn.Module, n_classes: int, seed: int, attack: str, eps: float, step: float = 0.25, **options
+    ):
+        self.model, self.classes, self.seed, self.attack = model, n_classes, seed, attack
         self.options = options | {"eps": eps, "eps_step": step * eps, "norm": math.inf, "verbose": False}
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -28,7 +32,12 @@ class ART:
             self.model, nn.CrossEntropyLoss(), shape, self.classes, clip_values=(0.0, 1.0), device_type=where
         )
         attack = getattr(evasion, self.attack)(estimator, batch_size=len(x), **self.options)
-        return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
+        before = np.random.get_state()
+        np.random.seed(self.seed)
+        try:
+            return torch.from_numpy(attack.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
+        finally:
+            np.random.set_state(before)
 
 
 class Tanh:

@@ -18,7 +18,6 @@ from fedser.config.settings import Settings
 from fedser.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
-# Metrics that are not of test utterances.
 
 
 def validate(config: DictConfig | dict) -> Settings:

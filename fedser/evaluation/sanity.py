@@ -17,7 +17,7 @@ from fedser.config.protocol import KINDS
 from fedser.evaluation import metrics, statistics
 
 POINT = 0.01  # of UAR
-HUGE = 10  # times an attack's own ε
+HUGE = 20  # times an attack's own ε: at 1 σ a clip may be changed into another
 ROUNDING = 1e-4  # σ: of cells mapped into an attack's box and back (`Adversary` itself checks to the bit of it)
 VANISHED = 0.01  # of utterances without a gradient
 FEW = 2  # clips that are no evidence
@@ -121,7 +121,7 @@ class Figures:
 
     def floor(self, name: str) -> float:
         """What an attack of any size leaves: chance, or nothing where true labels tell it what to lead away from."""
-        return 0.0 if self.attacks[name].get("labels") == "true" else self.chance
+        return 0.0 if self.attacks[name].get("labels") in ("true", True) else self.chance
 
     def beats(self, level: float, name: str) -> bool:
         """Whether a condition's UAR lies above the level with its whole interval."""

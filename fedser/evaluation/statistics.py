@@ -14,7 +14,7 @@ import functools
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import copysign, inf, nan, prod, sqrt
+from math import inf, nan, prod, sqrt
 from numbers import Integral
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtr, ndtri, stdtr, stdtrit  # scipy.stats would take a second to import
 
 from fedser.errors import InputError
+
+SAME = 1e-9  # UARs nearer than this differ by rounding
 
 
 @dataclass(frozen=True)
@@ -247,12 +249,13 @@ def t_test(differences: Iterable[float]) -> TTest:
     """Is the mean difference of two models 0, over trainings? Student's t-test of the differences [n], one per seed.
 
     It answers for other trainings like these on the same speakers, where `paired_bootstrap` answers for other speakers
-    and takes the trained models as given. Equal differences leave no doubt (p 0), zeros throughout no difference (p 1).
+    and takes the trained models as given. Differences that are all the same, as coarse test sets can make them, tell
+    nothing of how they spread: NaN, but p 1 where all are 0.
     """
     mean, sd, n = aggregate(differences)
-    if n < 2:
+    if n < 2 or (sd < SAME <= abs(mean)):
         return TTest(nan, nan)
-    t = mean / (sd / sqrt(n)) if sd else (copysign(inf, mean) if mean else 0.0)
+    t = mean / (sd / sqrt(n)) if sd >= SAME else 0.0
     return TTest(float(t), float(2 * stdtr(n - 1, -abs(t))))
 
 

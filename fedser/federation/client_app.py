@@ -290,8 +290,11 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     seed = derive(settings.seed, "evaluate", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
         measured = _measured(state, samples, protocol, seed)
-        known = state.samples(data, data.rows("validation"), normalise) if protocol.part == "test" else samples[:0]
-        validation = _validation(state, known, protocol, derive(seed, "validation"))
+        validation = {}
+        if protocol.part == "test" and (protocol.clean or protocol.validation):
+            fraction = protocol.fraction if protocol.validation else 1.0
+            known = state.samples(data, data.rows("validation", fraction, settings.seed), normalise)
+            validation = _validation(state, known, protocol, derive(seed, "validation"))
     reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": validation}
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == config.get("shown", 0) and len(rows):
@@ -309,11 +312,9 @@ def _validation(state: ClientState, samples: Samples, protocol: Protocol, seed: 
     """Per condition of the protocol, or without attack alone, the counts of these samples, added up over draws."""
     if protocol.validation:
         found = _measured(state, samples, replace(protocol, gradients=False), seed).predictions
-    elif protocol.clean:
+    else:
         size = state.settings.evaluation.batch_size
         found = {"original": measure.predict(state.model, samples.x, size, samples.lengths)[None]}
-    else:
-        return {}
     counts = {name: [confusion(samples.y, each, len(state.classes)) for each in draws] for name, draws in found.items()}
     return {name: sum(draws).tolist() for name, draws in counts.items()}
 

@@ -34,7 +34,7 @@ def ren2020(corpus: Corpus) -> Table:
     """The table of Ren et al. 2020, each figure with the paper's below it."""
     lines, data = [], []
     places = [(network, place) for network in ren.NETWORKS for place in ren.PLACES]
-    for row in (found := ren.rows(corpus.runs)):
+    for row in (found := ren.rows(corpus.models)):
         cells = [Cell(percent(row.ours.get(each)), _papers(row.paper.get(each)), row.ours.get(each)) for each in places]
         lines.append([row.training, row.eps, *cells])
         for side, uars in (("here", row.ours), ("paper", row.paper)):

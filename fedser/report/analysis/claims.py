@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from fedser.report.analysis.comparisons import TELLING, Pair, holm, test
+from fedser.report.analysis.comparisons import Pair, holm, test
 from fedser.report.analysis.conditions import PAPER_ATTACKS, attack_title
 from fedser.report.analysis.models import Corpus, Model
 
@@ -88,8 +88,7 @@ def _findings(tested: Sequence[tuple[Asked, dict]], chance: float) -> Iterable[F
         interval = (result["difference"], result["low"], result["high"])
         learnt = all(_learnt(model, chance) for model, _ in asked.sides)
         verdict = _verdict(asked.more, p, *interval) if learnt else "undecided"
-        over = result["trainings_p"] if len(result["trainings"]) >= TELLING else nan
-        yield Finding(verdict, asked.words, *interval, asked.paper, over)
+        yield Finding(verdict, asked.words, *interval, asked.paper, result["trainings_p"])
 
 
 def _learnt(model: Model, chance: float) -> bool:

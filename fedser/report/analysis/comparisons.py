@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
+from math import nan
 from typing import NamedTuple
 
 import numpy as np
@@ -120,7 +121,7 @@ def test(pair: Pair) -> dict | None:
         "only_a": mcnemar.b,
         "only_b": mcnemar.c,
         "trainings": trainings.round(6).tolist(),
-        "trainings_p": statistics.t_test(trainings).p,
+        "trainings_p": statistics.t_test(trainings).p if len(trainings) >= TELLING else nan,
         "z": float(np.copysign(z.z, over[0] - over[1])),
         "z_p": min(1.0, 2 * z.p),  # one-tailed in the paper; which way is not known before one has looked
         "utterances": len(clips),

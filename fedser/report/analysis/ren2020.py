@@ -7,6 +7,7 @@ from importlib.resources import files
 from statistics import fmean
 from typing import NamedTuple
 
+from fedser.report.analysis.models import Model
 from fedser.report.analysis.runs import Run
 
 PAPER = json.loads((files("fedser.report") / "ren2020.json").read_text(encoding="utf-8"))
@@ -26,37 +27,50 @@ class Row(NamedTuple):
     paper: Mapping[tuple[str, str], float]
 
 
-def rows(runs: Iterable[Run]) -> list[Row]:
-    """The paper's lines and others that the runs have, in its order; nothing where nobody trained as they did."""
-    found: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}
-    for run in runs:
-        training = _training(run)
-        for (network, place), uar in _figures(run).items() if training else ():
-            eps = 0.0 if training == "single" else run.setting("attack.eps")
+def rows(models: Iterable[Model]) -> list[Row]:
+    """The paper's lines and others that the models have, in its order; nothing where nobody trained as they did.
+
+    Means over a model's seeds. Of models that have the same place, of other widths or rounds say, the first one counts.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for model in models:
+        training, eps = _line(model.runs[0])
+        for (network, place), uar in _figures(model.runs).items() if training else ():
             if training != "single" or place.endswith("real"):
-                found.setdefault((training, f"{eps:.2f}"), {}).setdefault((network, place), []).append(uar)
+                found.setdefault((training, eps), {}).setdefault((network, place), uar)
     if not any(training != "single" for training, _ in found):
         return []
     every = {(name, eps) for name in TRAINING.values() for eps in PAPER[name]} | set(found)
     order = list(TRAINING.values())
-    return [
-        Row(*key, {place: fmean(uars) for place, uars in found.get(key, {}).items()}, _paper(*key))
-        for key in sorted(every, key=lambda key: (order.index(key[0]), float(key[1])))
-    ]
+    key = lambda line: (order.index(line[0]), float(line[1]))  # noqa: E731
+    return [Row(*line, found.get(line, {}), _paper(*line)) for line in sorted(every, key=key)]
 
 
-def _training(run: Run) -> str | None:
-    """What the paper calls the run's training; None where it is none of theirs."""
+def _line(run: Run) -> tuple[str | None, str]:
+    """What the paper calls the run's training, None where it is none of theirs, and its ε.
+
+    Theirs are without federation, of one of their networks, trained against FGSM and tested under it at the same ε.
+    """
+    attack, inner = run.setting("attack") or {}, run.setting("defence.training.attack") or {}
+    training = TRAINING.get(run.setting("defence.training.name"))
     if run.setting("strategy.name") != "centralised" or run.setting("model.name") not in NETWORKS:
-        return None
-    return TRAINING.get(run.setting("defence.training.name"))
+        return None, ""
+    if training == "single":
+        return training, "0.00"
+    theirs = attack.get("name") == inner.get("name") == "fgsm" and attack.get("eps") == inner.get("eps") is not None
+    eps = attack.get("eps") if theirs else 0
+    return (training, f"{eps:.2f}" if round(eps, 2) == eps else f"{eps:g}") if theirs else (None, "")
 
 
-def _figures(run: Run) -> dict[tuple[str, str], float]:
+def _figures(runs: Iterable[Run]) -> dict[tuple[str, str], float]:
     """By network and place: of the speakers that nobody trains on where there are any, else of all."""
-    network, seen = run.setting("model.name"), run.summary
-    uars = {place: seen.get(f"uar/unseen/{key}", seen.get(f"uar/{key}")) for place, key in PLACES.items()}
-    return {(network, place): uar for place, uar in uars.items() if uar is not None}
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for place, key in PLACES.items():
+            uar = run.summary.get(f"uar/unseen/{key}", run.summary.get(f"uar/{key}"))
+            if uar is not None:
+                found.setdefault((run.setting("model.name"), place), []).append(uar)
+    return {place: fmean(uars) for place, uars in found.items()}
 
 
 def _paper(training: str, eps: str) -> dict[tuple[str, str], float]:

@@ -14,21 +14,28 @@ def transfers(models: Sequence[Model]) -> dict[tuple[str, str], float]:
     """(whose examples, who is tested) → UAR, a fraction, as a mean over runs; with themselves under the same attack.
 
     Runs are known by their folders' names, and called as their models are; a source that is not among them by its own.
+    All are of one attack and budget, the one that was transferred first.
     """
     labels = {run.folder.name: model.label for model in models for run in model.runs}
     found: dict[tuple[str, str], list[float]] = {}
-    bases: dict[str, set[str]] = {}
+    same = None
     for model, evaluation in ((one, each) for one in models for run in one.runs for each in run.evaluations):
         for variant, attack in evaluation.attacks.items():
             source, condition = attack.settings.get("source"), evaluation.conditions.get(f"adversarial/{variant}")
-            if source and condition:
+            made = ((attack.settings.get("base") or {}).get("name"), attack.eps)
+            same = same or (made if source and condition else None)
+            if source and condition and made == same:
                 name = Path(str(source)).name
-                found.setdefault((labels.get(name, name), model.label), []).append(uar(np.asarray(condition["matrix"])))
-                bases.setdefault(model.label, set()).add(str((attack.settings.get("base") or {}).get("name")))
+                pair = (labels.get(name, name), model.label)
+                found.setdefault(pair, []).append(uar(np.asarray(condition["matrix"])))
+    victims = {victim for _, victim in found}
+    own = {(model.label,) * 2: _itself(model, *same) for model in models if model.label in victims}
     crossed = {pair: fmean(uars) for pair, uars in found.items()}
-    return crossed | {
-        (model.label, model.label): own.uar
-        for model in models
-        for base in bases.get(model.label, ())
-        if (own := model.estimates.get(f"adversarial/{base}"))
-    }
+    return {pair: uar for pair, uar in own.items() if uar is not None} | crossed
+
+
+def _itself(model: Model, attack: str, eps: float | None) -> float | None:
+    """The UAR that the attack leaves of the model itself; None where it was not tested with this budget."""
+    estimate = model.estimates.get(f"adversarial/{attack}")
+    settings = [measure.evaluation.attack(measure.variant) for measure in estimate.measures] if estimate else []
+    return estimate.uar if settings and all(each.eps == eps for each in settings) else None
