@@ -23,6 +23,7 @@ ALWAYS = ["attack=none", "defence=none", "partition.validation=0.2", "simulation
 VARIANTS = {  # what is changed: words, and by how much a round is longer than one of the defaults
     "the defaults": ([], 1),
     "every client in each round": (["strategy.fraction_train=1.0"], 1 / SHARE),
+    "batches of eight": (["client.batch_size=8"], 1),
     "Adam's moments reset": (["client.optimizer_state=reset"], 1),
     "batch norm averaged": (["batch_norm=aggregate"], 1),
     "batch norm recomputed": (["batch_norm=recompute"], 1),
