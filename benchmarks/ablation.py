@@ -9,6 +9,7 @@ in the mean, and draws the curves with `--plot`. A run that is there in `--outpu
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,8 @@ def run(variant: str, seed: int, given) -> dict[int, float]:
     """UAR on validation utterances by how many of the defaults' rounds the training is as long as."""
     words, longer = VARIANTS[variant]
     rounds = max(1, round(given.rounds / longer))
-    folder = given.output / f"{given.corpus}-{variant.replace(' ', '-')}-{given.rounds}-seed{seed}"
+    named = re.sub(r"[^\w.]+", "-", variant)  # an apostrophe would have to be quoted on the command line
+    folder = given.output / f"{given.corpus}-{named}-{given.rounds}-seed{seed}"
     root = [f"dataset.root={given.root}"] if given.root else []
     often = [f"rounds={rounds}", f"evaluation.every={max(1, rounds // POINTS)}", f"seed={seed}"]
     words = [f"dataset={given.corpus}", *root, *ALWAYS, *words, *often, f"hydra.run.dir={folder}"]
