@@ -74,7 +74,8 @@ def plot(curves: dict[str, list[dict]], path: Path, corpus: str) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, (name, of) in enumerate(curves.items()):
         mean = np.mean([list(curve.values()) for curve in of], axis=0)
-        style = {"color": "black", "linewidth": 2.5} if not number else {"linewidth": 1.2}
+        own = {"color": plt.get_cmap("tab20")(number % 20), "linewidth": 1.4}
+        style = {"color": "black", "linewidth": 2.5} if not number else own
         axes.plot(list(of[0]), mean, label=f"{name} ({mean[-1]:.0f})", **style)
     axes.set(xlabel="rounds of the defaults, or as much work", ylabel="UAR on validation utterances [%]", title=corpus)
     axes.grid(alpha=0.3)
