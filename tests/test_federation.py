@@ -227,7 +227,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         "metrics.num-examples": 1, "metrics.loss": 1, "metrics.count": 1,
         "metrics.total": 64, "metrics.squares": 64, "config.name": 1,
         "config.answer.counts.original": 49, "config.answer.counts.adversarial/fgsm": 49,
-        "config.answer.utterances": 1, "config.answer.validation": 49,
+        "config.answer.utterances": 1, "config.answer.validation.original": 49,
         # How far each of the client's test utterances was moved: no features, no labels, no names.
         **{f"config.answer.examples.fgsm.{measure}": most for measure in ("linf", "l2", "rms", "snr")},
         "config.answer.examples.fgsm.seconds": 1,
