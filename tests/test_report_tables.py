@@ -20,7 +20,7 @@ from fedser.evaluation import statistics
 from fedser.report import charts, overview, tables, text
 from fedser.report.analysis import claims, comparisons, flags, models
 from fedser.report.analysis.conditions import attack_title
-from fedser.report.cells import LONG, MISSING, Cell, Table, between, number, percent, signed
+from fedser.report.cells import LONG, MISSING, Cell, Table, between, number, p_text, percent, signed
 from fedser.report.charts import build, drawn, pictures, plots
 from fedser.report.output import escape, latex, markdown
 
@@ -346,6 +346,17 @@ def test_paired_tests_use_the_clips_that_both_have(corpus):
     assert row["z"] * row["difference"] > 0 and 0 <= row["z_p"] <= 1
     family = data[data["shared"] == "original"]
     assert family["mcnemar_p_holm"].tolist() == pytest.approx(statistics.holm(family["mcnemar_p"]).tolist())
+
+
+def test_with_trainings_enough_each_one_and_their_t_test_are_told(corpus, tmp_path, monkeypatch):
+    assert "p, trainings" not in tables.tests(corpus)[0].columns  # two seeds
+    monkeypatch.setattr(comparisons, "TELLING", 2)
+    made = tables.tests(corpus)[0]
+    assert list(made.columns[-2:]) == ["by training", "p, trainings"]
+    for row, told in zip(made.data.to_dict("records"), rows_of(made), strict=True):
+        assert told[-2:] == ["/".join(map(signed, row["trainings"])), p_text(row["trainings_p"])]
+    told = words_of(report.write(corpus.runs, tmp_path / "page")[0], "claims")
+    assert told.count("p over trainings") == sum(len(claim.findings) for claim in claims.claims(corpus))
 
 
 def test_a_model_does_not_differ_from_itself_where_a_seed_is_missing(corpus):

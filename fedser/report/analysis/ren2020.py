@@ -41,9 +41,8 @@ def rows(models: Iterable[Model]) -> list[Row]:
     if not any(training != "single" for training, _ in found):
         return []
     every = {(name, eps) for name in TRAINING.values() for eps in PAPER[name]} | set(found)
-    order = list(TRAINING.values())
-    key = lambda line: (order.index(line[0]), float(line[1]))  # noqa: E731
-    return [Row(*line, found.get(line, {}), _paper(*line)) for line in sorted(every, key=key)]
+    lines = sorted(every, key=lambda line: (list(TRAINING.values()).index(line[0]), float(line[1])))
+    return [Row(*line, found.get(line, {}), _paper(*line)) for line in lines]
 
 
 def _line(run: Run) -> tuple[str | None, str]:
