@@ -18,7 +18,8 @@ set -euo pipefail
 
 output=${OUTPUT:-outputs/table3}
 evidence=${EVIDENCE-evaluation=matrix}
-if [[ " $* " == *" experiment="*ren2020* ]]; then
+for word in "$@"; do
+    [[ $word == experiment=*ren2020* ]] || continue
     output=${OUTPUT:-outputs/ren2020}
     networks=model=cnn4,resnet50,vgg16
     fedser --multirun hydra.sweep.dir="$output" $networks defence=none "$@"
@@ -26,7 +27,7 @@ if [[ " $* " == *" experiment="*ren2020* ]]; then
         defence/training=adversarial_ren,similarity attack.eps=0.02,0.04,0.06,0.08,0.1 "$@"
     fedser-report "$output" --output "$output/report"
     exit
-fi
+done
 
 attacks='evaluation.attacks=[fgsm,pgd,deepfool]'
 fedser --multirun hydra.sweep.dir="$output" "$attacks" attack=none defence=randomise "$@"

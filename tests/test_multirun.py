@@ -1,5 +1,6 @@
 """The paper in one command: four models, evaluated, then evaluated again under more attacks, then the report."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 from conftest import SMALL
+
+from fedser import compose
+from fedser.config.validation import validate
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,3 +53,31 @@ def test_a_mistake_stops_it_at_once(tmp_path):
     assert done.returncode == 2
     assert "did you mean model=cnn4?" in done.stderr
     assert not (tmp_path / "out" / "report").exists()
+
+
+def test_ren_et_als_table_is_33_trainings_that_can_be_composed(tmp_path):
+    """The commands alone: 33 real trainings take hours. What they train is in `test_config` and `test_objectives`."""
+    log, programs = tmp_path / "commands", tmp_path / "bin"
+    programs.mkdir()
+    for name in ("fedser", "fedser-report", "fedser-evaluate"):
+        (programs / name).write_text(f'#!/bin/sh\nprintf "%s\\t" {name} "$@" >> {log}; echo >> {log}\n')
+        (programs / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OUTPUT": "out", "EVIDENCE": ""}
+    script = ["bash", str(ROOT / "multirun.sh"), "dataset.root=."]
+    assert subprocess.run([*script, "experiment=ren2020"], cwd=tmp_path, env=environment).returncode == 0
+    *sweeps, report = (line.split("\t")[:-1] for line in log.read_text().splitlines())
+    assert report == ["fedser-report", "out", "--output", "out/report"] and len(sweeps) == 2
+    jobs = []
+    assert all(sweep[1] == "--multirun" for sweep in sweeps)
+    for _, _, *words in sweeps:
+        choices = [
+            [f"{key}={each}" for each in values.split(",")] for key, _, values in (w.partition("=") for w in words)
+        ]
+        jobs += itertools.product(*choices)
+    assert len(jobs) == 33
+    for job in (jobs[0], jobs[2], jobs[3], jobs[-1]):
+        validate(compose([word for word in job if not word.startswith("hydra.")]))
+
+    log.unlink()
+    assert subprocess.run([*script, "experiment=v03", "+x=ren2020"], cwd=tmp_path, env=environment).returncode == 0
+    assert "cnn4,resnet50" not in log.read_text()  # a folder or another key of that name is not the experiment
