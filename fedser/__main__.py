@@ -48,12 +48,20 @@ def _leave(program: str, command: Callable[[], int]) -> NoReturn:
             print(f"{program} {__version__}")
             code = 0
         else:
-            code = command()
+            code = _code_of(command)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         code = BROKEN_PIPE
     sys.exit(code)
+
+
+def _code_of(command: Callable[[], int]) -> int:
+    """The command's exit code, also where argparse leaves by itself (--help, a wrong option)."""
+    try:
+        return command()
+    except SystemExit as leaving:
+        return leaving.code
 
 
 class Failure(float):
@@ -100,8 +108,10 @@ def job(config) -> float | None:
 
         return sweeps.figure(config, run(settings, folder).metrics)
     except (Interrupted, KeyboardInterrupt) as error:
-        Failure(str(error) or "Interrupted before the first round; the same command starts again.", 130)
-        raise KeyboardInterrupt from error  # ends a sweep too
+        failure = Failure(str(error) or "Interrupted before the first round; the same command starts again.", 130)
+        if os.getpid() == _starter:
+            raise KeyboardInterrupt from error  # ends a sweep too
+        return failure  # a launcher would make a traceback of it; whoever pressed Ctrl-C interrupted the starter too
     except FedserError as error:
         return Failure(f"{name}{error}", error.exit_code)
     except Exception as error:
