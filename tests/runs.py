@@ -86,12 +86,15 @@ class Made:
         """The expected fraction of correct clips."""
         clean = CLEAN[self.model] + 0.01 * self.seed
         kind, _, attack = condition.partition("/")
-        attack, _, varied = attack.partition("@eps=")
+        attack, _, varied = attack.partition("@")
+        key, _, value = varied.partition("=")
         if not attack:
             return clean - (0.01 if kind == "randomised" else 0)
         under = UNDER[attack][self.column]
-        if varied:
-            under = clean * (under / clean) ** (float(varied) / 0.05)
+        if key == "eps":
+            under = clean * (under / clean) ** (float(value) / 0.05)
+        elif key:
+            under = under / 2
         if kind == "adversarial":
             return under
         if attack in SIZE and kind == "randomised_adversarial":
@@ -137,10 +140,10 @@ def measured(run: Made, condition: str, draws: int, kept: np.ndarray) -> tuple[d
 
 def settings_of(attack: str) -> dict:
     """As the attack's file in conf/attack, so far as a report reads it."""
-    name, _, varied = attack.partition("@eps=")
-    eps = float(varied) if varied else EPS.get(name)
-    return {"name": name, "eps": eps, "labels": "predicted" if name in PAPER else "true",
-            "norm": "L2" if name in SIZE else "Linf"}  # fmt: skip
+    name, _, varied = attack.partition("@")
+    key, _, value = varied.partition("=")
+    return {"name": name, "eps": EPS.get(name), "labels": "predicted" if name in PAPER else "true",
+            "norm": "L2" if name in SIZE else "Linf", **({key: float(value)} if key else {})}  # fmt: skip
 
 
 def threat_of(attack: str) -> str:

@@ -229,7 +229,8 @@ def test_matrices_have_a_model_per_row_and_an_attack_per_column(corpus):
 
 @pytest.mark.parametrize("kind", tables.ATTACKED)
 def test_what_is_looked_at_is_the_strongest_attack_of_each_kind_that_all_models_met(corpus, kind):
-    bounded = [name for name in corpus.attacks(kind) if name not in ("deepfool", "cw")]
+    tested = [name.removeprefix(f"{kind}/") for name in corpus.conditions if name.startswith(f"{kind}/")]
+    bounded = [name for name in tested if name not in ("deepfool", "cw") and "eps=" not in name]
     met = [name for name in bounded if all(f"{kind}/{name}" in model.estimates for model in corpus.models)]
     means = {name: np.mean([m.estimates[f"{kind}/{name}"].uar for m in corpus.models]) for name in met}
     assert corpus.strongest(kind) == min(means, key=means.get)
@@ -274,6 +275,18 @@ def test_budgets_are_those_of_the_measures_that_count(tmp_path):
     )
     threats = {row[0]: row[2:] for row in rows_of(tables.threats(corpus))}
     assert threats["PGD"] == ["0.05", "26.0"]
+
+
+@pytest.mark.parametrize("varied, counts", [("decay=0.5", True), ("eps=0.1", False)])
+def test_a_model_is_judged_by_attacks_of_the_same_budget_however_varied(tmp_path, varied, counts):
+    folder, stronger = make_run(tmp_path / "run", full=False), f"apgd@{varied}"
+    names = conditions_of(["apgd", stronger], ["adversarial", "adaptive"])
+    evaluation(folder / "evaluations" / "part", Made(), "part", names, draws=3)
+    (corpus,) = models.corpora(report.load([folder]))
+    found = corpus.models[0].estimates
+    assert found[f"adaptive/{stronger}"].uar < found["adaptive/apgd"].uar
+    assert (corpus.strongest("adaptive") == stronger) is counts
+    assert (corpus.worst(corpus.models[0], "adversarial").condition.variant == stronger) is counts
 
 
 @pytest.mark.parametrize("fraction, counts", [(0.5, True), (0.25, False)])
@@ -641,12 +654,14 @@ def page(corpus, tmp_path_factory):
 
 
 def lowest(model, kind):
-    """The lowest UAR under attacks with a budget on all clips, as most runs have them, and the attack's title."""
+    """The lowest UAR under attacks on all clips with the budget that most runs have, and the attack's title."""
     found = [
-        e for name, e in model.estimates.items() if name.startswith(f"{kind}/") and "@" not in name and e.fraction == 1
+        estimate
+        for name, estimate in model.estimates.items()
+        if name.startswith(f"{kind}/") and "eps=" not in name and estimate.fraction == 1
     ]
     worst = min((e for e in found if e.condition.attack not in ("deepfool", "cw")), key=lambda e: e.uar)
-    return f"{100 * worst.uar:.1f} %", attack_title(worst.condition.attack), worst.uar
+    return f"{100 * worst.uar:.1f} %", attack_title(worst.condition.variant), worst.uar
 
 
 def test_the_verdict_leads_with_the_strongest_attack_and_says_what_deepfool_leaves(corpus, page):

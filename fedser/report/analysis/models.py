@@ -194,11 +194,12 @@ class Corpus:
         return float(condition.settings["eps"]) if "eps" in condition.settings else None
 
     def _judges(self, model: Model, kind: str) -> dict[str, Estimate]:
-        """What a model is judged by, by attack: those of this kind with a budget, as most runs have them."""
+        """What a model is judged by, by attack: those of this kind with the budget that most runs have, also with more
+        steps or otherwise varied."""
         found = {
-            e.condition.attack: e
+            e.condition.variant: e
             for e in model.estimates.values()
-            if (e.condition.kind, e.condition.varied) == (kind, "")
+            if e.condition.kind == kind and "eps" not in e.condition.settings
         }
         return {attack: e for attack, e in found.items() if e.representative and self.eps(e.condition) is not None}
 
