@@ -107,7 +107,7 @@ def _check_training(settings: Settings) -> None:
             f"client.schedule.rounds={ends}: the learning rate would be at its lowest from there on, of rounds="
             f"{settings.rounds}. Leave it out: it is the number of rounds."
         )
-    if settings.selection.name == "best" and not settings.partition.validates:
+    if settings.selection.name == "best" and not settings.partition.validated:
         raise InputError(
             "selection=best chooses by the clients' validation utterances, of which there are none: set "
             "partition.validation, e.g. partition.validation=0.2."
