@@ -52,8 +52,8 @@ class Guard(Callback):
 def check(settings: Settings, hydra: DictConfig) -> None:
     """Raises InputError where a sweeper is to optimise what there will not be; `hydra` is Hydra's own section.
 
-    Nothing stands in for a figure that is missing: jobs of one sweep, as over splits, must not be compared by figures of
-    known speakers and of unknown ones.
+    Nothing stands in for a figure that is missing: jobs of one sweep, as over splits, must not be compared by figures
+    of known speakers and of unknown ones.
     """
     wanted, there = settings.optimized_metric, settings.partition.validated
     whose = "unseen" if UNSEEN in wanted else "seen"
