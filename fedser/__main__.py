@@ -102,11 +102,11 @@ def job(config) -> float | None:
     try:
         from fedser.config import sweeps, validation
 
-        sweeps.check(config, hydra)
         settings = validation.validate(config)  # before what runs it is imported: a wrong number is refused at once
+        sweeps.check(settings, hydra)
         from fedser.experiment import run
 
-        return sweeps.figure(config, run(settings, folder).metrics)
+        return sweeps.figure(settings, run(settings, folder).metrics)
     except (Interrupted, KeyboardInterrupt) as error:
         failure = Failure(str(error) or "Interrupted before the first round; the same command starts again.", 130)
         if os.getpid() == _starter:

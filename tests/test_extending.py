@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import FIXTURES, SMALL
 
 from fedser import compose, evaluate, run
+from fedser.config import interfaces
 from fedser.config.compose import compose as composed
 from fedser.config.identity import run_name
 from fedser.config.validation import validate
@@ -27,6 +29,7 @@ KINDS = {
     "model": ["model=meannet"],
     "normalisation": ["features.normalisation=centred"],
     "partition": ["partition=groups", "partition.speakers=1"],
+    "split": ["partition/split=latest", "partition.split.gap=0.2"],
     "strategy": ["strategy=short_steps", "strategy.longest=0.5"],
 }
 
@@ -54,10 +57,21 @@ def test_they_have_an_effect(runs):
     losses = {kind: run.history[0]["train/loss"] for kind, run in runs.items()}
     assert len({losses[kind] for kind in ("attack", "objective", "augmentation", "model", "normalisation")}) == 5
     assert runs["strategy"].history[1]["train/loss"] != runs["attack"].history[1]["train/loss"]
+    tested = pd.read_csv(runs["split"].folder / "utterances.csv")["utterance"].map(lambda path: Path(path).name)
+    clips = [sorted(file.name for file in (FIXTURES / "emodb").rglob(f"{who}*.flac")) for who in ("14", "15")]
+    assert list(tested) == [name for own in clips for name in own[-4:]]  # a fifth of 21
+    assert sum(runs["split"].metrics["counts"]["train"].values()) == 2 * (21 - 4 - 4)
     assert {"14", "15"} == set(json.loads((runs["partition"].folder / "evaluation.json").read_text())["clients"])
 
 
+def test_every_kind_with_an_interface_is_here():
+    known = {name for name, value in vars(interfaces).items() if value.__class__ is type(interfaces.Attack)}
+    here = {kind.title().replace(" ", "") for kind in [*KINDS, "corpus"]}
+    assert known - {"Protocol"} == here | {"Schedule", "Averaging"}  # of these two there is no template
+
+
 def test_every_file_of_the_template_is_short_and_used():
+    told = (TEMPLATE.parent / "extending.md").read_text()
     for file in TEMPLATE.rglob("*.py"):
         yaml = [other for other in TEMPLATE.rglob("*.yaml") if f"{file.stem}." in other.read_text()]
         assert len(yaml) == 1, file
@@ -66,6 +80,7 @@ def test_every_file_of_the_template_is_short_and_used():
     used = " ".join(word for words in KINDS.values() for word in words) + " dataset=folders"
     for file in TEMPLATE.rglob("*.yaml"):
         assert file.stem in used, file
+        assert f"`{file.relative_to(TEMPLATE).as_posix()}`" in told, file
 
 
 def test_a_corpus_of_ones_own(tmp_path):
@@ -157,6 +172,17 @@ BAD = [
      "defence/training=hasty", ["has no start_round"]),
     ("partition", "double", "import numpy as np\ndef D(table, *, seed):\n    return {'a': np.arange(10), 'b': np.arange(10)}\n",
      "partition=double", ["deals an utterance twice"]),
+    ("partition/split", "late", "def D(table, *, seed):\n    return {}\n", "partition/split=late",
+     ["partition.split=late: bad_late.D does not take rows, settings", "call__(table, rows, settings, seed)"]),
+    ("partition/split", "torn", "def D(table, rows, settings, *, seed):\n    return {'a': None}\n", "partition/split=torn",
+     ["must return {client's name: training, validation, test rows}; client 'a' has not three parts"]),
+    ("partition/split", "masks", "def D(table, rows, settings, *, seed):\n"
+     "    return {name: (own % 2 > 0, own[:0], own % 2 == 0) for name, own in rows.items()}\n", "partition/split=masks",
+     ["positions in the table as whole numbers, not bool"]),
+    ("partition/split", "wild", "def D(table, rows, settings, *, seed):\n    return table['nothing']\n",
+     "partition/split=wild", ["partition.split=wild: KeyError: 'nothing'"]),
+    ("partition", "bare", "def D(table, *, seed):\n    return {'a': None}\n", "partition=bare",
+     ["must return {client's name: row positions}, positions in the table as whole numbers, not object"]),
     ("strategy", "absent", "class D:\n    def __init__(self, **more):\n        pass\n", "strategy=absent", ["has no configure_train"]),
     ("features/normalisation", "odd", "class D:\n    def __call__(self, frames):\n        return frames\n",
      "features.normalisation=odd", ["does not take", "everyone"]),

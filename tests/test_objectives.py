@@ -369,11 +369,19 @@ QUICK = ["attack=fgsm", "client.epochs=1", "evaluation.every=null"]
 TEMPLATE = Path(__file__).parent.parent / "docs" / "template"
 
 
+L2 = ["attack=pgd_strong", "attack.norm=L2", "attack.eps=2", "attack.method._target_=torchattacks.PGDL2"]
+TAKEN = r".*defence\.training\.attack\.eps .* in Linf: set defence\.training\.attack\.eps .*=0\.05\."
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["defence/training=trades", "attack=none"], r"defence\.training\.attack\.eps=null: .*eps=0\.05"),
         (["defence/training=madry", "attack=deepfool"], r"defence\.training\.attack\.eps=null"),
+        (["defence/training=madry", "attack=cw"], r"defence\.training\.attack\.eps=null: .*attack\.eps.*set its own"),
+        (["defence/training=mart", *L2], rf"attack\.eps=2 is of attack=pgd_strong, .* L2, {TAKEN}"),
+        (["defence/training=noise", *L2], rf"attack\.eps=2 is of attack=pgd_strong, .* L2, {TAKEN}"),
+        (["defence/training=trades", "attack=deepfool", "attack.eps=0.5"], rf"attack\.eps=0\.5 is .* L2, {TAKEN}"),
         (["defence/training=alp", "defence.training.attack=${attack}", "attack=none"], "attack=none is no attack"),
         (["defence/training=mart", "defence.training.attack=null"], "attack=null is no attack to train against"),
         (["defence/training=similarity", "defence.training.beta=0.7"], r"beta=0\.7 and gamma=0\.4 .* at most 1"),
@@ -388,6 +396,22 @@ def test_bad_settings(overrides, words):
     with pytest.raises(InputError, match=words) as refused:
         validate(composed(overrides))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "eps"),
+    [
+        (["defence/training=madry", *L2, "defence.training.attack.eps=0.05"], 0.05),
+        (["defence/training=madry", *L2, "defence.training.attack.eps=2"], 2),  # as large, but meant
+        (["defence/training=madry", *L2, "defence.training.attack=${attacks.pgd}"], 0.05),
+        (["defence=adversarial", *L2], 2),  # the tested attack itself
+        (["defence/training=madry", "attack=fgsm", "attack.eps=0.02"], 0.02),
+    ],
+)
+def test_a_radius_that_is_of_one_norm_trains(overrides, eps):
+    settings = validate(composed(overrides))
+    assert settings.defence.training.get("attack")["eps"] == eps
+    assert validate(settings.plain).plain == settings.plain  # as when a finished run is evaluated
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from test_split import WORDS, manifest, words  # noqa: F401, a fixture
 
+from fedser import compose, run
 from fedser.errors import RunError
 
 pytestmark = pytest.mark.ray
@@ -17,8 +19,6 @@ TRAINED = ["partition=iid", "partition.clients=5", "attack=pgd", "defence=two_st
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     from conftest import SMALL
-
-    from fedser import compose, run
 
     return run(compose([*SMALL, *TRAINED]), tmp_path_factory.mktemp("serial") / "run")
 
@@ -47,6 +47,17 @@ def test_any_number_of_actors_gives_them(callers_ray, small, serial, actors):
     result = small(*TRAINED, "simulation=cpu", f"simulation.actors={actors}")
     assert result.metrics["plan"].startswith(f"5 clients · {actors} at a time on Ray")
     same(serial, result)
+
+
+def test_speakers_held_out_are_evaluated_as_they_are_serially(callers_ray, manifest, tmp_path):  # noqa: F811
+    """Unknown to everybody: their normaliser, batch-norm layers and selection are made where they are evaluated."""
+    chosen = words(manifest, *WORDS, "reuse=false")
+    alone = run(compose(chosen), tmp_path / "serial")
+    result = run(compose([*chosen, "simulation=cpu", "simulation.actors=2"]), tmp_path / "ray")
+    assert result.metrics["plan"].startswith("6 clients, 2 of them held out · 2 at a time on Ray")
+    assert result.history[-1]["train/clients"] == 4
+    assert {"uar/unseen/original", "uar/unseen/validation/original"} <= result.metrics.keys() & result.history[0].keys()
+    same(alone, result)
 
 
 def test_failing_client_fails_the_run_with_its_name_and_traceback(callers_ray, small, tmp_path):

@@ -16,7 +16,7 @@ from conftest import HERE, SMALL
 
 from fedser import compose
 from fedser.config.validation import validate
-from fedser.errors import InputError
+from fedser.errors import InputError, RunError
 
 QUICK = [*SMALL, "defence=none", "attack=none", "rounds=1"]
 VALIDATED = [*QUICK, "partition.validation=0.25"]
@@ -122,6 +122,65 @@ def test_without_validation_nothing_is_trained(cli, tmp_path):
     done = cli(*CLIMB, *QUICK, "hydra.sweeper.values=[0.01,0.001]", **PLUGINS)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "partition.validation=0.1" in done.stderr and not (tmp_path / "swept").exists()
+
+
+HELD = [*QUICK, "partition/split=speaker", "partition.split.test=0", "partition.split.validation=1"]
+
+
+def test_who_is_held_out_may_choose_settings_by_that_name_alone(cli, tmp_path):
+    """Nobody who trains has validation utterances: the default is no figure of theirs, and nothing stands in for it."""
+    values, unseen = "hydra.sweeper.values=[0.02,0.00001]", "uar/unseen/validation/original"
+    refused = cli(*CLIMB, *HELD, values, **PLUGINS)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and not (tmp_path / "swept").exists()
+    assert f"set optimized_metric={unseen}, or partition.validation=0.1" in refused.stderr
+    done = cli(*CLIMB, *HELD, values, f"optimized_metric={unseen}", **PLUGINS)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "swept/climb.json").read_text())
+    found = summaries(tmp_path / "swept")
+    assert sorted(map(float, figures)) == sorted(summary[unseen] for summary in found) and len(found) == 3
+    assert not any("uar/validation/original" in summary for summary in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "there"),
+    [
+        ([], set()),
+        (["partition.validation=0.2"], {"seen"}),
+        (["partition/split=sentence", "partition.validation=0.2"], {"seen"}),
+        (["partition/split=column"], {"seen"}),
+        (["partition/split=column", "partition.split.validation=[]"], set()),
+        (["partition/split=speaker"], {"unseen"}),
+        (["partition/split=speaker", "partition.validation=0.2"], {"seen", "unseen"}),
+        (["partition/split=speaker", "partition.split.validation=0"], set()),
+        (["partition/split=speaker", "partition.split.validation=0", "partition.split.column=fold"], {"unseen"}),
+        (["partition.split._target_=mine.split"], {"seen", "unseen"}),  # which the split itself will show
+    ],
+)
+def test_whose_validation_utterances_there_may_be(words, there):
+    from fedser.config.settings import Settings
+    from fedser.config.validation import plain, tidy
+
+    assert Settings.of(tidy(plain(compose([*QUICK, *words])))).partition.validated == there
+
+
+def test_a_sweep_that_lacks_its_figure_is_told_what_there_is(settings, monkeypatch):
+    from omegaconf import OmegaConf
+
+    from fedser.config import sweeps
+
+    hydra = OmegaConf.create({"mode": None, "sweeper": {"_target_": "climb"}})
+    monkeypatch.setattr(sweeps, "_optimises", lambda hydra: True)
+    monkeypatch.setattr(sweeps.HydraConfig, "get", lambda: hydra)
+    found = {"uar/original": 0.5, "uar/unseen/validation/original": 0.25}
+    held_out = settings(*HELD, "optimized_metric=uar/unseen/validation/original")
+    sweeps.check(held_out, hydra)
+    assert sweeps.figure(held_out, found) == 0.25
+    with pytest.raises(RunError, match=r"no uar/validation/original: .* It has uar/unseen/validation/original\.$"):
+        sweeps.figure(settings(), found)
+    with pytest.raises(InputError, match="needs validation utterances of speakers who are held out"):
+        sweeps.check(settings("partition.validation=0.2", "optimized_metric=uar/unseen/validation/original"), hydra)
+    with pytest.raises(InputError, match="set optimized_metric=accuracy/unseen/validation/original"):
+        sweeps.check(settings(*HELD, "optimized_metric=accuracy/validation/original"), hydra)
 
 
 def test_a_job_without_validation_is_refused_where_the_sweep_is_over_it(cli, tmp_path):

@@ -81,9 +81,15 @@ class Partition(Open):
     split: _node("partition.split") = Field(default_factory=_at_random)  # runs of before had no choice
 
     @property
-    def validates(self) -> bool:
-        """Whether there are validation utterances, as far as the settings tell."""
-        return bool(self.validation or self.split.get("validation"))
+    def validated(self) -> set[str]:
+        """Whose validation utterances there may be, as far as the settings tell: "seen" clients', which train, or
+        "unseen" ones'. A split from outside shows it when it is made."""
+        if not str(self.split.get("_target_")).startswith("fedser."):
+            return {"seen", "unseen"}
+        own = self.split.get("validation")
+        held_out = isinstance(own, int | float)  # so many speakers, and not values of a column
+        unseen = {"unseen"} if held_out and (own or self.column) else set()
+        return unseen | ({"seen"} if self.validation or (own and not held_out) else set())
 
     @property
     def column(self) -> str | None:

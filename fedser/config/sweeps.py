@@ -10,7 +10,7 @@ import sys
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.settings import Settings
@@ -20,6 +20,7 @@ from fedser.errors import FedserError, InputError, RunError
 log = logging.getLogger(__name__)
 EXHAUSTIVE = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"  # makes every job, whatever the jobs return
 VALIDATION = "/validation/"  # in the name of a metric that may choose settings
+DEFAULT = "uar/validation/original"
 # A sweep over these may change which metrics there are.
 DECISIVE = ("optimized_metric", "partition", "evaluation", "attack", "attacks", "defence", "dataset", "experiment")
 
@@ -37,38 +38,60 @@ class Guard(Callback):
         except FedserError:
             return  # the jobs say so, and it may be what they change
         try:
-            check(config, config.hydra)
+            check(settings, config.hydra)
         except InputError as error:
             print(f"fedser: {error}", file=sys.stderr)
             raise SystemExit(error.exit_code) from error  # an exception would become a warning of Hydra's
         if VALIDATION not in settings.optimized_metric:
             log.warning(
                 "optimized_metric=%s is of test data, which choose the settings then: what this sweep finds says "
-                "nothing of other data (partition.validation=0.1 optimized_metric=%s does)",
-                settings.optimized_metric, "uar/validation/original",
+                "nothing of other data (%s does)", settings.optimized_metric, _advice(settings),
             )  # fmt: skip
 
 
-def check(config: DictConfig, hydra: DictConfig) -> None:
-    """Raises InputError where a sweeper is to optimise what there will not be; `hydra` is Hydra's own section."""
-    if not _optimises(hydra) or VALIDATION not in config.optimized_metric:
+def check(settings: Settings, hydra: DictConfig) -> None:
+    """Raises InputError where a sweeper is to optimise what there will not be; `hydra` is Hydra's own section.
+
+    Nothing stands in for a figure that is missing: jobs of one sweep, as over splits, must not be compared by figures
+    of known speakers and of unknown ones.
+    """
+    wanted, there = settings.optimized_metric, settings.partition.validated
+    whose = "unseen" if UNSEEN in wanted else "seen"
+    if not _optimises(hydra) or VALIDATION not in wanted or whose in there:
         return
-    unseen = UNSEEN in config.optimized_metric
-    if not (OmegaConf.select(config, "partition.split.validation") or (config.partition.validation and not unseen)):
-        advice = "partition/split=speaker partition.split.validation=0.2" if unseen else "partition.validation=0.1"
+    if whose == "unseen":
         raise InputError(
-            f"a sweeper that optimises {config.optimized_metric} needs validation utterances: set {advice}."
+            f"a sweeper that optimises {wanted} needs validation utterances of speakers who are held out: set "
+            "partition/split=speaker partition.split.validation=0.2."
         )
+    if there:
+        raise InputError(
+            f"a sweeper that optimises {wanted} needs validation utterances of clients that train, and there are only "
+            f"those of speakers who are held out: set {_advice(settings)}, or partition.validation=0.1."
+        )
+    raise InputError(f"a sweeper that optimises {wanted} needs validation utterances: set partition.validation=0.1.")
 
 
-def figure(config: DictConfig, metrics: dict) -> float | None:
+def _advice(settings: Settings) -> str:
+    """A figure of validation utterances to optimise, with what it needs."""
+    there, wanted = settings.partition.validated, settings.optimized_metric
+    wanted = wanted if VALIDATION in wanted else DEFAULT
+    if there == {"unseen"}:
+        return f"optimized_metric={wanted.replace('/', f'/{UNSEEN}', 1)}"
+    return f"{'' if there else 'partition.validation=0.1 '}optimized_metric={wanted}"
+
+
+def figure(settings: Settings, metrics: dict) -> float | None:
     """The run's `optimized_metric`; None where it has none.
 
     Raises RunError where a sweeper is to optimise it.
     """
-    value = metrics.get(config.optimized_metric)
+    value = metrics.get(settings.optimized_metric)
     if value is None and _optimises(HydraConfig.get()):
-        raise RunError(f"the run has no {config.optimized_metric}: its clients have no such utterances.")
+        has = ", ".join(name for name in metrics if VALIDATION in name) or "none of validation utterances"
+        raise RunError(
+            f"the run has no {settings.optimized_metric}: its clients have no such utterances. It has {has}."
+        )
     return value
 
 

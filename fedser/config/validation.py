@@ -31,6 +31,7 @@ def validate(config: DictConfig | dict) -> Settings:
         raise InputError(" ".join(str(error).split())) from error
     _check_grid(settings.evaluation.grid or {})
     _check_training(settings)
+    _check_training_norm(config, settings)
     protocols = Protocols.of(settings)
     _check_metric(settings.optimized_metric, protocols.final)
     # Each under the key that a user would change it by.
@@ -107,13 +108,32 @@ def _check_training(settings: Settings) -> None:
             f"client.schedule.rounds={ends}: the learning rate would be at its lowest from there on, of rounds="
             f"{settings.rounds}. Leave it out: it is the number of rounds."
         )
-    if settings.selection.name == "best" and not settings.partition.validates:
+    if settings.selection.name == "best" and not settings.partition.validated:
         raise InputError(
             "selection=best chooses by the clients' validation utterances, of which there are none: set "
             "partition.validation, e.g. partition.validation=0.2."
         )
     if settings.selection.name == "best" and settings.selection.every is None:
         raise InputError("selection.every=null: selection=best needs to know every how many rounds to look.")
+
+
+def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:
+    """Raises InputError where training would take the ε of the tested attack for one that is measured in another norm.
+
+    Only where it is taken (`${attack.eps}`): an ε that was written there is meant, and so is a finished run's.
+    """
+    training, tested = settings.defence.training, settings.attack
+    inner = training.get("attack") if training else None
+    node = OmegaConf.select(config, "defence.training.attack") if isinstance(config, DictConfig) else None
+    if not isinstance(inner, dict) or node is None or not OmegaConf.is_interpolation(node, "eps"):
+        return
+    own, other, taken = inner.get("norm"), tested.get("norm"), inner.get("eps")
+    if taken is not None and own and other and own != other:
+        raise InputError(
+            f"attack.eps={shown(taken)} is of attack={tested.name}, which is bounded in {other}, and "
+            f"{training.key}.attack.eps would take it for one in {own}: set {training.key}.attack.eps to a number of "
+            f"its own, e.g. {training.key}.attack.eps=0.05."
+        )
 
 
 def _check_metric(wanted: str, protocol: Protocol) -> None:

@@ -5,16 +5,19 @@ test rows happens afterwards (`fedser.data.split`), so that any assignment goes 
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fedser.config.components import Component
 from fedser.config.schema import Count, Positive
 from fedser.config.settings import Partition
 from fedser.data.corpora import SENTENCE
 from fedser.data.split import Rows, spread
-from fedser.errors import InputError
+from fedser.errors import FedserError, InputError
 from fedser.randomness import derive
 
 log = logging.getLogger(__name__)
@@ -42,45 +45,76 @@ def partition(table: pd.DataFrame, settings: Partition, seed: int) -> list[Clien
     `table` has the columns `client` and `label`, and what else the assignment and the split need. Raises InputError
     naming a client that is left with too few utterances.
     """
-    rows = settings.component.build(table, seed=seed)
-    _check(rows, len(table), settings.name)
-    return split(table, {name: np.asarray(own, dtype=np.int64) for name, own in rows.items()}, settings, seed)
+    rows = _returned(settings.component, table, seed=seed)
+    return split(table, _checked(rows, len(table), settings.name), settings, seed)
 
 
 def split(table: pd.DataFrame, rows: Rows, settings: Partition, seed: int) -> list[ClientSplit]:
     """The splits of clients with these rows, in the order of their names. Raises InputError as `partition` does."""
-    found = settings.split.build(table, rows, settings, seed=seed)
-    _check_parts(found, rows, settings.split.name)
-    parts = {name: (np.sort(np.asarray(part, dtype=np.int64)) for part in own) for name, own in found.items()}
-    return [ClientSplit(number, name, *parts[name]) for number, name in enumerate(sorted(parts))]
+    found = _returned(settings.split, table, rows, settings, seed=seed)
+    parts = _checked_parts(found, rows, settings.split.name)
+    return [ClientSplit(number, name, *map(np.sort, parts[name])) for number, name in enumerate(sorted(parts))]
 
 
-def _check(rows: dict[str, np.ndarray], utterances: int, name: str) -> None:
-    """Raises InputError unless a partition gives each client positions in the table, and none to two of them."""
+def _returned(component: Component, *arguments: Any, seed: int) -> Any:
+    """What a partition or split returns. Raises InputError naming it for whatever goes wrong in one from outside."""
+    try:
+        return component.build(*arguments, seed=seed)
+    except FedserError:
+        raise
+    except Exception as error:
+        raise InputError(f"{component.key}={component.name}: {type(error).__name__}: {error}") from error
+
+
+def _checked(rows: Any, utterances: int, name: str) -> Rows:
+    """What a partition returned, as arrays. Raises InputError unless each client has rows, and no row two clients."""
+    told = f"partition={name} must return {{client's name: row positions}}"
     if not isinstance(rows, dict):
-        raise InputError(f"partition={name} must return {{client's name: row positions}}, not {type(rows).__name__}.")
+        raise InputError(f"{told}, not {type(rows).__name__}.")
     if not rows:
         raise InputError("The corpus has no utterances to deal to clients.")
-    dealt = np.concatenate([np.asarray(part, dtype=np.int64) for part in rows.values()])
-    if len(np.unique(dealt)) < len(dealt) or not np.isin(dealt, np.arange(utterances)).all():
+    found = {client: _positions(own, told) for client, own in rows.items()}
+    if not _apart(found.values(), np.arange(utterances)):
         raise InputError(f"partition={name} deals an utterance twice, or one that the corpus has not.")
+    return found
 
 
-def _check_parts(parts: dict[str, tuple], rows: Rows, name: str) -> None:
-    """Raises InputError unless a split gives clients their own rows, none twice, and enough of them to be of use."""
-    if not isinstance(parts, dict) or any(len(own) != 3 for own in parts.values()):
-        raise InputError(f"partition/split={name} must return {{client's name: training, validation, test rows}}.")
-    used = np.concatenate([np.asarray(part, dtype=np.int64) for own in parts.values() for part in own])
-    if len(np.unique(used)) < len(used) or not np.isin(used, np.concatenate(list(rows.values()))).all():
+def _checked_parts(found: Any, rows: Rows, name: str) -> dict[str, list[np.ndarray]]:
+    """What a split returned, as arrays. Raises InputError unless each row has one use, and who trains is tested."""
+    told = f"partition/split={name} must return {{client's name: training, validation, test rows}}"
+    if not isinstance(found, dict):
+        raise InputError(f"{told}, not {type(found).__name__}.")
+    if wrong := [client for client, own in found.items() if not (isinstance(own, tuple | list) and len(own) == 3)]:
+        raise InputError(f"{told}; client '{wrong[0]}' has not three parts.")
+    parts = {client: [_positions(part, told) for part in own] for client, own in found.items()}
+    if not _apart([part for own in parts.values() for part in own], np.concatenate(list(rows.values()))):
         raise InputError(f"partition/split={name} uses an utterance twice, or one that no client has.")
     for client, (train, _, _) in parts.items():
         if len(train) == 1:
             raise InputError(f"partition/split={name} leaves client '{client}' one clip to train on, too few.")
     seen = [own for own in parts.values() if len(own[0])]
-    if not seen or not any(len(test) for _, _, test in seen):
+    if not any(len(test) for _, _, test in seen):
         raise InputError(
             f"partition/split={name} leaves no {'test clip of a client that trains' if seen else 'client to train'}."
         )
+    return parts
+
+
+def _positions(rows: Any, told: str) -> np.ndarray:
+    """Positions in the table. Raises InputError, `told` and why, for anything else."""
+    try:
+        found = np.asarray(rows)
+    except ValueError:  # lists of several lengths
+        found = np.array(None)
+    if found.ndim != 1 or (len(found) and found.dtype.kind not in "iu"):
+        raise InputError(f"{told}, positions in the table as whole numbers, not {found.dtype}.")
+    return found.astype(np.int64)
+
+
+def _apart(parts: Iterable[np.ndarray], known: np.ndarray) -> bool:
+    """Whether no position is in two parts, and all are among those that are known."""
+    used = np.concatenate([*parts, known[:0]])
+    return len(np.unique(used)) == len(used) and bool(np.isin(used, known).all())
 
 
 def by_client(table: pd.DataFrame, *, seed: int) -> dict[str, np.ndarray]:

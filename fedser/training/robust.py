@@ -50,8 +50,8 @@ class Robust(CrossEntropy):
             )
         if attack.get("eps") is None and _has_budget(attack.get("method"), f"{key}.attack.method"):
             raise InputError(
-                f"{key}.attack.eps=null: attack= has no budget that training could take, so set its own, e.g. "
-                f"{key}.attack.eps=0.05."
+                f"{key}.attack.eps=null: attack= has no budget that training could take (attack.eps), so set its own, "
+                f"e.g. {key}.attack.eps=0.05."
             )
 
     def __call__(self, model: nn.Module, batch: Samples, step: Step) -> Tensor:
