@@ -234,6 +234,20 @@ def test_every_defence_composes(name, training, inference):
     assert [part is None for part in made] == [not training, not inference]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "frames", "mels"),
+    [
+        ([], (373, 380), (64, 66)),
+        (["defence.inference.size=[400,72]"], (373, 400), (64, 72)),
+        (["features.frames=128"], (128, 135), (64, 66)),
+        (["defence.inference.size=[400,72]", "defence.inference.mels=[64,65]"], (373, 400), (64, 65)),
+    ],
+)
+def test_the_ranges_reach_up_to_the_padded_size(overrides, frames, mels):
+    inference = defence("dataset=emodb", "defence=randomise", *overrides).inference.build()
+    assert inference.ranges == {"frames": frames, "mels": mels}
+
+
 def test_training_defaults_to_the_threat_and_can_differ():
     assert defence("attack=pgd", "defence=two_stage").training.build().attack.name == "pgd"
     attack = (
