@@ -123,15 +123,13 @@ def test_more_steps_are_asked_of_the_adaptive_attack_too():
 
 
 def test_full_has_every_attack_of_every_knowledge():
-    files = {path.stem for path in (directory() / "attack").glob("*.yaml")} - {
-        "none",
-        "transfer",
-        "eot_margin",
-    }  # a source is needed; it is to be asked for
+    every = {path.stem for path in (directory() / "attack").glob("*.yaml")}
+    files = every - {"none", "transfer"}  # which needs a source
     full = Protocols.of(settled("evaluation=full", "defence=randomise")).final
     own = {name for name in full.attacks if "@" not in name}
-    assert own == files - {"eot_pgd"}  # which always knows
+    assert own == files - {"eot_pgd", "eot_margin"}  # which always know
     assert {name for name in full.adaptive if "@" not in name} == files - {"noise"}  # which never knows
+    assert {"eot_pgd@steps=20", "eot_margin@steps=60"} <= set(full.adaptive)  # by which a flag sees if they converged
 
 
 def test_the_curve_is_of_the_clips_that_are_tested_in_the_end():

@@ -35,6 +35,8 @@ def test_old_commands_mean_the_same(command, monkeypatch):
         if chosen and not paper and key in ("rounds", "evaluation.every"):
             continue  # the corpora's own numbers of rounds went with version 0.3.0
         found = at(now, "features.normalisation.name" if key == "features.normalisation" else key)
+        if key == "evaluation.attacks" and "evaluation=full" in others:  # "all attacks", of which there are more now
+            found = [name for name in found if name in value]
         assert found == value, key
 
 
