@@ -4,9 +4,9 @@
     fedser-evaluate outputs evaluation=full evaluation.eps=0.1 simulation.actors=4
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
-What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `detector`,
-`logger` and `defence/inference` (`randomise` for a run without one). All else is as in the run. The record goes to
-`RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
+What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`,
+`detector`, `logger` and `defence/inference` (`randomise` for a run without one). All else is as in the run. The record
+goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
 """
 
 import argparse

@@ -104,8 +104,8 @@ class Protocol:
 @dataclass(frozen=True)
 class Protocols:
     """A run's evaluations: `final` after the last round, `curve` on the way there, `selection` where it decides which
-    round's model is kept; `learnt` are the names of the attacks that a detector learns from, none without one; `attacks`
-    of all, by name."""
+    round's model is kept; `learnt` are the names of the attacks that a detector learns from; `attacks` of all, by
+    name."""
 
     final: Protocol
     curve: Protocol
@@ -153,7 +153,7 @@ class _Names:
         }
 
     def final(self) -> list[str]:
-        """`evaluation.attacks`, the one that knows the detector, and what `evaluation.grid` and `evaluation.sanity` add."""
+        """`evaluation.attacks`, the one that knows the detector, what `evaluation.grid` and `evaluation.sanity` add."""
         names = [*self.chosen.attacks, *self.knowing()]
         varied = [
             _vary(name, key, value)
@@ -199,11 +199,13 @@ class _Names:
             )
         for name in filter(self.evades, (*learnt, *chosen.adaptive, *filter(None, [self.settings.selection.attack]))):
             raise InputError(
-                f"{name} knows a detector that watches what is not randomised, and only after the last round: no attack "
-                "for detector.attack, evaluation.adaptive or selection.attack."
+                f"{name} knows a detector, which watches what is not randomised, and after the last round only: no "
+                "attack for detector.attack, evaluation.adaptive or selection.attack."
             )
         for name in () if detector else filter(self.evades, (self.settings.attack.name, *chosen.attacks)):
-            raise InputError(f"the attack {name} knows a detector, and there is none: set detector=lda, or another attack.")
+            raise InputError(
+                f"the attack {name} knows a detector, and there is none: set detector=lda, or another attack."
+            )
         for name in self.knowing():
             if not self.evades(name):
                 raise InputError(f"detector.knowing={name}: that attack knows of no detector; e.g. evading, or null.")

@@ -46,7 +46,7 @@ class Watched(nn.Module):
         return logits(self.model, x, lengths)
 
     def watched(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, K] and suspicion [B] by one pass: how far a score lies above the threshold, in units of `scale`."""
+        """Logits [B, K] and suspicion [B] by one pass: a score's distance above the threshold, over `scale`."""
         scores, embedding = described(self.model, x, lengths)
         above = self.detector.score(torch.cat([scores, embedding], dim=1)) - self.detector.threshold
         return scores, above / max(self.detector.scale, 1e-12)

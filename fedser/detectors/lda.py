@@ -22,9 +22,8 @@ class LDA:
 
     attack: what the adversarial examples are made by: names of attacks.
     knowing: the attack that is told of the detector, measured beside the others; null for none.
-    shrinkage: the share by which covariances within the classes are drawn towards 0 and variances left as they are, as
-        there are hardly more clips than dimensions: (1 − s) · S + s · diag S. Hence a scale of one dimension, be it a
-        logit or not, counts for nothing.
+    shrinkage: the share s by which the covariance within the classes is drawn towards its diagonal, (1 − s) · S + s ·
+        diag S, as there are hardly more clips than dimensions. No dimension's scale, a logit's or not, counts.
     false_alarms: the share of clean clips that the threshold is to give the alarm at, where their scores are Gaussian.
     """
 

@@ -8,35 +8,32 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Of n vectors z: their number, Σ z [D] and Σ z zᵀ [D, D], float64."""
+    """Of n vectors z [D]: the sums over (1, z)(1, z)ᵀ, float64 [1 + D, 1 + D], so n, Σ z and Σ z zᵀ in one."""
 
-    count: float
-    total: np.ndarray
-    squares: np.ndarray
+    sums: np.ndarray
 
     @classmethod
     def of(cls, z: np.ndarray) -> "Moments":
         """Of z [n, D]."""
-        z = z.astype(np.float64)
-        return cls(float(len(z)), z.sum(axis=0), z.T @ z)
+        with_one = np.insert(z.astype(np.float64), 0, 1.0, axis=1)
+        return cls(with_one.T @ with_one)
 
     @classmethod
     def from_flat(cls, flat: np.ndarray) -> "Moments":
-        """Of what `flat` gave."""
-        size = (isqrt(4 * len(flat) - 3) - 1) // 2  # of 1 + D + D² numbers
-        count, total, squares = np.split(flat, [1, 1 + size])
-        return cls(float(count[0]), total, squares.reshape(size, size))
+        """Of sums that came as a vector."""
+        return cls(flat.reshape(isqrt(len(flat)), -1))
 
-    def flat(self) -> np.ndarray:
-        """All of it as one vector [1 + D + D²]."""
-        return np.concatenate([[self.count], self.total, self.squares.ravel()])
+    @property
+    def count(self) -> float:
+        """n."""
+        return float(self.sums[0, 0])
 
     @property
     def mean(self) -> np.ndarray:
         """Of the vectors [D]."""
-        return self.total / self.count
+        return self.sums[0, 1:] / self.count
 
     @property
     def scatter(self) -> np.ndarray:
         """Σ (z − mean)(z − mean)ᵀ, [D, D]."""
-        return self.squares - np.outer(self.total, self.mean)
+        return self.sums[1:, 1:] - self.count * np.outer(self.mean, self.mean)

@@ -59,7 +59,8 @@ def evaluate(
     """Attacks and classifies one client's test set x [n, 1, frames, mels], y [n] in every condition of the protocol.
 
     `attacks` maps names to adversaries, `randomise` is the inference-time defence or None, `lengths` [n] are the real
-    frames of each input, `detector` gives the alarm, or is None. Every draw derives from `seed` and its purpose, so that conditions do not disturb each other.
+    frames of each input, `detector` tells adversarial ones or is None. Every draw derives from `seed` and its purpose,
+    so that conditions do not disturb each other.
     """
     evaluation = _Evaluation(model, x, y, protocol, attacks, randomise, batch_size, seed, lengths, detector)
     evaluation.on_original_data()

@@ -1,8 +1,8 @@
 """The Flower ClientApp: message → local work → reply.
 
 Clients answer five kinds of message: *query* (sums for the global normalisation), *query.statistics* (sums for batch
-norm), *query.detector* (sums that a detector of adversarial examples is learnt from), *train* and *evaluate*. A failure is answered with a Flower error that names the client and carries its
-traceback.
+norm), *query.detector* (sums that a detector of adversarial examples is learnt from), *train* and *evaluate*. A failure
+is answered with a Flower error that names the client and carries its traceback.
 """
 
 import contextlib
@@ -235,18 +235,17 @@ def watch(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     config, settings, model = message.content["config"], state.settings, state.model
     state.load(message.content)
     samples = state.samples(data, data.rows("train"), _normaliser(state, data, config))
-    size, seed = settings.evaluation.batch_size, derive(settings.seed, "detector", int(config["server-round"]), data.name)
+    size = settings.evaluation.batch_size
+    seed = derive(settings.seed, "detector", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
-        known = {
-            "predictions": measure.predict(model, samples.x, size, samples.lengths),
-            "lengths": samples.lengths,
-        }
+        predicted = measure.predict(model, samples.x, size, samples.lengths)
+        known = {"predictions": predicted, "lengths": samples.lengths}
         made = [
             measure.attacked(state.attacks[name], model, samples.x, samples.y, known, None, size, derive(seed, name))
             for name in config["attacks"]
         ]
-        sums = [detection.moments(model, sets, samples.lengths, size) for sets in ([samples.x], made)]
-    return RecordDict({SUMS: transport.to_record(SUMS, np.concatenate([each.flat() for each in sums]))})
+        found = [detection.moments(model, sets, samples.lengths, size) for sets in ([samples.x], made)]
+    return RecordDict({SUMS: transport.to_record(SUMS, np.stack([each.sums for each in found]).ravel())})
 
 
 def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
