@@ -127,7 +127,8 @@ def test_full_has_every_attack_of_every_knowledge():
         "none",
         "transfer",
         "eot_margin",
-    }  # a source is needed; it is to be asked for
+        "evading",
+    }  # a source is needed; it is to be asked for; a detector is needed
     full = Protocols.of(settled("evaluation=full", "defence=randomise")).final
     own = {name for name in full.attacks if "@" not in name}
     assert own == files - {"eot_pgd"}  # which always knows
