@@ -330,15 +330,12 @@ class _Trial:
             x, lengths = self._inputs(1)
             x = low + (high - low) * x
             with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):
-                made = method(self._victim(method), x, self.little(x).argmax(1), 0, randomise=knows, lengths=lengths)
+                victim = Watched(self.little, self.detector) if getattr(method, "evades", False) else self.little
+                made = method(victim, x, self.little(x).argmax(1), 0, randomise=knows, lengths=lengths)
             if not isinstance(made, torch.Tensor) or made.shape != x.shape:
                 raise InputError(
                     f"{name}: {component.target} must return a tensor of the inputs' shape {list(x.shape)}."
                 )
-
-    def _victim(self, method) -> torch.nn.Module:
-        """What a method is tried on: a model, one with a detector for whoever knows of it."""
-        return Watched(self.little, self.detector) if getattr(method, "evades", False) else self.little
 
     def _detector(self, component: Component, model: torch.nn.Module) -> None:
         if not component:

@@ -31,7 +31,7 @@ class LDA:
         self,
         attack: Names = ("pgd",),
         knowing: str | None = "evading",
-        shrinkage: Fraction = 0.1,
+        shrinkage: Fraction = 0.03,
         false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.05,
     ):
         self.shrinkage, self.false_alarms = shrinkage, false_alarms

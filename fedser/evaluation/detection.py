@@ -34,7 +34,7 @@ def moments(model: nn.Module, inputs: Iterable[Tensor], lengths: Tensor, batch_s
 def scores(watched: Watched, x: Tensor, lengths: Tensor | None, batch_size: int) -> Tensor:
     """The detector's suspicion and 1 − the largest softmax of x [n, 1, T, F]: [2, n], on the CPU."""
     watched.eval()
-    real = [None] * len(x) if lengths is None else lengths.split(batch_size)
+    real = [None] * len(x) if lengths is None else lengths.to(x.device).split(batch_size)
     found = [torch.empty(2, 0)]
     for part in zip(x.split(batch_size), real, strict=False):
         logits, suspicion = watched.watched(*part)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,6 @@ def _record(corpus: Corpus, model: Model, estimate: Estimate) -> dict[str, Any]:
 
 def _cell(value: float | None, form: Callable[[Any], str] = number) -> Cell:
     return Cell(form(value), value=None if value is None or math.isnan(value) else value)
-
-
-def _three(value: float | None) -> str:
-    return number(value, ".3f")
 
 
 def _decibel(value: float | None) -> str:
@@ -244,7 +241,7 @@ def detector(corpus: Corpus) -> Table:
     found = {model.label: detections(model) for model in corpus.models}
     rows, data = [], []
     for model, row in ((model, row) for model, each in found.items() for row in each):
-        aucs = (_cell(row.figures.get(key), _three) for key in ("auc", "auc_unsure"))
+        aucs = (_cell(row.figures.get(key), partial(number, form=".3f")) for key in ("auc", "auc_unsure"))
         shares = (_cell(row.figures.get(key), percent) for key in ("caught", "wrong", "slipped"))
         rows.append([model, row.title, *aucs, *shares])
         data.append({"model": model, "attack": row.attack, **row.figures})
