@@ -32,7 +32,7 @@ class Evading(EOTMargin):
     def __init__(
         self,
         model,
-        weight: NonNegative = 0.3,
+        weight: NonNegative = 1.0,
         eps: NonNegative = 0.05,
         steps: Count = 50,
         first: Fraction = 0.5,
