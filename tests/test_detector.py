@@ -176,6 +176,23 @@ def test_clips_of_several_lengths_keep_to_the_budget_and_are_seen_as_the_client_
     assert [first[label].item() for label in range(6)] == pytest.approx(honest.tolist(), rel=1e-3, abs=1e-3)
 
 
+def test_what_is_misclassified_already_is_led_below_the_threshold_and_let_go_of_there():
+    class Alarmed(torch.nn.Module):
+        """Always wrong; suspicion is what the cells add up to, 2 at first and −2 at the least."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def watched(self, x):
+            return torch.tensor([[0.0, 9.0]]).expand(len(x), 2) + 0 * x.sum(), x.sum(dim=(1, 2, 3))
+
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.long)
+    made = Evading(Alarmed(), weight=1.0, eps=1.0, steps=50, first=0.1)(x, y).sum(dim=(1, 2, 3))
+    assert (made < 0).all() and (made > -1.5).all()
+    assert torch.equal(Evading(Alarmed(), weight=0.0, eps=1.0, steps=50)(x, y), x)
+
+
 def test_a_model_without_a_detector_is_refused():
     attack = Adversary("evading", 0.2, "true", Evading, in_order=True, evades=True, steps=1)
     with pytest.raises(InputError, match="an attack on a detector needs one: choose detector=lda"):
@@ -333,7 +350,11 @@ def test_the_report_has_a_table_only_where_there_is_a_detector(runs, tmp_path):
         ),
         (["detector=lda", "detector.attack=null"], "detector.attack=null: detector=lda learns from"),
         (["detector=lda", "detector.attack=none"], "detector.attack=none: detector=lda learns from"),
-        (["detector=lda", "detector.attack=[pgdd]"], "'pgdd', which is no attack; did you mean 'pgd'"),
+        (["detector=lda", "detector.attack=2"], "detector.attack=2: detector=lda learns from"),
+        (
+            ["detector=lda", "detector.attack=[pgdd]"],
+            "the detector names 'pgdd', which is no attack; did you mean 'pgd'",
+        ),
         (["detector=lda", "detector.attack=[3]"], r"detector.attack=\[3\]"),
         (["detector=lda", "detector.attack=[evading]"], "evading knows a detector, .* no attack for detector.attack"),
         (["detector=lda", "evaluation.adaptive=[evading]"], "no attack for .*evaluation.adaptive"),

@@ -177,7 +177,7 @@ class _Names:
     def learnt(self) -> tuple[str, ...]:
         """What the detector learns from."""
         value = self.settings.detector.get("attack")
-        names = [value] if isinstance(value, str) else value or ()
+        names = value if isinstance(value, list | tuple) else [value]
         return tuple(name for name in names if isinstance(name, str) and name != "none")
 
     def knowing(self) -> list[str]:
@@ -197,6 +197,7 @@ class _Names:
                 f"detector.attack={shown(detector.get('attack'))}: detector={detector.name} learns from adversarial "
                 "examples: name an attack or more, e.g. detector.attack=[pgd]."
             )
+        learnt = [name for name in learnt if self.attack(name, "the detector")]
         for name in filter(self.evades, (*learnt, *chosen.adaptive, *filter(None, [self.settings.selection.attack]))):
             raise InputError(
                 f"{name} knows a detector, which watches what is not randomised, and after the last round only: no "
@@ -207,7 +208,7 @@ class _Names:
                 f"the attack {name} knows a detector, and there is none: set detector=lda, or another attack."
             )
         for name in self.knowing():
-            if not self.evades(name):
+            if not self.attack(name, "the detector").get("evades"):
                 raise InputError(f"detector.knowing={name}: that attack knows of no detector; e.g. evading, or null.")
 
     def _probes(self) -> tuple[list[str], list[str], list[str]]:
@@ -224,13 +225,13 @@ class _Names:
         budgets = [_vary(name, "eps", f"{factor * attack.get('eps'):g}") for factor in sanity.eps_factors]
         return [name], [_vary(name, "steps", sanity.steps_factor * attack.get("steps"))], budgets
 
-    def attack(self, name: str) -> Component:
-        """The attack of this name, with its own settings and what the name varies."""
+    def attack(self, name: str, whose: str = "the evaluation") -> Component:
+        """The attack that `whose` settings call so, with its own settings and what the name varies."""
         plain, _, changes = name.partition("@")
         known = self.settings.attacks | {self.settings.attack.name: self.settings.attack}
         if plain not in known:
             near = nearest(plain, known, "; did you mean '{}'?") or "."
-            raise InputError(f"the evaluation names '{name}', which is no attack{near} Known: {', '.join(known)}.")
+            raise InputError(f"{whose} names '{name}', which is no attack{near} Known: {', '.join(known)}.")
         attack = known[plain]
         if self.chosen.eps is not None and attack.get("norm") == "Linf":
             attack = _with_eps(attack, self.chosen.eps)
