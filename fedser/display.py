@@ -86,6 +86,9 @@ class Display:
         """The box: UAR in % by condition and attack."""
         lines = Table.grid()
         lines.add_row(uars(summary))
+        if aucs := [f"{key[13:]} {summary[key]:.3f}" for key in summary if key.startswith("detector/auc/")]:
+            alarms = f"{summary['detector/false_alarms']:.1%} false alarms"
+            lines.add_row(f"detector: AUC {', '.join(aucs)}; {alarms}")
         lines.add_row("")
         if note:
             lines.add_row(note)

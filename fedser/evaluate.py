@@ -4,9 +4,9 @@
     fedser-evaluate outputs evaluation=full evaluation.eps=0.1 simulation.actors=4
     fedser-evaluate outputs/RUN "evaluation.attacks=[pgd_strong]" round=30
 
-What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`, `logger`
-and `defence/inference` (`randomise` for a run without one). All else is as in the run. The record goes to
-`RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
+What has an `=` is an override, as for `fedser`, of the groups `evaluation`, `simulation`, `attack`, `attacks`,
+`detector`, `logger` and `defence/inference` (`randomise` for a run without one). All else is as in the run. The record
+goes to `RUN/evaluations/<name>-<hash>`; what is there already is not measured again.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from fedser.simulation import backend, interrupt
 
 log = logging.getLogger(__name__)
 # Groups that may be other than the run's.
-FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "simulation", "logger")
+FROM_THE_COMMAND = ("evaluation", "attack", "attacks", "detector", "simulation", "logger")
 INFERENCE = re.compile(r"defence[/.]inference")
 GROUPS = f"{', '.join(FROM_THE_COMMAND)}, defence/inference, round and reuse"
 

@@ -25,14 +25,17 @@ from fedser.data.corpora import Corpus
 from fedser.data.partition import ClientSplit, partition, repeated, warn_of_gaps
 from fedser.data.store import FeatureStore, extract
 from fedser.defences import inference
+from fedser.detectors.detector import Detector, Watched
 from fedser.display import Display
 from fedser.errors import FedserError, InputError
 from fedser.evaluation import record
+from fedser.evaluation.detection import moments
 from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
 from fedser.features.normalisation import Sums, of_unknown
 from fedser.federation import batch_norm, optimizer_state, server_app, strategies, transport
 from fedser.federation.optimizer_state import MOMENTS
+from fedser.models.embedding import check_embed
 from fedser.models.lengths import logits
 from fedser.randomness import derive
 from fedser.runs import checkpoint
@@ -142,9 +145,11 @@ class Preparation:
         final, began = self.protocols.final, time.monotonic()
         model = {"weights": checkpoint.digest(weights), "round": round, "data": self.data}
         key = identity.digest(identity.everything(self.settings) | model)
-        with display.evaluation(1 + len(final.sets)) as shown:
-            kept = Parts(folder / PARTS, key, shown)
-            results = federation.evaluate(round, weights, final, kept)
+        learnt = self.protocols.learnt
+        with display.evaluation(1 + len(final.sets) + bool(learnt)) as shown:
+            kept, fit = Parts(folder / PARTS, key, shown), self.settings.detector.build()
+            detector = federation.detector(round, weights, learnt, fit, kept) if learnt else None
+            results = federation.evaluate(round, weights, final, kept, detector)
         compiled = record.compiled(results, self.settings, self.protocols, self.sexes(), round)
         record.write(folder, compiled, results, self.store, max(kept.seconds, time.monotonic() - began))
         kept.remove()
@@ -261,7 +266,7 @@ class _Trial:
         self.settings, self.classes = settings, classes
         self.little = _Little(classes).eval()
         self.shape = (settings.features.frames, settings.features.mels)
-        self.defence = None
+        self.defence = self.detector = None
 
     def everything(self, protocols: Protocols, model: torch.nn.Module) -> None:
         """All of them; `model` is the one to be trained, on which nothing is changed."""
@@ -272,7 +277,8 @@ class _Trial:
             self._inference(self.settings.defence.inference)
             self._model(self.settings.model.component, model)
             interfaces.conform(strategy.component, interfaces.Strategy, strategies.build_strategy(strategy, 2))
-            for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets]):
+            self._detector(self.settings.detector, model)
+            for name in dict.fromkeys([*protocols.final.sets, *protocols.curve.sets, *protocols.learnt]):
                 self._attack(name, protocols.attacks[name.removeprefix("adaptive/")])
             self._objective(self.settings.defence.training, model)
             self._schedule(self.settings.client.schedule)
@@ -324,11 +330,24 @@ class _Trial:
             x, lengths = self._inputs(1)
             x = low + (high - low) * x
             with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):
-                made = method(self.little, x, self.little(x).argmax(1), 0, randomise=knows, lengths=lengths)
+                victim = Watched(self.little, self.detector) if getattr(method, "evades", False) else self.little
+                made = method(victim, x, self.little(x).argmax(1), 0, randomise=knows, lengths=lengths)
             if not isinstance(made, torch.Tensor) or made.shape != x.shape:
                 raise InputError(
                     f"{name}: {component.target} must return a tensor of the inputs' shape {list(x.shape)}."
                 )
+
+    def _detector(self, component: Component, model: torch.nn.Module) -> None:
+        if not component:
+            return
+        interfaces.conform(component, interfaces.Detector, fit := component.build())
+        with self._named(component):
+            with undisturbed(model, torch.device("cpu"), 0):
+                check_embed(model, *self._inputs(2))
+            x, lengths = self._inputs(8)
+            self.detector = fit(*(moments(self.little, [each], lengths, 8) for each in (x, x + 1)))
+            if not isinstance(self.detector, Detector) or len(self.detector.weights) != 4 + self.classes:
+                raise InputError("it must make a fedser.detectors.detector.Detector with a weight for each dimension")
 
     def _objective(self, component: Component | None, model: torch.nn.Module) -> None:
         if component is None:

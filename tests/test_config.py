@@ -13,13 +13,13 @@ from fedser.errors import InputError
 from fedser.federation import strategies
 
 GROUPS = ["attack", "defence", "strategy", "model", "client", "partition", "features", "evaluation", "simulation",
-          "logger", "dataset", "experiment"]  # fmt: skip
+          "logger", "dataset", "experiment", "detector"]  # fmt: skip
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((directory() / group).glob("*.yaml"))]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes_and_is_valid(group, option):
-    extra = ["dataset.root=somewhere.csv"] if option == "manifest" else []
+    extra = {"manifest": ["dataset.root=somewhere.csv"], "evading": ["detector=lda"]}.get(option, [])
     settings = validate(compose([f"{group}={option}", *extra]))
     if group not in ("experiment", "client"):
         assert getattr(settings, group).name == option

@@ -14,8 +14,10 @@ from fedser.config.protocol import Protocol
 from fedser.data import corpora
 from fedser.data.partition import partition
 from fedser.data.store import extract
+from fedser.detectors.lda import LDA
 from fedser.errors import RunError
 from fedser.evaluation import measure, metrics
+from fedser.evaluation.parts import Parts
 from fedser.federation import client_app, server_app, strategies, transport
 from fedser.randomness import derive
 from fedser.simulation import backend
@@ -218,7 +220,12 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         federation.handshake()
         federation.train(strategy, 1, weights, [0, 1])
         federation.evaluate(1, weights, Protocol(["fgsm"], randomised=False))
+        detector = federation.detector(1, weights, ["fgsm"], LDA(), Parts(tmp_path / "parts", ""))
+        dimensions.append(len(detector.weights))
+        shown = Protocol(["fgsm"], randomised=False, utterances=True)
+        federation.evaluate(1, weights, shown, detector=detector)
 
+    dimensions = []
     serve(listen)
     most = max(kinds[f"config.answer.examples.fgsm.{measure}"] for measure in ("linf", "l2", "rms", "snr"))
     assert most < 20
@@ -231,6 +238,11 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         # How far each of the client's test utterances was moved: no features, no labels, no names.
         **{f"config.answer.examples.fgsm.{measure}": most for measure in ("linf", "l2", "rms", "snr")},
         "config.answer.examples.fgsm.seconds": 1,
+        # For a detector the sums of (1, z)(1, z)ᵀ over training clips, clean and attacked; two scores of each test clip.
+        "sums.sums": 2 * (1 + dimensions[0]) ** 2,
+        **{f"config.answer.detector.{condition}.{key}": size for condition in ("original", "adversarial/fgsm")
+           for key, size in {"clips": 1, "caught": 1, "wrong": 1, "slipped": 1, "score": most, "unsure": most}.items()},
+        **{f"config.answer.utterances.{name}": most for name in ("row", "original", "adversarial/fgsm")},
     }  # fmt: skip
 
 

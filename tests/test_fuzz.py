@@ -10,7 +10,7 @@ from fedser.config.validation import plain, validate
 from fedser.errors import InputError
 
 GROUPS = """attack defence strategy model client partition features evaluation simulation logger dataset experiment
-    defence/training defence/inference features/normalisation checkpoint""".split()
+    defence/training defence/inference features/normalisation checkpoint detector""".split()
 VALUES = """-1 0 1 2.5 1e30 -inf inf nan null true false abc '' [] [1,2] [a,b] {a:1} [null] ${attack} ??? fgsm none cnn4 2
     [[1]] {_target_:os.getcwd} {_target_:[1]} {} -0.5 /nonexistent a/b 0x10 default [fgsm,pgd] auto 1,2 a=b""".split()
 OTHERS = [[], [], ["attack=pgd", "defence=two_stage"], ["evaluation=matrix"], ["strategy=dp"], ["dataset=emodb"]]

@@ -56,6 +56,7 @@ class Adversary:
     box: (low, high) that x_adv stays in, e.g. (0, 1) for min-max features; None for features without bounds.
     eot: draws that each pass averages over where a randomisation is known (expectation over transformation).
     adaptive: this attack always knows the randomisation; whoever evaluates gives it the defence.
+    evades: this attack always knows a detector; whoever evaluates gives it a model that has a method `watched`.
     in_order: whether the method passes all of its samples through the model each time, in their order, or says which
         ones (`among`). One that does not is given samples of one length at a time where the network goes by lengths:
         often a single one, and slow.
@@ -76,6 +77,7 @@ class Adversary:
         eot: Count = 10,
         adaptive: bool = False,
         in_order: bool = False,
+        evades: bool = False,
         **settings: Any,
     ):
         self.name = name
@@ -86,6 +88,7 @@ class Adversary:
         self.eot = eot
         self.adaptive = adaptive
         self.in_order = in_order
+        self.evades = evades
         self.knowledge = getattr(getattr(method, "func", method), "knowledge", "white-box")
         known = inspect.signature(method).parameters
         self.eps = eps if "eps" in known else None
@@ -349,6 +352,12 @@ class _Boxed(nn.Module):
 
     def each(self, u: Tensor) -> Tensor:
         return self.model.each(u * self.width + self.low, self._lengths(u))
+
+    def watched(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and suspicion of a model with a detector. Raises InputError where there is none."""
+        if not hasattr(self.model, "watched"):
+            raise InputError("an attack on a detector needs one: choose detector=lda, or another attack.")
+        return self.model.watched(u * self.width + self.low, self._lengths(u))
 
     def _lengths(self, u: Tensor) -> Tensor | None:
         return None if self.length is None else self.length.expand(len(u))

@@ -22,12 +22,12 @@ from fedser.config.settings import Settings
 IDLE = ("simulation", "logger", "reuse", "resume", "checkpoint", "optimized_metric", "modules", "variant")
 IDLE_OF_CLIENT = ("timeout", "state_folder")
 # What is done with a trained model: of no effect on its weights.
-MEASURED = ("evaluation", "attack", "attacks", "defence")
+MEASURED = ("evaluation", "attack", "attacks", "defence", "detector")
 
 
 def training(settings: Settings) -> dict:
     """All that decides the trained weights."""
-    idle = (settings.logger, settings.defence.inference)
+    idle = (settings.logger, settings.defence.inference, settings.detector)
     used = [component for component in settings.components() if component not in idle]
     plain = {key: value for key, value in settings.plain.items() if key not in (*IDLE, *MEASURED)}
     plain["client"] = {key: value for key, value in plain["client"].items() if key not in IDLE_OF_CLIENT}
@@ -48,12 +48,13 @@ def training(settings: Settings) -> dict:
 
 def measured(settings: Settings, attacks: dict[str, Component]) -> dict:
     """All that decides the figures of a trained model; `attacks` are those of the protocol."""
-    inference = settings.defence.inference
-    return {
+    inference, detector = settings.defence.inference, settings.detector
+    watching = {"detector": detector.node} if detector else {}
+    return watching | {
         "evaluation": settings.plain["evaluation"],
         "attacks": {name: _essence(attack.node) for name, attack in attacks.items()},
         "inference": inference.node if inference else None,
-        "code": code([*attacks.values(), *filter(None, [inference])], sources.SILENT),
+        "code": code([*attacks.values(), *filter(None, [inference, detector])], sources.SILENT),
     }
 
 

@@ -90,6 +90,14 @@ class InferenceDefence(Protocol):
     def forward(self, x: "Tensor", generator: "torch.Generator | None" = None) -> "Tensor": ...
 
 
+class Detector(Protocol):
+    """Sums over clean clips and over their adversarial examples (`fedser.detectors.moments.Moments`) → a
+    `fedser.detectors.detector.Detector`. Option: `attack`, names of what the examples are made by; `knowing`, if it has
+    it, the name of the attack that is told of the detector."""
+
+    def __call__(self, clean, adversarial): ...
+
+
 class Model(Protocol):
     """An nn.Module made by `Class(classes=K, **options)`: x [B, 1, T, F] → logits [B, K], for inputs of any size.
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from omegaconf import OmegaConf
 
 from fedser.config.components import Component
+from fedser.config.schema import shown
 from fedser.config.settings import Settings
 from fedser.errors import InputError, nearest
 
@@ -103,26 +104,32 @@ class Protocol:
 @dataclass(frozen=True)
 class Protocols:
     """A run's evaluations: `final` after the last round, `curve` on the way there, `selection` where it decides which
-    round's model is kept; `attacks` of all, by name."""
+    round's model is kept; `learnt` are the names of the attacks that a detector learns from; `attacks` of all, by
+    name."""
 
     final: Protocol
     curve: Protocol
     selection: Protocol
+    learnt: tuple[str, ...]
     attacks: dict[str, Component]
 
     @classmethod
     def of(cls, settings: Settings) -> "Protocols":
-        """Raises InputError for a name that no attack file has, and for a variation of a key that it has not."""
+        """Raises InputError for a name that no attack file has, for a variation of a key that it has not, and for an
+        attack on a detector where there is none."""
         names, chosen = _Names(settings), settings.evaluation
         shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example", "validation"})
+        names.check_detector()
         final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)
-        # One draw, as a curve of rounds averages by itself.
-        curve = Protocol(**names.by_knowledge(chosen.curve, []), fraction=chosen.fraction)
+        # One draw, as a curve of rounds averages by itself; a detector there is after the last round only.
+        curve = [name for name in chosen.curve if not names.evades(name)]
+        curve = Protocol(**names.by_knowledge(curve, []), fraction=chosen.fraction)
         threat = settings.selection.attack
         selection = Protocol([threat] if threat else [], randomised=False, only=threat, part="validation")
         protocols = (final, curve, selection)
-        every = dict.fromkeys(name for each in protocols for name in (*each.attacks, *each.adaptive))
-        return cls(*protocols, {name: names.attack(name) for name in every})
+        learnt = names.learnt()
+        every = dict.fromkeys([*(name for each in protocols for name in (*each.attacks, *each.adaptive)), *learnt])
+        return cls(*protocols, learnt, {name: names.attack(name) for name in every})
 
 
 class _Names:
@@ -146,8 +153,8 @@ class _Names:
         }
 
     def final(self) -> list[str]:
-        """`evaluation.attacks` and what `evaluation.grid` and `evaluation.sanity` add to them."""
-        names = self.chosen.attacks
+        """`evaluation.attacks`, the one that knows the detector, what `evaluation.grid` and `evaluation.sanity` add."""
+        names = [*self.chosen.attacks, *self.knowing()]
         varied = [
             _vary(name, key, value)
             for name in names
@@ -167,6 +174,43 @@ class _Names:
         probed, more_steps, budgets = self._probes()
         return list(dict.fromkeys([*names, *([*more_steps, *budgets[-1:]] if set(probed) <= set(names) else [])]))
 
+    def learnt(self) -> tuple[str, ...]:
+        """What the detector learns from."""
+        value = self.settings.detector.get("attack")
+        names = value if isinstance(value, list | tuple) else [value]
+        return tuple(name for name in names if isinstance(name, str) and name != "none")
+
+    def knowing(self) -> list[str]:
+        """The attack that is told of the detector, if there is one and it is to be attacked."""
+        name = self.settings.detector.get("knowing") if self.settings.detector else None
+        return [name] if isinstance(name, str) else []
+
+    def evades(self, name: str) -> bool:
+        """Whether an attack needs a detector that it knows."""
+        return bool(self.attack(name).get("evades"))
+
+    def check_detector(self) -> None:
+        """Raises InputError for a detector without attacks to learn from, and for an attack on one where none is."""
+        detector, learnt, chosen = self.settings.detector, self.learnt(), self.chosen
+        if detector and not learnt:
+            raise InputError(
+                f"detector.attack={shown(detector.get('attack'))}: detector={detector.name} learns from adversarial "
+                "examples: name an attack or more, e.g. detector.attack=[pgd]."
+            )
+        learnt = [name for name in learnt if self.attack(name, "the detector")]
+        for name in filter(self.evades, (*learnt, *chosen.adaptive, *filter(None, [self.settings.selection.attack]))):
+            raise InputError(
+                f"{name} knows a detector, which watches what is not randomised, and after the last round only: no "
+                "attack for detector.attack, evaluation.adaptive or selection.attack."
+            )
+        for name in () if detector else filter(self.evades, (self.settings.attack.name, *chosen.attacks)):
+            raise InputError(
+                f"the attack {name} knows a detector, and there is none: set detector=lda, or another attack."
+            )
+        for name in self.knowing():
+            if not self.attack(name, "the detector").get("evades"):
+                raise InputError(f"detector.knowing={name}: that attack knows of no detector; e.g. evading, or null.")
+
     def _probes(self) -> tuple[list[str], list[str], list[str]]:
         """For the sanity flags: an attack, itself with more steps, itself with other budgets."""
         sanity = self.chosen.sanity
@@ -181,13 +225,13 @@ class _Names:
         budgets = [_vary(name, "eps", f"{factor * attack.get('eps'):g}") for factor in sanity.eps_factors]
         return [name], [_vary(name, "steps", sanity.steps_factor * attack.get("steps"))], budgets
 
-    def attack(self, name: str) -> Component:
-        """The attack of this name, with its own settings and what the name varies."""
+    def attack(self, name: str, whose: str = "the evaluation") -> Component:
+        """The attack that `whose` settings call so, with its own settings and what the name varies."""
         plain, _, changes = name.partition("@")
         known = self.settings.attacks | {self.settings.attack.name: self.settings.attack}
         if plain not in known:
             near = nearest(plain, known, "; did you mean '{}'?") or "."
-            raise InputError(f"the evaluation names '{name}', which is no attack{near} Known: {', '.join(known)}.")
+            raise InputError(f"{whose} names '{name}', which is no attack{near} Known: {', '.join(known)}.")
         attack = known[plain]
         if self.chosen.eps is not None and attack.get("norm") == "Linf":
             attack = _with_eps(attack, self.chosen.eps)

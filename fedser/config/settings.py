@@ -197,6 +197,10 @@ def _by_name(key: str) -> Any:
     return Annotated[dict[str, Component], PlainValidator(read)]
 
 
+def _no_detector() -> Component:
+    return component("detector", {"name": "none"})
+
+
 class Settings(Group):
     """All settings of a run; `plain` are the same as YAML has them."""
 
@@ -212,6 +216,7 @@ class Settings(Group):
     strategy: Strategy
     batch_norm: Literal["auto", "aggregate", "local", "recompute"] = "aggregate"
     averaging: _node("averaging")
+    detector: _node("detector") = Field(default_factory=_no_detector)  # runs of before had no choice
     selection: Selection
     evaluation: Evaluation
     simulation: Simulation
@@ -251,9 +256,10 @@ class Settings(Group):
         return bool(self.averaging) or self.selection.name != "last"
 
     def components(self) -> Iterator[Component]:
-        """All components that are used whatever is measured: of training, and the defence at inference."""
+        """All components that are used whatever is measured: of training, the defence at inference and
+        the detector."""
         yield from (group.component for group in (self.dataset, self.partition, self.model, self.strategy))
         yield self.partition.split
         yield from (self.features.normalisation, self.client.optimizer, self.client.schedule, self.logger)
-        yield from (self.averaging, *self.augment.values())
+        yield from (self.averaging, self.detector, *self.augment.values())
         yield from filter(None, (self.defence.training, self.defence.inference))

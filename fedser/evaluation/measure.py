@@ -17,7 +17,9 @@ from torch.nn import functional
 from fedser.attacks import undisturbed
 from fedser.config.protocol import Condition, Protocol
 from fedser.defences import inference
+from fedser.detectors.detector import Detector, Watched
 from fedser.errors import RunError
+from fedser.evaluation import detection
 from fedser.models.lengths import logits
 from fedser.randomness import derive, generator
 
@@ -31,11 +33,14 @@ class Measured:
         and `seconds` [1]; with `Protocol.gradients` also `flat` [n], 1 where the loss has no gradient to go by.
     shown: one utterance, the first that is classified correctly: `x` [frames, mels] and the class
         `predicted/original`, and per set `delta/<set>` and the class `predicted/<set>`.
+    scores: with a detector, its suspicion and that of an unsure model [2, n] (`detection.scores`) per condition without
+        randomisation.
     """
 
     predictions: dict[str, Tensor]
     examples: dict[str, dict[str, Tensor]]
     shown: dict[str, Tensor]
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 def evaluate(
@@ -49,13 +54,15 @@ def evaluate(
     batch_size: int,
     seed: int,
     lengths: Tensor | None = None,
+    detector: Detector | None = None,
 ) -> Measured:
     """Attacks and classifies one client's test set x [n, 1, frames, mels], y [n] in every condition of the protocol.
 
     `attacks` maps names to adversaries, `randomise` is the inference-time defence or None, `lengths` [n] are the real
-    frames of each input. Every draw derives from `seed` and its purpose, so that conditions do not disturb each other.
+    frames of each input, `detector` tells adversarial ones or is None. Every draw derives from `seed` and its purpose,
+    so that conditions do not disturb each other.
     """
-    evaluation = _Evaluation(model, x, y, protocol, attacks, randomise, batch_size, seed, lengths)
+    evaluation = _Evaluation(model, x, y, protocol, attacks, randomise, batch_size, seed, lengths, detector)
     evaluation.on_original_data()
     for name in protocol.sets:
         evaluation.under(name)
@@ -75,9 +82,11 @@ class _Evaluation:
     batch_size: int
     seed: int
     lengths: Tensor | None
+    detector: Detector | None
     predictions: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shown: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
     def on_original_data(self) -> None:
         """Classifies the original data, which attacks need even where that is not to be reported."""
@@ -92,8 +101,9 @@ class _Evaluation:
         knows = self.randomise if adaptive else None
         known = {"predictions": self.predictions["original"][0], "lengths": self.lengths}
         attack, seed = self.attacks[name.removeprefix("adaptive/")], derive(self.seed, name)
+        victim = Watched(self.model, self.detector) if getattr(attack, "evades", False) else self.model
         began = time.perf_counter()
-        x_adv = _attacked(attack, self.model, self.x, self.y, known, knows, self.batch_size, seed)
+        x_adv = attacked(attack, victim, self.x, self.y, known, knows, self.batch_size, seed)
         seconds = torch.tensor([time.perf_counter() - began])
         self.examples[name] = _lengths(self.x, x_adv) | {"seconds": seconds}
         if self.protocol.gradients:
@@ -107,7 +117,8 @@ class _Evaluation:
     def measured(self) -> Measured:
         """What was asked for."""
         predictions = {condition.name: self.predictions[condition.name] for condition in self.protocol.conditions}
-        return Measured(predictions, self.examples, self.shown)
+        scores = {name: part for name, part in self.scores.items() if name in predictions}
+        return Measured(predictions, self.examples, self.shown, scores)
 
     def _conditions(self, examples: str | None) -> list[Condition]:
         return [condition for condition in self.protocol.conditions if condition.examples == examples]
@@ -125,6 +136,9 @@ class _Evaluation:
             versions = self._versions(inputs, condition)
             predicted = [predict(self.model, version, self.batch_size, real) for version, real in versions]
             self.predictions[condition.name] = torch.stack(predicted)
+            if self.detector and not condition.randomised:
+                watched = Watched(self.model, self.detector)
+                self.scores[condition.name] = detection.scores(watched, inputs, self.lengths, self.batch_size)
 
     def _versions(self, inputs: Tensor, condition: Condition) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The inputs and their lengths as they are, or as many draws of the randomisation."""
@@ -136,7 +150,7 @@ class _Evaluation:
             yield inference.apply(self.randomise, inputs, self.lengths, draws)
 
 
-def _attacked(attack, model, x, y, known: dict, randomise, batch_size, seed) -> Tensor:
+def attacked(attack, model, x, y, known: dict, randomise, batch_size, seed) -> Tensor:
     """The adversarial examples of x, made batch by batch; `known` [n] of each sample is handed on to the attack."""
     made = []
     for number, rows in enumerate(torch.arange(len(x), device=x.device).split(batch_size)):

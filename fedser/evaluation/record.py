@@ -12,9 +12,9 @@ from fedser.config import identity
 from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.settings import Settings
 from fedser.data.store import FeatureStore
-from fedser.evaluation import sanity
+from fedser.evaluation import detection, sanity
 from fedser.evaluation.metrics import METRICS
-from fedser.evaluation.results import Results
+from fedser.evaluation.results import Results, apart
 from fedser.runs.files import dumps, read_json, write_whole
 
 FILE = "evaluation.json"
@@ -37,6 +37,8 @@ def compiled(results: Results, settings: Settings, protocols: Protocols, sexes: 
             for name, attack in attacks.items()
         },
     }
+    if results.detector:
+        record["detector"] = {"settings": settings.detector.node} | results.detector | record.get("detector", {})
     if results.unseen:
         tested = results.unseen.tested().items()
         record["unseen"]["clients"] = {name: {"sex": sexes[name], "utterances": count} for name, count in tested}
@@ -77,10 +79,16 @@ def metrics(record: dict) -> dict[str, float]:
             row = condition["matrix"][index]
             found[f"recall/{name}/{emotion}"] = row[index] / sum(row) if sum(row) else None
     found |= {f"{metric}/{name}": part[metric] for name, part in _validated(record).items() for metric in METRICS}
+    found |= detection.metrics(_detected(record))
     if (unseen := record.get("unseen")) is not None:
         measured = unseen["conditions"] | _validated(unseen)
         found |= {f"{metric}/{UNSEEN}{name}": part[metric] for name, part in measured.items() for metric in METRICS}
+        found |= apart(detection.metrics(_detected(unseen)))
     return found
+
+
+def _detected(record: dict) -> dict[str, dict]:
+    return (record.get("detector") or {}).get("figures") or {}
 
 
 def _validated(record: dict) -> dict[str, dict[str, float]]:

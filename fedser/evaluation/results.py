@@ -16,6 +16,7 @@ import pandas as pd
 
 from fedser import __version__
 from fedser.config.protocol import UNSEEN, Condition, Protocol
+from fedser.evaluation import detection
 from fedser.evaluation.measure import Measured
 from fedser.evaluation.metrics import METRICS, confusion, uar
 
@@ -29,10 +30,12 @@ class Results:
 
     answers: per client, in plain values, `counts` {condition: [draws, classes, classes]}, `examples` {set: {measure:
         [n]}}, `validation` {condition: [classes, classes]}, counts on the validation utterances, and, where asked for,
-        `utterances` {"row": [n], condition: [n] draws that were classified correctly}.
+        `utterances` {"row": [n], condition: [n] draws that were classified correctly}; with a detector `detector`
+        {condition: counts, and scores where asked for} (see `detection.answer`).
     example: an .npz of one utterance and its perturbations (see `example`), where asked for.
     missing: the names of the clients who did not answer.
     unseen: the same of the clients that do not train, of whom there is nothing in the rest; None where all do.
+    detector: what watched for adversarial examples, in plain values; None for nothing.
     """
 
     protocol: Protocol
@@ -41,6 +44,7 @@ class Results:
     example: bytes | None = None
     missing: list[str] = field(default_factory=list)
     unseen: "Results | None" = None
+    detector: dict | None = None
 
     def counts(self, condition: str) -> dict[str, np.ndarray]:
         """Per client the confusion matrices [draws, true, predicted] of a condition."""
@@ -57,7 +61,8 @@ class Results:
         And `uar/unseen/<condition>`, … where there are clients that do not train.
         """
         own = {f"{metric}/{name}": value for name, part in self._measured().items() for metric, value in part.items()}
-        return own | (_apart(self.unseen.metrics()) if self.unseen else {})
+        own |= detection.metrics(self.detection())
+        return own | (apart(self.unseen.metrics()) if self.unseen else {})
 
     def _measured(self) -> dict[str, dict[str, float]]:
         """The metrics of each condition that has utterances."""
@@ -69,6 +74,10 @@ class Results:
         parts = [answer["validation"] for answer in self.answers.values()]
         pooled = {name: sum(np.array(part[name]) for part in parts) for name in (parts[0] if parts else ())}
         return {name: _figures(matrix) for name, matrix in pooled.items() if matrix.any()}
+
+    def detection(self) -> dict[str, dict]:
+        """The detector's figures by condition without randomisation (`detection.figures`); nothing without one."""
+        return detection.figures([answer["detector"] for answer in self.answers.values() if "detector" in answer])
 
     def tested(self) -> dict[str, int]:
         """Per client how many utterances were tested."""
@@ -87,7 +96,8 @@ class Results:
 
     def _record(self) -> dict:
         tested = any(self.tested().values())  # not where all that clients have is for validation
-        return {
+        watched = {"detector": {"figures": found}} if (found := self.detection()) else {}
+        return watched | {
             "conditions": {each.name: self._condition(each) for each in self.protocol.conditions if tested},
             "examples": {name: self._examples(name) for name in self.protocol.sets if tested},
             "validation": self.validation(),
@@ -167,19 +177,22 @@ def answer(measured: Measured, y, rows: np.ndarray, classes: int, utterances: bo
         condition: [confusion(y, predicted, classes).tolist() for predicted in draws]
         for condition, draws in measured.predictions.items()
     }
+    watched = detection.answer(measured.scores, measured.predictions, y, utterances)
     examples = {name: {key: part.tolist() for key, part in parts.items()} for name, parts in measured.examples.items()}
     correct = {condition: (draws == y.cpu()).sum(0).tolist() for condition, draws in measured.predictions.items()}
     row_by_row = {"row": rows.tolist()} | correct if utterances else None
-    return {"counts": counts, "examples": examples, "utterances": row_by_row}
+    told = {"counts": counts, "examples": examples, "utterances": row_by_row}
+    return told | ({"detector": watched} if watched else {})
 
 
 def joined(parts: list[dict], protocol: Protocol) -> dict:
     """A client's answers to the parts of a protocol, as its answer to the whole protocol."""
-    counts, examples, rows = ({}, {}, {})
+    counts, examples, rows, watched = ({}, {}, {}, {})
     for part in parts:
         counts |= part["counts"]
         examples |= part["examples"]
         rows |= part["utterances"] or {}
+        watched |= part.get("detector", {})
     if protocol.gradients:
         seen = {
             name.startswith("adaptive/"): examples[name]["flat"] for name in protocol.sets if "flat" in examples[name]
@@ -191,6 +204,7 @@ def joined(parts: list[dict], protocol: Protocol) -> dict:
         "examples": {name: examples[name] for name in protocol.sets},
         "utterances": {name: rows[name] for name in ("row", *names)} if rows else None,
         "validation": {name: matrix for part in parts for name, matrix in part["validation"].items()},
+        **({"detector": watched} if watched else {}),
     }
 
 
@@ -217,7 +231,7 @@ def joined_examples(parts: list[bytes]) -> bytes | None:
     return file.getvalue()
 
 
-def _apart(metrics: dict[str, float]) -> dict[str, float]:
+def apart(metrics: dict[str, float]) -> dict[str, float]:
     """`uar/original` → `uar/unseen/original`."""
     return {key.replace("/", f"/{UNSEEN}", 1): value for key, value in metrics.items()}
 

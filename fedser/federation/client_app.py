@@ -1,8 +1,8 @@
 """The Flower ClientApp: message → local work → reply.
 
-Clients answer four kinds of message: *query* (sums for the global normalisation), *query.statistics* (sums for batch
-norm), *train* and *evaluate*. A failure is answered with a Flower error that names the client and carries its
-traceback.
+Clients answer five kinds of message: *query* (sums for the global normalisation), *query.statistics* (sums for batch
+norm), *query.detector* (sums that a detector of adversarial examples is learnt from), *train* and *evaluate*. A failure
+is answered with a Flower error that names the client and carries its traceback.
 """
 
 import contextlib
@@ -26,7 +26,8 @@ from fedser.augmentation.draws import Draws
 from fedser.config import components
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
-from fedser.evaluation import measure
+from fedser.detectors.detector import Detector
+from fedser.evaluation import detection, measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
 from fedser.features.normalisation import Normaliser, Sums, of_unknown
@@ -229,6 +230,24 @@ def statistics(state: ClientState, data: ClientData, message: Message) -> Record
     return RecordDict({SUMS: transport.to_record(SUMS, sums)})
 
 
+def watch(state: ClientState, data: ClientData, message: Message) -> RecordDict:
+    """Sums over logits and embeddings of the client's training clips: as they are, and under each of some attacks."""
+    config, settings, model = message.content["config"], state.settings, state.model
+    state.load(message.content)
+    samples = state.samples(data, data.rows("train"), _normaliser(state, data, config))
+    size = settings.evaluation.batch_size
+    seed = derive(settings.seed, "detector", int(config["server-round"]), data.name)
+    with autocast(settings.evaluation.precision, state.device):
+        predicted = measure.predict(model, samples.x, size, samples.lengths)
+        known = {"predictions": predicted, "lengths": samples.lengths}
+        made = [
+            measure.attacked(state.attacks[name], model, samples.x, samples.y, known, None, size, derive(seed, name))
+            for name in config["attacks"]
+        ]
+        found = [detection.moments(model, sets, samples.lengths, size) for sets in ([samples.x], made)]
+    return RecordDict({SUMS: transport.to_record(SUMS, np.stack([each.sums for each in found]).ravel())})
+
+
 def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Local epochs from the global weights, under the objective; replies with weights and loss."""
     config, settings = message.content["config"], state.settings
@@ -283,18 +302,19 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     """
     config, settings = message.content["config"], state.settings
     protocol = Protocol(**json.loads(config["protocol"]))
+    detector = Detector(**json.loads(config["detector"])) if "detector" in config else None
     state.load(message.content)
     normalise = _normaliser(state, data, config)
     rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
     seed = derive(settings.seed, "evaluate", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
-        measured = _measured(state, samples, protocol, seed)
+        measured = _measured(state, samples, protocol, seed, detector)
         validation = {}
         if protocol.part == "test" and (protocol.clean or protocol.validation):
             fraction = protocol.fraction if protocol.validation else 1.0
             known = state.samples(data, data.rows("validation", fraction, settings.seed), normalise)
-            validation = _validation(state, known, protocol, derive(seed, "validation"))
+            validation = _validation(state, known, protocol, derive(seed, "validation"), detector)
     reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": validation}
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == config.get("shown", 0) and len(rows):
@@ -302,16 +322,16 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     return RecordDict({"config": ConfigRecord(sent)})
 
 
-def _measured(state: ClientState, samples: Samples, protocol: Protocol, seed: int) -> measure.Measured:
+def _measured(state: ClientState, samples: Samples, protocol: Protocol, seed: int, detector) -> measure.Measured:
     defence, size = state.inference_defence, state.settings.evaluation.batch_size
     more = {"attacks": state.attacks, "randomise": defence, "batch_size": size, "lengths": samples.lengths}
-    return measure.evaluate(state.model, samples.x, samples.y, protocol, seed=seed, **more)
+    return measure.evaluate(state.model, samples.x, samples.y, protocol, seed=seed, detector=detector, **more)
 
 
-def _validation(state: ClientState, samples: Samples, protocol: Protocol, seed: int) -> dict[str, list]:
+def _validation(state: ClientState, samples: Samples, protocol: Protocol, seed: int, detector) -> dict[str, list]:
     """Per condition of the protocol, or without attack alone, the counts of these samples, added up over draws."""
     if protocol.validation:
-        found = _measured(state, samples, replace(protocol, gradients=False), seed).predictions
+        found = _measured(state, samples, replace(protocol, gradients=False), seed, detector).predictions
     else:
         size = state.settings.evaluation.batch_size
         found = {"original": measure.predict(state.model, samples.x, size, samples.lengths)[None]}
@@ -350,6 +370,7 @@ def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[C
     app = kind()
     app.query()(guarded(query, state_of))
     app.query(STATISTICS)(guarded(statistics, state_of))
+    app.query(detection.NAME)(guarded(watch, state_of))
     app.train()(guarded(train, state_of))
     app.evaluate()(guarded(evaluate, state_of))
     return app

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,10 @@ from flwr.serverapp import Grid
 
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
+from fedser.detectors.detector import Detector
+from fedser.detectors.moments import Moments
 from fedser.errors import Interrupted, RunError
+from fedser.evaluation import detection
 from fedser.evaluation.parts import Part, Parts
 from fedser.evaluation.results import Results, joined, joined_examples
 from fedser.features.normalisation import Sums
@@ -126,8 +129,35 @@ class Federation:
         replies = Exchange(self, [Message(content, node, kind) for node in nodes])
         return sum(transport.from_record(reply.content[SUMS]) for batch in replies for reply in batch)
 
+    def detector(
+        self, round: int, weights: dict[str, np.ndarray], attacks: Sequence[str], fit: Callable, kept: Parts
+    ) -> Detector:
+        """What `fit` makes of all clients' sums over their training clips, clean and under these attacks.
+
+        It is a part of an evaluation: what was `kept` is not learnt again.
+        """
+        part = kept.read(detection.NAME) or Part(detection.NAME)
+        if not part.answers:
+            part.answers["server"] = fit(*self._moments(round, weights, attacks)).plain()
+            kept.answered(part, 1)
+        return Detector(**part.answers["server"])
+
+    def _moments(self, round: int, weights: dict[str, np.ndarray], attacks: Sequence[str]) -> list[Moments]:
+        """Of the training clips of all clients, clean and attacked."""
+        config = ConfigRecord(dict(self._config) | {"server-round": round, "attacks": list(attacks)})
+        content, kind = self._records(weights) | {"config": config}, f"{MessageType.QUERY}.{detection.NAME}"
+        nodes = [self._nodes[client] for client in self._longest_first(self.trainers)]
+        asked = [Message(RecordDict(content | self._local_record(weights, node)), node, kind) for node in nodes]
+        replies = (reply for batch in Exchange(self, asked) for reply in batch)
+        return list(map(Moments.from_flat, np.split(sum(transport.from_record(r.content[SUMS]) for r in replies), 2)))
+
     def evaluate(
-        self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, kept: Parts | None = None
+        self,
+        round: int,
+        weights: dict[str, np.ndarray],
+        protocol: Protocol,
+        kept: Parts | None = None,
+        detector: Detector | None = None,
     ) -> Results:
         """Every client's answers to this protocol, in the order of their names; those of who does not train apart.
 
@@ -139,7 +169,7 @@ class Federation:
             message
             for name, part in parts.items()
             if not part.answers
-            for message in self._questions(round, weights, asked[name], name)
+            for message in self._questions(round, weights, asked[name], name, detector)
         ]
         exchange = Exchange(self, messages)
         for reply in (reply for batch in exchange for reply in batch):
@@ -155,11 +185,15 @@ class Federation:
             (seen if self.sizes[client] else unseen)[self.names[client]] = answer
         shown = joined_examples([base64.b64decode(part.example) for part in parts.values() if part.example])
         apart = Results(protocol, self.experiment["classes"], unseen) if unseen else None
-        return Results(protocol, self.experiment["classes"], seen, shown, exchange.missing, apart)
+        watching = detector.plain() if detector else None
+        return Results(protocol, self.experiment["classes"], seen, shown, exchange.missing, apart, watching)
 
-    def _questions(self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, name: str) -> list[Message]:
+    def _questions(
+        self, round: int, weights: dict[str, np.ndarray], protocol: Protocol, name: str, detector: Detector | None
+    ) -> list[Message]:
         """The messages that ask every client for a part of a protocol; `name` comes back with the replies."""
         asked = {"server-round": round, "protocol": json.dumps(protocol.plain()), "shown": self.trainers[0]}
+        asked |= {"detector": json.dumps(detector.plain())} if detector else {}
         config = ConfigRecord(dict(self._config) | asked)
         content = self._records(weights) | {"config": config}
         nodes = [self._nodes[client] for client in self._longest_first(range(self.clients))]

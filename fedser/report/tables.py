@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fedser.report.analysis import comparisons, conditions, flags
 from fedser.report.analysis import ren2020 as ren
 from fedser.report.analysis.claims import PAPER
 from fedser.report.analysis.conditions import ATTACKED, CLEAN, KINDS, PAPER_ATTACKS, attack_title, of_set, parse, title
+from fedser.report.analysis.detections import detections, in_short
 from fedser.report.analysis.estimates import UNKNOWN, Estimate
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Run
@@ -25,7 +27,7 @@ METHODS = ("clustered", "stratified", "closed_form")  # of intervals
 def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
     made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), ren2020(corpus)]
-    made += [*matrices(corpus), transfer(corpus), budgets(corpus), flips(corpus), speakers(corpus)]
+    made += [*matrices(corpus), transfer(corpus), detector(corpus), budgets(corpus), flips(corpus), speakers(corpus)]
     made += [class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
     return [table for table in made if table]
 
@@ -232,6 +234,20 @@ def transfer(corpus: Corpus) -> Table:
     rows = [[source, *(Cell(percent(uar), value=uar, shade=uar) for uar in uars[source])] for source in sources]
     data = pd.DataFrame([[source, *uars[source]] for source in sources], columns=["made_on", *tested])
     return Table("transfer", *prose("transfer"), ["Made on", *tested], rows, data)
+
+
+def detector(corpus: Corpus) -> Table:
+    """What a detector of adversarial examples is worth: an attack per row, of each model that has one."""
+    found = {model.label: detections(model) for model in corpus.models}
+    rows, data = [], []
+    for model, row in ((model, row) for model, each in found.items() for row in each):
+        aucs = (_cell(row.figures.get(key), partial(number, form=".3f")) for key in ("auc", "auc_unsure"))
+        shares = (_cell(row.figures.get(key), percent) for key in ("caught", "wrong", "slipped"))
+        rows.append([model, row.title, *aucs, *shares])
+        data.append({"model": model, "attack": row.attack, **row.figures})
+    columns = ["Model", "Attack", "AUC", "AUC, unsure", "Alarm", "Slips through without it", "with it"]
+    notes = list(filter(None, (in_short(model, each) for model, each in found.items())))
+    return Table("detector", *prose("detector"), columns, rows, pd.DataFrame(data), words=2, notes=notes)
 
 
 BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkeys(

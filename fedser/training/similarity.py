@@ -4,15 +4,12 @@ L = β · CE(f(x), y) + γ · CE(f(x′), y) + (1 − β − γ) · d(v, v′), 
 the mean of the squared differences over its D numbers, as in the released code; there β = γ = 0.4.
 """
 
-import contextlib
-from collections.abc import Iterator
-
-import torch
 from torch import Tensor, nn
 
 from fedser.config.schema import Share
 from fedser.errors import InputError
-from fedser.training.objective import Samples, cross_entropy, scores
+from fedser.models.embedding import check_embed, embeddings
+from fedser.training.objective import Samples, cross_entropy
 from fedser.training.robust import Paired, Robust
 
 
@@ -37,13 +34,7 @@ class Similarity(Paired):
 
     def check_model(self, model: nn.Module, x: Tensor, lengths: Tensor) -> None:
         """Raises InputError where the network has no `embed`, or does without it."""
-        embed, name = getattr(model, "embed", None), type(model).__name__
-        if not callable(embed) or isinstance(embed, nn.Module):
-            raise InputError(f"{name} has no method `embed` whose results could be compared: choose another model.")
-        with torch.no_grad(), embeddings(model) as kept:
-            scores(model, x, Samples.of(x, torch.zeros_like(lengths), lengths))
-        if len(kept) != 1 or kept[0].shape[:1] != x.shape[:1]:
-            raise InputError(f"the forward of {name} must call its `embed` once, which gives a vector for each input.")
+        check_embed(model, x, lengths)
 
     def loss(self, model: nn.Module, batch: Samples) -> Tensor:
         """The loss of a batch with its adversarial examples."""
@@ -52,22 +43,3 @@ class Similarity(Paired):
         apart = (kept[0] - kept[1]).float().square().flatten(1).mean(1)
         rest = 1 - self.beta - self.gamma
         return batch.mean(self.beta * clean + self.gamma * adversarial + rest * apart)
-
-
-@contextlib.contextmanager
-def embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A block in which what the model's `embed` gives to its `forward` is kept, one tensor a pass.
-
-    Logits and embedding then come from one pass, with one dropout and one look of batch norm at the batch.
-    """
-    embed, kept = model.embed, []
-
-    def keeping(*arguments, **more) -> Tensor:
-        kept.append(embed(*arguments, **more))
-        return kept[-1]
-
-    model.embed = keeping
-    try:
-        yield kept
-    finally:
-        del model.embed

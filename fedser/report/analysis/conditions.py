@@ -23,6 +23,7 @@ TITLES = {
     "cw": "C&W",
     "noise": "Noise",
     "transfer": "Transfer",
+    "evading": "Evading",
     "ensemble": "Ensemble",
 }
 """How attacks are written, in the order of tables; any other goes by its own name, after these."""
