@@ -30,6 +30,9 @@ KINDS = {
     "normalisation": ["features.normalisation=centred"],
     "partition": ["partition=groups", "partition.speakers=1"],
     "split": ["partition/split=latest", "partition.split.gap=0.2"],
+    "detector": ["detector=apart", "attack=fgsm"],
+    "schedule": ["client/schedule=inverse_root"],
+    "averaging": ["averaging=everything"],
     "strategy": ["strategy=short_steps", "strategy.longest=0.5"],
 }
 
@@ -56,6 +59,11 @@ def test_they_have_an_effect(runs):
     assert 0 <= runs["attack"].metrics["uar/adversarial/corners"] <= 1
     losses = {kind: run.history[0]["train/loss"] for kind, run in runs.items()}
     assert len({losses[kind] for kind in ("attack", "objective", "augmentation", "model", "normalisation")}) == 5
+    assert 0 <= runs["detector"].metrics["detector/auc/evading"] <= 1
+    plain = runs["detector"]
+    assert runs["schedule"].history[0]["train/loss"] == plain.history[0]["train/loss"]
+    assert runs["schedule"].history[1]["train/loss"] != plain.history[1]["train/loss"]
+    assert runs["averaging"].metrics["uar/raw/original"] == plain.metrics["uar/original"]
     assert runs["strategy"].history[1]["train/loss"] != runs["attack"].history[1]["train/loss"]
     tested = pd.read_csv(runs["split"].folder / "utterances.csv")["utterance"].map(lambda path: Path(path).name)
     clips = [sorted(file.name for file in (FIXTURES / "emodb").rglob(f"{who}*.flac")) for who in ("14", "15")]
@@ -67,7 +75,7 @@ def test_they_have_an_effect(runs):
 def test_every_kind_with_an_interface_is_here():
     known = {name for name, value in vars(interfaces).items() if value.__class__ is type(interfaces.Attack)}
     here = {kind.title().replace(" ", "") for kind in [*KINDS, "corpus"]}
-    assert known - {"Protocol"} == here | {"Schedule", "Averaging"}  # of these two there is no template
+    assert known - {"Protocol"} == here
 
 
 def test_every_file_of_the_template_is_short_and_used():
