@@ -45,9 +45,9 @@ def in_short(model: str, found: list[Detection]) -> str:
         max((row for row in found if row.attack and row.knows == knows), key=_slipped, default=None)
         for knows in (True, False)
     ]
-    told, blind = (row and f"{100 * _slipped(row):.1f} % of the clips of {attack_title(row.attack)}" for row in best)
-    against = f", {blind}" if blind else ""
-    return f"{model}: {told}, which knows the detector, slip through{against}." if told else ""
+    told, blind = (row and f"{100 * _slipped(row):.1f} % under {attack_title(row.attack)}, which" for row in best)
+    against = f", {blind} does not" if blind else ""
+    return f"{model}: of all clips slip through {told} knows the detector{against}." if told else ""
 
 
 def _slipped(row: Detection) -> float:
