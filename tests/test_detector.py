@@ -333,7 +333,7 @@ def test_the_report_has_a_table_only_where_there_is_a_detector(runs, tmp_path):
     slipped, blind = (figures[f"adversarial/{name}"]["slipped"] for name in ("evading", "pgd"))
     assert made.data.iloc[-1]["slipped"] == slipped and made.rows[-1][-1].value == slipped
     words = f"of all clips slip through {100 * slipped:.1f} % under Evading, which knows the detector"
-    assert made.notes == [f"{corpus.models[0].label}: {words}, {100 * blind:.1f} % of the clips of PGD."]
+    assert made.notes == [f"{corpus.models[0].label}: {words}, {100 * blind:.1f} % under PGD, which does not."]
     alone = shutil.copytree(plain.folder, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     assert not tables.detector(*corpora(load([alone])))
 
