@@ -82,6 +82,7 @@ def test_validation_uar_by_hand(small, monkeypatch):
 def test_a_failure_is_reported_where_the_sweep_was_started(capsys, monkeypatch):
     from fedser import __main__ as command
 
+    monkeypatch.setattr(command, "_failures", [])  # commands that other tests gave in this process have theirs
     monkeypatch.setattr(command, "_starter", None)
     failure = command.Failure("why", 2)  # as in another process
     assert failure != failure and math.isnan(failure + 1) and capsys.readouterr().err == "" and command._failures == []
@@ -90,7 +91,7 @@ def test_a_failure_is_reported_where_the_sweep_was_started(capsys, monkeypatch):
     monkeypatch.setattr(command, "_starter", os.getpid())
     arrived = pickle.loads(pickle.dumps(failure))
     assert (arrived.message, arrived.code) == ("why", 2) and capsys.readouterr().err == "fedser: why\n"
-    command._failures.clear()
+    assert len(command._failures) == 1 and command._failures[0] is arrived
 
 
 def test_a_sweeper_gets_the_metric_and_goes_by_it(cli, tmp_path):
