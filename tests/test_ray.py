@@ -50,13 +50,15 @@ def test_any_number_of_actors_gives_them(callers_ray, small, serial, actors):
 
 
 def test_speakers_held_out_are_evaluated_as_they_are_serially(callers_ray, manifest, tmp_path):  # noqa: F811
-    """Unknown to everybody: their normaliser, batch-norm layers and selection are made where they are evaluated."""
-    chosen = words(manifest, *WORDS, "reuse=false")
+    """Unknown to everybody: their normaliser, batch-norm layers and selection are made where they are evaluated. A
+    detector too is learnt from the same sums."""
+    chosen = words(manifest, *WORDS, "reuse=false", "detector=lda", "detector.attack=[fgsm]")
     alone = run(compose(chosen), tmp_path / "serial")
     result = run(compose([*chosen, "simulation=cpu", "simulation.actors=2"]), tmp_path / "ray")
     assert result.metrics["plan"].startswith("6 clients, 2 of them held out · 2 at a time on Ray")
     assert result.history[-1]["train/clients"] == 4
     assert {"uar/unseen/original", "uar/unseen/validation/original"} <= result.metrics.keys() & result.history[0].keys()
+    assert {"detector/auc/evading", "detector/unseen/auc/evading"} <= result.metrics.keys()
     same(alone, result)
 
 
