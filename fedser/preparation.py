@@ -147,8 +147,8 @@ class Preparation:
         key = identity.digest(identity.everything(self.settings) | model)
         learnt = self.protocols.learnt
         with display.evaluation(1 + len(final.sets) + bool(learnt)) as shown:
-            kept, fit = Parts(folder / PARTS, key, shown), self.settings.detector.build()
-            detector = federation.detector(round, weights, learnt, fit, kept) if learnt else None
+            kept, fit = Parts(folder / PARTS, key, shown), self.settings.detector.build
+            detector = federation.detector(round, weights, learnt, fit(), kept) if learnt else None
             results = federation.evaluate(round, weights, final, kept, detector)
         compiled = record.compiled(results, self.settings, self.protocols, self.sexes(), round)
         record.write(folder, compiled, results, self.store, max(kept.seconds, time.monotonic() - began))

@@ -124,10 +124,13 @@ class Federation:
     def _statistics(self, weights: dict[str, np.ndarray]) -> np.ndarray:
         """What batch-norm layers of these weights see of all clients' training utterances: sums [M], float64."""
         content = RecordDict(self._records(weights) | {"config": self._config})
-        kind = f"{MessageType.QUERY}.{STATISTICS}"
+        return self._sums(STATISTICS, lambda node: content)
+
+    def _sums(self, action: str, content: Callable[[int], RecordDict]) -> np.ndarray:
+        """What all clients that train answer to a query, added up: [M], float64; `content` is of a node's message."""
         nodes = [self._nodes[client] for client in self._longest_first(self.trainers)]
-        replies = Exchange(self, [Message(content, node, kind) for node in nodes])
-        return sum(transport.from_record(reply.content[SUMS]) for batch in replies for reply in batch)
+        asked = [Message(content(node), node, f"{MessageType.QUERY}.{action}") for node in nodes]
+        return sum(transport.from_record(reply.content[SUMS]) for batch in Exchange(self, asked) for reply in batch)
 
     def detector(
         self, round: int, weights: dict[str, np.ndarray], attacks: Sequence[str], fit: Callable, kept: Parts
@@ -145,11 +148,9 @@ class Federation:
     def _moments(self, round: int, weights: dict[str, np.ndarray], attacks: Sequence[str]) -> list[Moments]:
         """Of the training clips of all clients, clean and attacked."""
         config = ConfigRecord(dict(self._config) | {"server-round": round, "attacks": list(attacks)})
-        content, kind = self._records(weights) | {"config": config}, f"{MessageType.QUERY}.{detection.NAME}"
-        nodes = [self._nodes[client] for client in self._longest_first(self.trainers)]
-        asked = [Message(RecordDict(content | self._local_record(weights, node)), node, kind) for node in nodes]
-        replies = (reply for batch in Exchange(self, asked) for reply in batch)
-        return list(map(Moments.from_flat, np.split(sum(transport.from_record(r.content[SUMS]) for r in replies), 2)))
+        content = self._records(weights) | {"config": config}
+        sums = self._sums(detection.NAME, lambda node: RecordDict(content | self._local_record(weights, node)))
+        return list(map(Moments.from_flat, np.split(sums, 2)))
 
     def evaluate(
         self,

@@ -8,15 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedser.report.analysis.conditions import (
-    ATTACKED,
-    PAPER_ATTACKS,
-    attack_title,
-    attacks_in_order,
-    parse,
-    set_title,
-    title,
-)
+from fedser.report.analysis.conditions import ATTACKED, PAPER_ATTACKS, attack_title, attacks_in_order, set_title, title
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Evaluation
 from fedser.report.charts.drawn import panels
@@ -96,7 +88,7 @@ def _example(corpus: Corpus) -> tuple[Model, Evaluation, dict[str, np.ndarray]] 
 def _shown_attacks(names: Sequence[str], corpus: Corpus) -> list[str]:
     """The paper's three and the strongest; where they are missing, the first few."""
     plain = attacks_in_order(name for name in names if "@" not in name) or list(names)
-    strongest = parse(f"adversarial/{corpus.strongest('adversarial')}").attack
+    strongest = (corpus.strongest("adversarial") or "").partition("@")[0]
     return [name for name in plain if name in (*PAPER_ATTACKS, strongest)] or plain[:4]
 
 
