@@ -379,6 +379,10 @@ TAKEN = r".*defence\.training\.attack\.eps .* in Linf: set defence\.training\.at
         (["defence/training=trades", "attack=none"], r"defence\.training\.attack\.eps=null: .*eps=0\.05"),
         (["defence/training=madry", "attack=deepfool"], r"defence\.training\.attack\.eps=null"),
         (["defence/training=madry", "attack=cw"], r"defence\.training\.attack\.eps=null: .*attack\.eps.*set its own"),
+        (
+            ["defence/training=madry", "attack=none", "attack.eps=0.05"],
+            r"attack=none has no ε.*set defence\.training\.attack\.eps=0\.05",
+        ),
         (["defence/training=mart", *L2], rf"attack\.eps=2 is of attack=pgd_strong, .* L2, {TAKEN}"),
         (["defence/training=noise", *L2], rf"attack\.eps=2 is of attack=pgd_strong, .* L2, {TAKEN}"),
         (["defence/training=trades", "attack=deepfool", "attack.eps=0.5"], rf"attack\.eps=0\.5 is .* L2, {TAKEN}"),

@@ -240,6 +240,13 @@ def test_every_metric_of_a_summary_can_be_named(settings, metric):
     assert settings(f"optimized_metric={metric}").optimized_metric == metric
 
 
+@pytest.mark.parametrize("metric", ["detector/auc/evading", "detector/false_alarms"])
+def test_a_detector_can_be_chosen_by_its_figures(settings, metric):
+    assert settings("detector=lda", f"optimized_metric={metric}").optimized_metric == metric
+    with pytest.raises(InputError, match="no such metric"):
+        settings(f"optimized_metric={metric}")
+
+
 @pytest.mark.parametrize("launcher", [JOBLIB, SUBMITIT])
 def test_jobs_in_other_processes_fail_as_in_this_one(cli, tmp_path, launcher):
     needs(launcher)

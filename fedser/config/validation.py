@@ -33,7 +33,7 @@ def validate(config: DictConfig | dict) -> Settings:
     _check_training(settings)
     _check_training_norm(config, settings)
     protocols = Protocols.of(settings)
-    _check_metric(settings.optimized_metric, protocols.final)
+    _check_metric(settings, protocols.final)
     # Each under the key that a user would change it by.
     tested = [Component(f"attacks.{name}", name, attack.node) for name, attack in protocols.attacks.items()]
     used = [settings.attack, *(attack for attack in tested if attack.node != settings.attack.node)]
@@ -128,6 +128,11 @@ def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:
     if not isinstance(inner, dict) or node is None or not OmegaConf.is_interpolation(node, "eps"):
         return
     own, other, taken = inner.get("norm"), tested.get("norm"), inner.get("eps")
+    if taken is not None and tested.get("eps") is None and other is None:
+        raise InputError(
+            f"attack={tested.name} has no ε, and {training.key}.attack.eps would take attack.eps={shown(taken)} from it: "
+            f"set {training.key}.attack.eps={shown(taken)} itself."
+        )
     if taken is not None and own and other and own != other:
         raise InputError(
             f"attack.eps={shown(taken)} is of attack={tested.name}, which is bounded in {other}, and "
@@ -136,12 +141,16 @@ def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:
         )
 
 
-def _check_metric(wanted: str, protocol: Protocol) -> None:
+def _check_metric(settings: Settings, protocol: Protocol) -> None:
     """Raises InputError for an `optimized_metric` that no run under this protocol has, with the nearest names."""
+    wanted = settings.optimized_metric
     conditions = [condition.name for condition in protocol.conditions]
     validated = [f"validation/{name}" for name in (conditions if protocol.validation else ["original"])]
     known = [f"{kind}/{name}" for kind in ("uar", "accuracy") for name in (*validated, *conditions)]
     known += [f"uar_sd/{name}" for name in conditions]
+    if settings.detector:  # it watches the conditions without randomisation; clients' counts alone make no curve
+        attacked = [each.attack for each in protocol.conditions if each.attack and not each.randomised]
+        known += [f"detector/auc/{name}" for name in attacked if protocol.utterances] + ["detector/false_alarms"]
     unseen = [f"{kind}/{UNSEEN}{name}" for kind in ("uar", "accuracy") for name in (*validated, *conditions)]
     if wanted in (*known, *unseen) or any(wanted.startswith(f"recall/{name}/") for name in conditions):
         return
