@@ -33,7 +33,7 @@ from fedser.federation import optimizer_state, server_app, strategies
 from fedser.federation.client_app import app as client_app
 from fedser.federation.course import Course
 from fedser.models import recogniser
-from fedser.models.weights import named, serialised
+from fedser.models.weights import named, serialised, trained
 from fedser.preparation import Preparation, prepare
 from fedser.runs import model_cache
 from fedser.runs.checkpoint import Checkpoints, State
@@ -132,7 +132,7 @@ class Experiment:
         """Says what a round's replies take of memory, and raises InputError where moments do not fit on the disk."""
         settings, prepared = self.settings, self.prepared
         clients = prepared.trainers
-        optimizer = settings.client.build_optimizer(prepared.model.parameters())
+        optimizer = settings.client.build_optimizer(trained(prepared.model))
         strategy = strategies.build_strategy(settings.strategy, clients)
         if not strategies.adds_up(strategy):
             asked, each = strategies.clients_per_round(settings.strategy, clients), prepared.reply_bytes

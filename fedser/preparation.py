@@ -37,6 +37,7 @@ from fedser.federation import batch_norm, optimizer_state, server_app, strategie
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.embedding import check_embed
 from fedser.models.lengths import logits
+from fedser.models.weights import trained
 from fedser.randomness import derive
 from fedser.runs import checkpoint
 from fedser.runs.folder import PARTS
@@ -85,7 +86,7 @@ class Preparation:
         """The initial weights as they travel, a copy, with all else that goes from round to round."""
         weights = transport.pack(self.model)
         if self.settings.client.optimizer_state == "average":
-            optimizer = self.settings.client.build_optimizer(self.model.parameters())
+            optimizer = self.settings.client.build_optimizer(trained(self.model))
             weights[MOMENTS] = optimizer_state.flat(optimizer)
         local, _ = self._batch_norm()
         return local.begin(weights, len(self.splits)) if local else weights
@@ -109,7 +110,7 @@ class Preparation:
 
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""
-        probed = probe(self.settings, len(self.classes), self.splits, self.protocols.attacks)
+        probed = probe(self.settings, len(self.classes), self.splits, self.protocols.attacks, self.store.shape)
         return backend.plan(self.settings, self.splits, self.reply_bytes, probed)
 
     def federation(self, grid, plan: Plan, stop: threading.Event, state: Path, moments=()) -> server_app.Federation:
@@ -227,7 +228,7 @@ def _check_splits(splits: list[ClientSplit], settings: Settings) -> None:
         return
     chosen = settings.features.normalisation
     interfaces.conform(chosen, interfaces.Normalisation, made := chosen.build())
-    if of_unknown(made, Sums.of(np.eye(settings.features.mels)[None])) is None:
+    if of_unknown(made, Sums.of(np.eye(settings.features.shape[1])[None])) is None:
         raise InputError(
             f"features.normalisation={chosen.name} normalises each client by its own training clips, of which clients "
             f"that are held out (partition/split={settings.partition.split.name}) have none: choose zscore_client, "
@@ -265,7 +266,7 @@ class _Trial:
     def __init__(self, settings: Settings, classes: int):
         self.settings, self.classes = settings, classes
         self.little = _Little(classes).eval()
-        self.shape = (settings.features.frames, settings.features.mels)
+        self.shape = settings.features.shape
         self.defence = self.detector = None
 
     def everything(self, protocols: Protocols, model: torch.nn.Module) -> None:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from fedser.config.compose import compose
 from fedser.config.schema import parse
-from fedser.config.settings import Dataset, Features
+from fedser.config.settings import Dataset, LogMels
 from fedser.config.validation import validate
 from fedser.data import corpora, store
 from fedser.data.store import DamagedStore, FeatureStore, extract
@@ -36,8 +36,8 @@ OPTIONS |= {"normalisation": {"_target_": "fedser.features.normalisation.GlobalZ
 del OPTIONS["defaults"]
 
 
-def features(**changes) -> Features:
-    return parse(Features, OPTIONS | changes, "features.")
+def features(**changes) -> LogMels:
+    return parse(LogMels, OPTIONS | changes, "features.")
 
 
 def front_end(**changes) -> LogMel:
@@ -356,7 +356,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_features as t
 from fedser.config.compose import compose
 from fedser.config.schema import parse
-from fedser.config.settings import Dataset, Features
+from fedser.config.settings import Dataset, LogMels
 from fedser.config.validation import validate
 from fedser.data import store
 from fedser.features import audio

@@ -12,7 +12,7 @@ from conftest import FIXTURES
 
 import fedser
 from fedser import predict
-from fedser.config.settings import Features
+from fedser.config.settings import LogMels
 from fedser.models import weights
 from fedser.models.cnn4 import CNN4
 
@@ -31,7 +31,7 @@ RANDOMISE = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A folder with a model that was never trained."""
-    assert set(Features.model_fields) - {"name", "normalisation"} == set(FEATURES)
+    assert set(LogMels.model_fields) - {"name", "normalisation"} == set(FEATURES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = CNN4(3, width=2)

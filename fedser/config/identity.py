@@ -16,6 +16,7 @@ from fedser.config import paths, sources
 from fedser.config.components import Component, targets
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
+from fedser.runs import files
 
 # What cannot change a number: where clients run and how many at a time (but for the kind of device and how many may
 # fail), what is kept, shown or reused, and names that only people read.
@@ -31,6 +32,8 @@ def training(settings: Settings) -> dict:
     used = [component for component in settings.components() if component not in idle]
     plain = {key: value for key, value in settings.plain.items() if key not in (*IDLE, *MEASURED)}
     plain["client"] = {key: value for key, value in plain["client"].items() if key not in IDLE_OF_CLIENT}
+    if settings.model.checkpoint:
+        plain["model"] = plain["model"] | {"checkpoint": files.content_digest(settings.model.checkpoint)}
     if settings.dataset.root:
         plain["dataset"] = plain["dataset"] | {"root": str(Path(settings.dataset.root).expanduser().absolute())}
     defence = settings.defence.training

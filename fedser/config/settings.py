@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr
 
@@ -52,7 +52,9 @@ class Dataset(Open):
     rounds: Count | None = None
 
 
-class Features(Group):
+class LogMels(Group):
+    """Log-Mel spectrograms, all clips with as many frames."""
+
     name: str
     sample_rate: Count
     frames: Count
@@ -63,11 +65,65 @@ class Features(Group):
     fmax: Positive
     floor: Positive
     normalisation: _node("features.normalisation")
+    ragged: ClassVar = False
+    cache: ClassVar = "none"
 
     @property
     def front_end(self) -> dict[str, Any]:
         """The settings that decide the log-Mels before normalisation."""
         return self.model_dump(exclude={"name", "normalisation"})
+
+    @property
+    def least(self) -> int:
+        """How many samples a clip must have."""
+        return self.window
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a clip: frames, mel bins."""
+        return self.frames, self.mels
+
+
+class Waveforms(Group):
+    """Waveforms as they are, each as long as it is."""
+
+    name: str
+    kind: Literal["waveform"]
+    sample_rate: Count
+    seconds: Positive | None
+    cache: Literal["auto", "states", "pooled", "none"]
+    normalisation: _node("features.normalisation")
+    ragged: ClassVar = True
+    least: ClassVar = 1
+
+    @property
+    def front_end(self) -> dict[str, Any]:
+        """The settings that decide the samples."""
+        return self.model_dump(exclude={"name", "normalisation", "cache"})
+
+    @property
+    def limit(self) -> int | None:
+        """How many samples a clip has at most; None for as many as there are."""
+        return None if self.seconds is None else round(self.seconds * self.sample_rate)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a clip of half a second: samples, and one number each."""
+        return self.sample_rate // 2, 1
+
+
+Features = LogMels | Waveforms
+
+
+def _read_features(values: Any) -> Features:
+    kind = Waveforms if isinstance(values, dict) and "kind" in values else LogMels
+    found = parse(kind, values, "features.")
+    if found.ragged and found.normalisation.name != "none":
+        raise InputError(
+            f"features.normalisation={found.normalisation.name} is of mel bins, which features={found.name} does not "
+            "have: set features/normalisation=none."
+        )
+    return found
 
 
 def _at_random() -> Component:
@@ -99,6 +155,11 @@ class Partition(Open):
 
 class Model(Open):
     component: _node("model")
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The file or folder that a part of the network comes from, if it comes from one."""
+        return self.component.get("checkpoint")
 
 
 class Client(Group):
@@ -205,7 +266,7 @@ class Settings(Group):
     """All settings of a run; `plain` are the same as YAML has them."""
 
     dataset: Dataset
-    features: Features
+    features: Annotated[Features, PlainValidator(_read_features)]
     partition: Partition
     model: Model
     client: Client

@@ -61,6 +61,9 @@ def tidy(values: dict, quiet: bool = False) -> dict:
     for path, node in _nodes({key: value for key, value in values.items() if key != "attacks"}):
         if missing := [f"{path}{key}" for key, value in node.items() if value == "???"]:
             raise InputError(f"{missing[0]} must be set, e.g. {missing[0]}=…")
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("checkpoint"), str):  # workers have another working folder
+        model["checkpoint"] = str(Path(model["checkpoint"]).expanduser().absolute())
     modules = values.get("modules")
     folders = list(map(str, modules)) if isinstance(modules, list) else []
     for _, node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
@@ -130,8 +133,8 @@ def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:
     own, other, taken = inner.get("norm"), tested.get("norm"), inner.get("eps")
     if taken is not None and tested.get("eps") is None and other is None:
         raise InputError(
-            f"attack={tested.name} has no ε, and {training.key}.attack.eps would take attack.eps={shown(taken)} from it: "
-            f"set {training.key}.attack.eps={shown(taken)} itself."
+            f"attack={tested.name} has no ε, and {training.key}.attack.eps would take attack.eps={shown(taken)} from "
+            f"it: set {training.key}.attack.eps={shown(taken)} itself."
         )
     if taken is not None and own and other and own != other:
         raise InputError(

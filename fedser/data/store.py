@@ -1,8 +1,9 @@
-"""Log-Mel features: a store that extracts a corpus once and maps it from disk.
+"""Features: a store that extracts a corpus once and maps it from disk.
 
 The store is a folder in the cache, named by the hash of everything that made it:
 
-    frames.npy   float32 [clips, frames, mels], before normalisation; all processes share its pages
+    frames.npy   float32 [clips, frames, mels], before normalisation; all processes share its pages. Of clips that are
+                 as long as they are [all frames, …], one after the other (`fedser.data.arrays.Ragged`)
     index.csv    the corpus's table, row for row, with `label`, `client`, `seconds`, and how many `frames` are real
     store.json   classes, settings, clips left out, and what it takes to notice damage
 """
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,10 +26,11 @@ import torch
 from torch import Tensor
 
 from fedser.config.settings import Features
+from fedser.data.arrays import Growing, Ragged
 from fedser.data.corpora import Corpus
 from fedser.errors import InputError, RunError
 from fedser.features import audio
-from fedser.features.front_end import LogMel, fit
+from fedser.features.front_end import front_end
 from fedser.runs import cache
 
 log = logging.getLogger(__name__)
@@ -42,9 +44,12 @@ class DamagedStore(RunError):
 
 
 class FeatureStore:
-    """Features of a corpus on disk: `frames` [clips, frames, mels] is mapped, not loaded; `table` has the same rows."""
+    """Features of a corpus on disk: `frames` [clips, frames, mels] is mapped, not loaded; `table` has the same rows.
 
-    def __init__(self, folder: Path, frames: np.ndarray, table: pd.DataFrame, notes: Mapping[str, Any]):
+    Where clips are as long as they are, `frames` is `Ragged`, and gives those it is asked for padded with zeros.
+    """
+
+    def __init__(self, folder: Path, frames: np.ndarray | Ragged, table: pd.DataFrame, notes: Mapping[str, Any]):
         self.folder = folder
         self.frames = frames
         self.table = table
@@ -68,8 +73,14 @@ class FeatureStore:
         """How many frames of each clip are real and no repetition, int64 [clips]."""
         return self.table["frames"].to_numpy()
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the longest clip: frames, and what each has."""
+        ragged = isinstance(self.frames, Ragged)
+        return (int(self.lengths.max()), *self.frames.flat.shape[1:]) if ragged else self.frames.shape[1:]
+
     def take(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        """A copy of these rows, float32 [len(rows), frames, mels]."""
+        """A copy of these rows, float32 [len(rows), frames, …]."""
         return torch.from_numpy(np.array(self.frames[np.asarray(rows, dtype=np.int64)]))
 
     @classmethod
@@ -82,11 +93,14 @@ class FeatureStore:
             frames = np.load(folder / "frames.npy", mmap_mode="r")
             if _digest(index) != notes["index"]:
                 raise ValueError("index.csv has changed")
-            if list(frames.shape) != notes["shape"] or frames.dtype != np.float32:
-                raise ValueError(f"frames.npy holds {frames.dtype} {list(frames.shape)}, not float32 {notes['shape']}")
+            dtype = notes.get("dtype", "float32")
+            if list(frames.shape) != notes["shape"] or frames.dtype != dtype:
+                raise ValueError(f"frames.npy holds {frames.dtype} {list(frames.shape)}, not {dtype} {notes['shape']}")
             table = _parse_index(index)
-            if len(table) != len(frames):
-                raise ValueError(f"{len(table)} rows in index.csv, {len(frames)} in frames.npy")
+            lengths = table["frames"].to_numpy()
+            if (rows := int(lengths.sum()) if notes.get("ragged") else len(table)) != len(frames):
+                raise ValueError(f"{rows} rows in index.csv, {len(frames)} in frames.npy")
+            frames = Ragged(frames, lengths) if notes.get("ragged") else frames
             table["path"] = [os.path.join(notes["base"], path) for path in table["path"]]
             return cls(folder, frames, table, notes)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -186,55 +200,43 @@ def _parse_index(text: bytes) -> pd.DataFrame:
 
 def _write(folder: Path, corpus: Corpus, base: str, features: Features, on_bad_audio: str, workers: int) -> None:
     """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
-    good, bad = _write_frames(folder / "frames.npy", features, _clips(corpus, features, workers))
+    array = Growing(folder / "frames.npy", features.shape[1:] if features.ragged else features.shape, features.ragged)
+    good, bad = [], {}
+    for position, clip in enumerate(_clips(corpus, features, workers)):
+        if isinstance(clip, audio.BadAudio):
+            bad[position] = str(clip)
+        else:
+            frames, *known = clip
+            array.append(frames if features.ragged else frames[None])
+            good.append(known)
+    array.close()
     if bad and (on_bad_audio == "error" or not good):
         raise InputError(_complaint(list(bad.values()), len(corpus.table)))
     seconds, lengths = zip(*good, strict=True)
     table = corpus.table.drop(index=corpus.table.index[list(bad)]).assign(seconds=seconds, frames=lengths)
-    index = _index(table, base).encode()
     notes = {
-        "version": VERSION,
         "corpus": corpus.name,
         "base": base,
         "classes": corpus.classes,
         "features": features.front_end,
-        "shape": [len(good), features.frames, features.mels],
-        "index": _digest(index),
         "skipped": list(bad.values()),
     }
+    write_index(folder, array, table, notes, ragged=features.ragged)
+
+
+def write_index(folder: Path, array: Growing, table: pd.DataFrame, notes: dict, ragged: bool) -> None:
+    """Writes what `FeatureStore.open` needs beside `array`, whose clips are the rows of `table`; `notes` are of the
+    corpus and its features."""
+    index = _index(table, notes["base"]).encode()
+    more = {"ragged": True, "dtype": str(array.dtype)} if ragged else {}
+    notes = {"version": VERSION, "shape": [array.rows, *array.shape], "index": _digest(index)} | notes | more
     for name, data in (("index.csv", index), ("store.json", json.dumps(notes, indent=1).encode())):
         with open(folder / name, "wb") as file:
             file.write(data)
             _sync(file)
 
 
-def _write_frames(path: Path, features: Features, clips: Iterator) -> tuple[list[tuple[float, int]], dict[int, str]]:
-    """Writes what `_clips` yields as it comes: ((seconds, real frames) of the good ones, position → complaint of the
-    bad ones)."""
-    shape = (features.frames, features.mels)
-    good, bad = [], {}
-    with open(path, "wb") as file:
-        # Plain writes: on a full disk they raise, where a mapped file would kill the process.
-        _write_header(file, (0, *shape))
-        for position, clip in enumerate(clips):
-            if isinstance(clip, audio.BadAudio):
-                bad[position] = str(clip)
-            else:
-                frames, *known = clip
-                file.write(frames.data)
-                good.append(known)
-        file.seek(0)
-        _write_header(file, (len(good), *shape))
-        _sync(file)
-    return good, bad
-
-
-def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    # NumPy leaves room for the first axis to grow, so that both headers have the same length.
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-
-
-def _sync(file: BinaryIO) -> None:
+def _sync(file) -> None:
     file.flush()
     os.fsync(file.fileno())
 
@@ -248,24 +250,22 @@ def _complaint(bad: list[str], total: int) -> str:
 def _clips(
     corpus: Corpus, features: Features, workers: int
 ) -> Iterator[tuple[np.ndarray, float, int] | audio.BadAudio]:
-    """For every clip, in the table's order, what is wrong with it, or its frames [frames, mels], how many seconds it
+    """For every clip, in the table's order, what is wrong with it, or its frames [frames, …], how many seconds it
     lasts, and how many of the frames are its own and no repetition. With a bar on stderr where that is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
-    logmel = LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
-    rate, count, window = features.sample_rate, features.frames, features.window
-    longest = window + (count - 1) * features.hop  # samples that can still be seen in the frames kept
+    made, rate = front_end(features), features.sample_rate
 
     def one(path: str) -> tuple[np.ndarray, float, int] | audio.BadAudio:
         try:
-            waveform = audio.read(path, rate, min_samples=window)
+            waveform = audio.read(path, rate, min_samples=features.least)
         except audio.BadAudio as error:
             return error
         with torch.inference_mode():
             # Clip by clip and on one thread: batching would let the numbers depend on the neighbours.
-            frames = logmel(torch.from_numpy(waveform[:longest]))
-        return fit(frames, count).contiguous().numpy(), len(waveform) / rate, min(len(frames), count)
+            frames, real = made(torch.from_numpy(waveform))
+        return frames.contiguous().numpy(), len(waveform) / rate, real
 
     total, words, console = len(corpus.table), f"Features of {corpus.name}", Console(stderr=True)
     threads = torch.get_num_threads()

@@ -1,10 +1,12 @@
-"""The front end: a waveform becomes log-Mel frames, differentiably."""
+"""The front end: a waveform becomes what the network is fed with, log-Mel frames or itself, differentiably."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from fedser.config.settings import Features
 from fedser.errors import InputError
 
 
@@ -66,3 +68,18 @@ def _mel_bank(bins: int, fmin: float, fmax: float, mels: int, sample_rate: int) 
 def fit(frames: Tensor, count: int) -> Tensor:
     """[..., n, mels] → [..., count, mels]: shorter clips are repeated in frames, longer ones cropped."""
     return frames[..., torch.arange(count, device=frames.device) % frames.shape[-2], :]
+
+
+def front_end(features: Features) -> Callable[[Tensor], tuple[Tensor, int]]:
+    """A function of a waveform [samples] → its frames [frames, …], and how many of them are real."""
+    if features.ragged:
+        return lambda waveform: (waveform[: features.limit, None], len(waveform[: features.limit]))
+    log_mel = LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
+    seen = features.window + (features.frames - 1) * features.hop  # samples that show in the frames that are kept
+
+    def frames(waveform: Tensor) -> tuple[Tensor, int]:
+        """[frames, mels], of a short clip repeated."""
+        found = log_mel(waveform[:seen])
+        return fit(found, features.frames), min(len(found), features.frames)
+
+    return frames

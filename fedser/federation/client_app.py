@@ -35,6 +35,8 @@ from fedser.federation import batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
 from fedser.federation.client_data import ClientData, Clients, Simulated
 from fedser.federation.optimizer_state import MOMENTS, OptimizerState, folder_of
+from fedser.models.lengths import as_inputs
+from fedser.models.weights import trained
 from fedser.randomness import derive
 from fedser.training.local import autocast
 from fedser.training.local import train as train_locally
@@ -99,7 +101,7 @@ class ClientState:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
-        return self.settings.client.build_optimizer(self.model.parameters())
+        return self.settings.client.build_optimizer(trained(self.model))
 
     def training_samples(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
         """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented."""
@@ -114,7 +116,7 @@ class ClientState:
         return samples
 
     def samples(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Samples:
-        """Normalised inputs [n, 1, frames, mels], labels and lengths of these rows, on the device."""
+        """Normalised inputs [n, C, frames, F], labels and lengths of these rows, on the device."""
         labels, lengths = (torch.from_numpy(part(rows)).to(self.device) for part in (data.labels, data.lengths))
         return Samples.of(self._inputs(data, rows, normalise), labels, lengths)
 
@@ -122,16 +124,17 @@ class ClientState:
         if (resident := self._resident()) is not None:
             frames = resident[torch.from_numpy(rows).to(self.device)]
             shift, scale = (torch.from_numpy(part).to(self.device) for part in (normalise.shift, normalise.scale))
-            return ((frames - shift) / scale).unsqueeze(1)
-        inputs = torch.from_numpy(normalise(data.frames(rows))).unsqueeze(1)
+            return as_inputs((frames - shift) / scale)
+        inputs = as_inputs(torch.from_numpy(normalise(data.frames(rows))))
         if self.device.type == "cuda":
             inputs = inputs.pin_memory()
         return inputs.to(self.device, non_blocking=True)
 
     def _resident(self) -> Tensor | None:
         """All clients' log-Mels on the GPU, where that takes a small part of a client's share of it."""
-        if self.resident is None and self.device.type == "cuda":
-            frames, (free, _) = self.clients.store.frames, torch.cuda.mem_get_info(self.device)
+        frames = self.clients.store.frames
+        if self.resident is None and self.device.type == "cuda" and isinstance(frames, np.ndarray):
+            free, _ = torch.cuda.mem_get_info(self.device)
             if frames.nbytes <= RESIDENT * free / self.experiment.get("clients_per_gpu", 1):
                 self.resident = torch.from_numpy(np.array(frames, np.float32)).to(self.device)
         return self.resident
@@ -217,7 +220,7 @@ def guarded(handle: Handler, state_of: Callable[[str], ClientState]) -> Callable
 def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Name, numbers of utterances, and per mel bin the sums over the client's training frames."""
     rows = data.rows("train")
-    numbers = {"num-examples": len(rows)} | Sums.of(data.frames(rows)).plain()
+    numbers = {"num-examples": len(rows)} | data.sums(rows).plain()
     return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": data.name})})
 
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from fedser.config.settings import Settings
 from fedser.data import corpora
+from fedser.data.arrays import Ragged
 from fedser.data.partition import ClientSplit, partition, split, stratified
 from fedser.data.store import FeatureStore, extract
 from fedser.errors import InputError
+from fedser.features.normalisation import Sums
 from fedser.randomness import derive
 
 
@@ -31,8 +33,12 @@ class ClientData:
         return stratified(self._labels, getattr(self.split, part), fraction, derive(seed, "subset", self.name))
 
     def frames(self, rows: np.ndarray) -> np.ndarray:
-        """Log-Mels before normalisation, float32 [n, frames, mels]."""
+        """Features before normalisation, float32 [n, frames, …]: log-Mels, or clips padded to their longest."""
         return self._frames[rows]
+
+    def sums(self, rows: np.ndarray) -> Sums:
+        """Over all frames of these utterances."""
+        return self._frames.sums(rows) if isinstance(self._frames, Ragged) else Sums.of(self.frames(rows))
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """Classes, int64 [n]."""

@@ -1,7 +1,8 @@
 """How many frames of each input are real: networks that want to know take `forward(x, lengths)`, others do without.
 
-Inputs x [B, 1, T, F] are as long as `features.frames`; of shorter clips the frames after the first `lengths` [B] are
-repetitions.
+Inputs x are [B, C, T, F]. Log-Mels have C = 1 and are as long as `features.frames`; of shorter clips the frames after
+the first `lengths` [B] are repetitions. Waveforms [B, 1, samples, 1] and the hidden states of a network for speech
+[B, layers, frames, width] are as long as the longest, with zeros behind.
 """
 
 import functools
@@ -9,6 +10,11 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+
+
+def as_inputs(frames: Tensor) -> Tensor:
+    """Features [n, T, F], or [n, T, C, F], as a network's inputs [n, C, T, F]."""
+    return frames.unsqueeze(1) if frames.dim() == 3 else frames.transpose(1, 2)
 
 
 @functools.cache  # looked at in every step of every attack

@@ -26,6 +26,7 @@ from fedser.features.normalisation import Normaliser, Sums
 from fedser.models import weights
 from fedser.models.lengths import logits
 from fedser.randomness import generator
+from fedser.runs import files
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ class Recogniser(nn.Module):
     they are.
 
     classes: the emotions, in the order of the logits.
-    network: normalised log-Mels x [B, 1, frames, mels] → logits [B, K]; it is given the real frames [B] if it takes
-        `lengths`.
-    features: `sample_rate`, `frames`, and what else `LogMel` takes, as in `conf/features`.
+    network: normalised log-Mels x [B, 1, frames, mels], or waveforms [B, 1, samples, 1] → logits [B, K]; it is given
+        the real frames [B] if it takes `lengths`.
+    features: `sample_rate`, `frames`, and what else `LogMel` takes, as in `conf/features`; of `kind: waveform` none.
     defence: the run's defence at inference, for `predict(…, defended=True)`; None where it has none.
     """
 
@@ -46,8 +47,12 @@ class Recogniser(nn.Module):
     ):
         super().__init__()
         self.classes, self.network, self.defence = list(classes), network, defence
-        self.sample_rate, self.frames, self.window = (features[key] for key in ("sample_rate", "frames", "window"))
-        self.front_end = LogMel(**{key: value for key, value in features.items() if key != "frames"})
+        self.sample_rate, self.front_end = features["sample_rate"], None
+        if features.get("kind"):  # waveforms as they are
+            self.window, self.limit = getattr(network, "least", 1), round((features["seconds"] or 0) * self.sample_rate)
+        else:
+            self.frames, self.window = features["frames"], features["window"]
+            self.front_end = LogMel(**{key: value for key, value in features.items() if key != "frames"})
         self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
 
@@ -57,12 +62,16 @@ class Recogniser(nn.Module):
         return logits(self.network, *self.inputs(waveforms, lengths))
 
     def inputs(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The network's inputs [B, 1, frames, mels], and how many of their frames are real [B]."""
+        """The network's inputs [B, 1, frames, mels] (or [B, 1, samples, 1]), and how many of their frames are real
+        [B]."""
         frames, real = self.log_mels(waveforms, lengths)
         return ((frames - self.shift) / self.scale).unsqueeze(1), real
 
     def log_mels(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log-Mels [B, frames, mels] before normalisation, those of short waveforms repeated, and the real ones [B]."""
+        """Log-Mels [B, frames, mels] before normalisation, those of short waveforms repeated, and the real ones [B].
+
+        Of a network that listens itself the waveforms [B, samples, 1].
+        """
         samples = torch.full((len(waveforms),), waveforms.shape[-1]) if lengths is None else lengths
         lengths = samples.to(waveforms.device)
         shortest, longest = (int(limit) for limit in lengths.aminmax())
@@ -71,6 +80,9 @@ class Recogniser(nn.Module):
                 f"Of waveforms of {waveforms.shape[-1]} samples {shortest} to {longest} can't be real: a window alone "
                 f"takes {self.window}."
             )
+        if self.front_end is None:
+            limit = self.limit or waveforms.shape[-1]
+            return waveforms[..., :limit, None], lengths.clamp(max=limit)
         seen = self.window + (self.frames - 1) * self.front_end.hop  # what comes later is cropped
         found = self.front_end(waveforms[..., :seen])
         real = (1 + (lengths - self.window) // self.front_end.hop).clamp(max=self.frames)
@@ -123,7 +135,9 @@ class About(Group):
     """What a model's file says of its run, in its metadata: all that is needed to rebuild the recogniser.
 
     network, inference, normalisation: components, as the run's settings have them; no `inference`, no defence.
-    features: of `LogMel`, and `frames`.
+    features: of `LogMel`, and `frames`; or of waveforms.
+    frozen: the digest of the checkpoint that the network's frozen part comes from; None where all of it is in the file,
+        or the frozen part is random.
     sums: over the training frames of all clients; shift and scale: what they come to, None where each client has its
         own by its own frames.
     batch_norm: how the run's clients and the global model were normalised; where each client kept her own layers
@@ -140,6 +154,7 @@ class About(Group):
     shift: float | tuple[float, ...] | None
     scale: float | tuple[float, ...] | None
     inference: dict[str, Any] | None
+    frozen: str | None = None
     batch_norm: str = "aggregate"
     run: str
     fedser: str
@@ -160,10 +175,16 @@ def describe(settings: Settings, classes: Sequence[str], everyone: Sums, **more:
         "shift": common.shift.tolist() if common else None,
         "scale": common.scale.tolist() if common else None,
         "inference": defence.node if defence else None,
+        "frozen": files.content_digest(checkpoint) if (checkpoint := settings.model.checkpoint) else None,
     } | more
 
 
-def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[str | Path] = ()) -> Recogniser:
+def load(
+    run: str | Path,
+    clips: Iterable[str | Path] = (),
+    modules: Iterable[str | Path] = (),
+    checkpoint: str | Path | None = None,
+) -> Recogniser:
     """The recogniser of a finished run, in eval mode on the CPU. Nothing is unpickled, and no corpus is needed.
 
     run: the run's folder, or a `model.safetensors` from anywhere.
@@ -172,6 +193,7 @@ def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[st
         speakers' mean and deviation (zscore_client), with a warning, or refused.
     modules: whose code the file may have run besides fedser's and torch's: folders of modules (what was `--config-dir`
         in training), or names of installed ones.
+    checkpoint: where the frozen part of the network lies now, if it was moved since the training.
 
     Raises InputError for a file that is no model of fedser's, and for one that names code from outside.
     """
@@ -185,7 +207,10 @@ def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[st
         trust.check(node, modules, file)
         return components.build(node, key=str(file), **more)
 
-    network = build(about.network, classes=len(about.classes))
+    moved = {"checkpoint": str(checkpoint)} if checkpoint else {}
+    if about.frozen:
+        _check_frozen(str((about.network | moved)["checkpoint"]), about.frozen, file)
+    network = build(about.network | moved, classes=len(about.classes))
     weights.fill(network, tensors, file)
     recogniser = Recogniser(about.classes, network, about.features, build(about.inference) if about.inference else None)
     if about.shift is not None and about.scale is not None:
@@ -195,6 +220,17 @@ def load(run: str | Path, clips: Iterable[str | Path] = (), modules: Iterable[st
     if about.batch_norm == "local":
         log.warning("%s was trained with batch_norm=local: it has the mean of the clients' own layers.", file)
     return recogniser.eval()
+
+
+def _check_frozen(checkpoint: str, digest: str, file: Path) -> None:
+    """Raises InputError where the checkpoint is not the one that the model was trained on."""
+    if not Path(checkpoint).expanduser().exists():
+        raise InputError(
+            f"{file} has what was trained, and its frozen part lies in {checkpoint}, which is not there: say where it "
+            "is, fedser.load(…, checkpoint=PATH) or fedser-predict --checkpoint PATH."
+        )
+    if files.content_digest(checkpoint) != digest:
+        raise InputError(f"{file} was trained on another checkpoint than {checkpoint}: its content differs.")
 
 
 def _own(fit: Any, clips: list, recogniser: Recogniser, about: About, file: Path) -> Normaliser:

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, and JSON that every reader takes."""
 
 import contextlib
+import functools
+import hashlib
 import json
 import math
 import os
@@ -55,6 +57,28 @@ def _strict(value):
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
+
+
+def content_digest(path: str | Path) -> str:
+    """The hash of a file, or of a folder's own files with their names: the same wherever it lies.
+
+    Raises InputError where there is nothing.
+    """
+    path = Path(path).expanduser()
+    found = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
+    if not found:
+        raise InputError(f"{path}: there is no such file, or nothing in the folder.")
+    return _content(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in found))
+
+
+@functools.lru_cache  # checkpoints are large, and a run is named more than once
+def _content(found: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file, *_ in found:
+        with file.open("rb") as content:
+            part = hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest()
+        digest.update((file.name if len(found) > 1 else "").encode() + part)
+    return digest.hexdigest()
 
 
 def disk_error(error: OSError, doing: str) -> RunError:

@@ -28,7 +28,8 @@ from fedser.config.settings import Settings
 from fedser.defences import inference
 from fedser.evaluation.measure import predict
 from fedser.features.normalisation import Sums, zscore
-from fedser.models.lengths import logits
+from fedser.models.lengths import as_inputs, logits
+from fedser.models.weights import trained
 from fedser.runs import cache
 from fedser.simulation.resources import cards, cores, own_peak, processor
 from fedser.training.local import train
@@ -65,12 +66,16 @@ class Probe:
 
 
 def probe(
-    settings: Settings, classes: int, splits: Sequence["ClientSplit"], attacks: dict[str, Component]
+    settings: Settings,
+    classes: int,
+    splits: Sequence["ClientSplit"],
+    attacks: dict[str, Component],
+    shape: tuple[int, ...],
 ) -> Probe | None:
     """The resources that the largest of the clients takes, measured now or by an earlier run.
 
-    `classes` is how many there are, `attacks` those of the evaluation. None where the settings want no probe, and, with
-    a warning that says why, where it failed.
+    `classes` is how many there are, `attacks` those of the evaluation, `shape` is a clip's. None where
+    the settings want no probe, and, with a warning that says why, where it failed.
     """
     if not settings.simulation.probe or settings.simulation.backend == "serial":
         return None
@@ -81,7 +86,7 @@ def probe(
         "optimizer": client.optimizer.node,
         "training": defence.training.node if defence.training else None,
         "inference": defence.inference.node if defence.inference else None,
-        "shape": [settings.features.frames, settings.features.mels],
+        "shape": list(shape),
         "mu": settings.strategy.component.get("proximal_mu") or 0.0,
         "device": settings.simulation.device,
         "classes": classes,
@@ -156,7 +161,7 @@ class _Client:
         if starting * len(few) < QUICK:
             starting = self._seconds(lambda: self._start(few)) / len(few)
         samples = self._start(samples) if starting * count < QUICK else samples
-        optimizer = build(self.job["optimizer"], self.model.parameters(), key="client.optimizer")
+        optimizer = build(self.job["optimizer"], trained(self.model), key="client.optimizer")
         batch = samples[torch.arange(min(self.client["batch_size"], len(samples)))]
         options = {key: self.client[key] for key in ("batch_size", "precision")} | {"mu": self.job["mu"]}
         step = lambda: train(self.model, optimizer, batch, self.objective, round=LATE, epochs=1, seed=0, **options)  # noqa: E731
@@ -184,7 +189,7 @@ class _Client:
         """Samples made as a client makes them, since the steps in between take memory."""
         few = np.random.default_rng(0).standard_normal((min(count, 64), *self.job["shape"]), dtype=np.float32)
         frames = few[np.arange(count) % len(few)]
-        x = torch.from_numpy(zscore(Sums.of(frames))(frames)).unsqueeze(1).to(self.device)
+        x = as_inputs(torch.from_numpy(zscore(Sums.of(frames))(frames))).to(self.device)
         return Samples.of(x, torch.arange(count, device=self.device) % self.job["classes"])
 
     def _start(self, samples: Samples) -> Samples:

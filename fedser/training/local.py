@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedser.errors import RunError
+from fedser.models.weights import trained
 from fedser.randomness import derive, generator, torch_seeded
 from fedser.training.objective import Samples, Step
 
@@ -19,7 +20,7 @@ def train(
     `mu` adds μ/2·‖w − w₀‖² (Li et al. 2020, Eq. 2), w₀ being the weights on entry. Raises RunError when the loss is not
     finite.
     """
-    start = [parameter.detach().clone() for parameter in model.parameters()] if mu else []
+    start = [parameter.detach().clone() for parameter in trained(model)] if mu else []
     model.train()
     losses, sizes, finite = [], [], []
     with torch_seeded(derive(seed, "torch"), samples.x.device):  # dropout draws from torch's own generators
@@ -47,8 +48,8 @@ def train(
 
 
 def proximal(model: nn.Module, start: list[Tensor], mu: float) -> Tensor:
-    """μ/2·‖w − w₀‖² over the parameters."""
-    return mu / 2 * sum((w - w0).square().sum() for w, w0 in zip(model.parameters(), start, strict=True))
+    """μ/2·‖w − w₀‖² over the parameters that are trained."""
+    return mu / 2 * sum((w - w0).square().sum() for w, w0 in zip(trained(model), start, strict=True))
 
 
 def autocast(precision: str, device: torch.device):

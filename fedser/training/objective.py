@@ -18,7 +18,7 @@ from fedser.models.lengths import logits
 class Samples:
     """Training samples.
 
-    x: inputs [n, 1, frames, mels].
+    x: inputs [n, C, frames, F]; log-Mels have one channel C, and F mel bins.
     y: labels [n].
     weight: of each in the loss [n].
     lengths: how many frames are real [n].
@@ -54,8 +54,15 @@ class Samples:
         """All of these, one after the other; of a single one no copy."""
         if len(parts) == 1:
             return parts[0]
+        longest = max(part.x.shape[2] for part in parts)
+        parts = [part.padded(longest) for part in parts]
         columns = {key: [vars(part)[key] for part in parts] for key in vars(parts[0])}
         return cls(**{key: None if column[0] is None else torch.cat(column) for key, column in columns.items()})
+
+    def padded(self, frames: int) -> "Samples":
+        """The same, x with zeros behind up to so many frames."""
+        more = frames - self.x.shape[2]
+        return replace(self, x=functional.pad(self.x, (0, 0, 0, more))) if more else self
 
     def weighed(self, factor: float) -> "Samples":
         """The same, so many times as heavy in the loss."""
