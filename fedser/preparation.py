@@ -7,8 +7,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from fedser.attacks import undisturbed
 from fedser.augmentation.draws import Draws
+from fedser.augmentation.waveform import on_waveforms
 from fedser.config import components, identity, interfaces
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
@@ -23,6 +24,7 @@ from fedser.config.settings import Settings
 from fedser.data import corpora
 from fedser.data.corpora import Corpus
 from fedser.data.partition import ClientSplit, partition, repeated, warn_of_gaps
+from fedser.data.states import cached
 from fedser.data.store import FeatureStore, extract
 from fedser.defences import inference
 from fedser.detectors.detector import Detector, Watched
@@ -33,7 +35,8 @@ from fedser.evaluation.detection import moments
 from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
 from fedser.features.normalisation import Sums, of_unknown
-from fedser.federation import batch_norm, optimizer_state, server_app, strategies, transport
+from fedser.federation import batch_norm, client_data, optimizer_state, server_app, strategies, transport
+from fedser.federation.client_data import STATES, WAVEFORMS
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.embedding import check_embed
 from fedser.models.lengths import logits
@@ -60,6 +63,7 @@ class Preparation:
     splits: list[ClientSplit]
     model: torch.nn.Module
     norm: str = "aggregate"  # what the setting `batch_norm` comes to
+    forms: Mapping[str, FeatureStore] = field(default_factory=dict)  # of the clips, beside the features
 
     @property
     def classes(self) -> list[str]:
@@ -110,7 +114,8 @@ class Preparation:
 
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""
-        probed = probe(self.settings, len(self.classes), self.splits, self.protocols.attacks, self.store.shape)
+        shape = self.forms.get(STATES, self.store).shape
+        probed = probe(self.settings, len(self.classes), self.splits, self.protocols.attacks, shape)
         return backend.plan(self.settings, self.splits, self.reply_bytes, probed)
 
     def federation(self, grid, plan: Plan, stop: threading.Event, state: Path, moments=()) -> server_app.Federation:
@@ -120,6 +125,7 @@ class Preparation:
             "classes": self.classes,
             "attacks": {name: attack.node for name, attack in self.protocols.attacks.items()},
             "store": str(self.store.folder),
+            "forms": {name: str(store.folder) for name, store in self.forms.items()},
             "state": str(state),
             "path": sys.path,  # so that workers import what this process does
             "trainers": [split.number for split in self.splits if split.seen],
@@ -197,10 +203,39 @@ def prepare(settings: Settings) -> Preparation:
     splits = partition(store.table, settings.partition, settings.seed)
     warn_of_gaps(store.table, splits, corpus.classes)
     model = _initial_model(settings, len(corpus.classes))
+    _check_lengths(store, model, settings)
     _Trial(settings, len(corpus.classes)).everything(protocols, model)
     pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
     _check_client_fraction(settings, pooled)
-    return Preparation(settings, protocols, corpus, store, splits, model, batch_norm.chosen(settings, model, pooled))
+    norm = batch_norm.chosen(settings, model, pooled)
+    return Preparation(settings, protocols, corpus, store, splits, model, norm, _forms(corpus, store, model, settings))
+
+
+def _forms(corpus: Corpus, store: FeatureStore, model: torch.nn.Module, settings: Settings) -> dict[str, FeatureStore]:
+    """Other forms of the store's clips that the clients need, row for row."""
+    forms = {STATES: cached(store, settings.features, model, _why_live(settings))}
+    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings)
+    return {name: form for name, form in forms.items() if form is not None}
+
+
+def _why_live(settings: Settings) -> str | None:
+    """What needs a waveform in training, if anything does."""
+    if settings.defence.training:
+        return f"{settings.defence.training.key}={settings.defence.training.name} attacks waveforms"
+    if settings.augment:
+        return f"augment=[{','.join(settings.augment)}] changes waveforms"
+    return None
+
+
+def _check_lengths(store: FeatureStore, model: torch.nn.Module, settings: Settings) -> None:
+    """Raises InputError for a clip that is shorter than the network can hear."""
+    least = getattr(model, "least", 1)
+    if settings.features.ragged and (short := np.flatnonzero(store.lengths < least)).size:
+        more = f" ({len(short)} clips like that)" if len(short) > 1 else ""
+        raise InputError(
+            f"{store.table['path'].iloc[short[0]]}: too short, {store.lengths[short[0]]} samples where "
+            f"model={settings.model.name} needs {least}{more}; remove it, or name it in no manifest."
+        )
 
 
 def _check_client_fraction(settings: Settings, pooled: bool) -> None:
@@ -375,10 +410,16 @@ class _Trial:
     def _augmentation(self, component: Component) -> None:
         interfaces.conform(component, interfaces.Augmentation, augment := component.build())
         x, lengths = self._inputs(4)
+        if on_waveforms(augment):
+            lengths = torch.tensor([8000, 7000, 8000, 6000])
+            x = torch.rand(4, 1, 8000, 1) * (torch.arange(8000) < lengths[:, None])[:, None, :, None]
         samples = Samples.of(x, torch.arange(4) % self.classes, lengths).softened(self.classes, 0.0)
         with self._named(component):
             made = augment(samples, Draws.of(0, torch.arange(4)))
-            if not isinstance(made, Samples) or made.x.shape != x.shape or not made.x.isfinite().all():
+            same = isinstance(made, Samples) and (
+                made.x.shape == x.shape or (on_waveforms(augment) and made.x.dim() == 4)
+            )
+            if not same or not made.x.isfinite().all():
                 raise InputError(f"it must return Samples of the same shape {list(x.shape)}, without NaN")
 
     def _inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:

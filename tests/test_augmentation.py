@@ -5,11 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedser.augmentation import waveform
 from fedser.augmentation.draws import Draws
 from fedser.augmentation.level import Gain, Noise
 from fedser.augmentation.mask import Mask
 from fedser.augmentation.mixup import Mixup
 from fedser.augmentation.time import Crop, Shift
+from fedser.errors import InputError
+from fedser.features.normalisation import Normaliser
+from fedser.federation.client_app import ClientState, simulated
+from fedser.preparation import prepare
 from fedser.training.objective import Samples
 
 LENGTHS = torch.tensor([12, 5, 12, 7])
@@ -141,3 +146,81 @@ def test_mixup_mixes_inputs_and_targets_alike():
     targets = (1 - share)[:, None] * before.targets + share[:, None] * before.targets[order]
     torch.testing.assert_close(mixed.targets, targets)
     assert torch.equal(mixed.targets.argmax(1), before.y)
+
+
+# --- on waveforms ----------------------------------------------------------------------------------------------------
+
+
+def spoken(lengths=(4000, 3000, 4000, 3500)):
+    """Tones of 500, 600, … Hz, zeros behind them."""
+    lengths, time = torch.tensor(lengths), torch.arange(4000) / 16000
+    tones = torch.sin(2 * torch.pi * torch.tensor([500.0, 600, 700, 800])[:, None] * time)
+    x = tones * (torch.arange(4000) < lengths[:, None])
+    return Samples.of(x[:, None, :, None], torch.tensor([0, 1, 2, 1]), lengths)
+
+
+def test_noise_has_its_snr_and_stays_off_the_padding():
+    before, after = spoken(), waveform.Noise((5.0, 25.0))(spoken(), draws())
+    x, change = before.x[:, 0, :, 0], (after.x - before.x)[:, 0, :, 0]
+    snr = 10 * torch.log10(x.square().sum(1) / change.square().sum(1))
+    assert ((snr > 5) & (snr < 25)).all() and snr.unique().numel() == 4
+    assert not after.x[1, 0, 3000:].any() and torch.equal(after.lengths, before.lengths)
+    few = waveform.Noise((5.0, 25.0))(spoken()[torch.tensor([2])], draws(clips=(2,)))
+    assert torch.allclose(few.x, after.x[[2]], atol=1e-6)
+
+
+def test_speed_changes_tempo_and_pitch():
+    many = [waveform.Speed(20.0)(spoken(), draws(seed)) for seed in range(6)]
+    assert {int(each.lengths[0]) for each in many} == {4000, 5000, 3334}  # 1, 1/0.8, 1/1.2
+    for each in many:
+        length = int(each.lengths[0])
+        spectrum = torch.fft.rfft(each.x[0, 0, :length, 0]).abs()
+        assert abs(spectrum.argmax() * 16000 / length - 500 * 4000 / length) < 5
+        assert not each.x[1, 0, int(each.lengths[1]) :].any()
+
+
+@pytest.mark.parametrize("chosen", ["[waveform_noise]", "[speed,crop,mask]"])
+def test_log_mels_are_made_of_augmented_waveforms(small, tmp_path, chosen):
+    plain = small("augment=[]", folder=tmp_path / "plain")
+    changed = small(f"augment={chosen}", folder=tmp_path / "changed")
+    assert changed.history[0]["train/loss"] != plain.history[0]["train/loss"]
+    assert abs(changed.history[0]["train/loss"] - plain.history[0]["train/loss"]) < 0.5
+
+
+def test_unchanged_waveforms_make_the_same_log_mels(settings):
+    """What a client makes of its waveforms anew is what is in the store."""
+    prepared = prepare(settings("augment=[speed]"))
+    experiment = {
+        "settings": prepared.settings.plain,
+        "classes": prepared.classes,
+        "attacks": {},
+        "state": "",
+        "store": str(prepared.store.folder),
+    }
+    experiment["forms"] = {name: str(form.folder) for name, form in prepared.forms.items()}
+    state = ClientState(experiment, simulated)
+    state.augment = {"nothing": Still()}
+    data = state.clients.client(0)
+    everyone = Normaliser.of(-3, 2)
+    made, kept = state._spoken(data, everyone, 1), state.samples(data, data.rows("train"), everyone)
+    assert torch.allclose(made.x, kept.x, atol=1e-4) and torch.equal(made.lengths, kept.lengths)
+    assert torch.equal(made.y, kept.y)
+
+
+class Still:
+    of_waveforms = True
+
+    def __call__(self, samples, draws):
+        return samples
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["augment=[waveform_noise]", "augment.waveform_noise.snr=[20,10]"], r"snr=\[20,10\] must ascend"),
+        (["augment=[speed]", "augment.speed.percent=60"], r"percent=60 must be less than 50"),
+    ],
+)
+def test_bad_settings_on_waveforms(settings, overrides, words):
+    with pytest.raises(InputError, match=words):
+        prepare(settings(*overrides))

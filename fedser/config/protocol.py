@@ -119,6 +119,7 @@ class Protocols:
         attack on a detector where there is none."""
         names, chosen = _Names(settings), settings.evaluation
         shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example", "validation"})
+        shared["example"] &= not settings.features.ragged  # it is a picture of a log-Mel
         names.check_detector()
         final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)
         # One draw, as a curve of rounds averages by itself; a detector there is after the last round only.

@@ -83,6 +83,13 @@ class LogMels(Group):
         """Of a clip: frames, mel bins."""
         return self.frames, self.mels
 
+    @property
+    def waveforms(self) -> "Waveforms":
+        """The waveforms that these log-Mels are made of."""
+        plain = {"_target_": "fedser.features.normalisation.Unchanged", "name": "none"}
+        more = {"kind": "waveform", "seconds": None, "cache": "none", "normalisation": plain}
+        return parse(Waveforms, {"name": "waveform", "sample_rate": self.sample_rate} | more)
+
 
 class Waveforms(Group):
     """Waveforms as they are, each as long as it is."""

@@ -28,7 +28,7 @@ def validate(config: DictConfig | dict) -> Settings:
     try:
         settings = Settings.of(tidy(plain(config)))
     except OmegaConfBaseException as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(_explained(error, config)) from error
     _check_grid(settings.evaluation.grid or {})
     _check_training(settings)
     _check_training_norm(config, settings)
@@ -43,6 +43,17 @@ def validate(config: DictConfig | dict) -> Settings:
         _check_norm(attack, settings)
         _warn_of_short_steps(attack)
     return settings
+
+
+def _explained(error: OmegaConfBaseException, config: DictConfig) -> str:
+    """What OmegaConf complains about, in one line; where a spectrogram's size is missing, why."""
+    features, words = OmegaConf.select(config, "features.name"), " ".join(str(error).split())
+    if "features.frames" in words or "features.mels" in words:
+        return (
+            f"features={features} has no frames and mels, which {error.full_key} goes by: choose features=logmel, or "
+            "leave it out (of a defence at inference: defence=none, or defence/inference=null)."
+        )
+    return words
 
 
 def plain(config: DictConfig | dict) -> dict:

@@ -70,16 +70,31 @@ def fit(frames: Tensor, count: int) -> Tensor:
     return frames[..., torch.arange(count, device=frames.device) % frames.shape[-2], :]
 
 
+def fitted(log_mel: LogMel, count: int, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-Mels [B, count, mels] of waveforms [B, samples], of which the first `lengths` [B] samples are real (at least
+    a window), and how many frames are real [B]; behind them they are repeated."""
+    window = len(log_mel.window)
+    found = log_mel(waveforms[..., : window + (count - 1) * log_mel.hop])  # what comes later is cropped
+    real = (1 + (lengths - window) // log_mel.hop).clamp(max=count)
+    order = torch.arange(count, device=real.device) % real[:, None]
+    return found.gather(1, order[..., None].expand(-1, -1, found.shape[2])), real
+
+
+def log_mel(features: Features) -> LogMel:
+    """The front end of these settings."""
+    return LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
+
+
 def front_end(features: Features) -> Callable[[Tensor], tuple[Tensor, int]]:
     """A function of a waveform [samples] → its frames [frames, …], and how many of them are real."""
     if features.ragged:
         return lambda waveform: (waveform[: features.limit, None], len(waveform[: features.limit]))
-    log_mel = LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
+    made = log_mel(features)
     seen = features.window + (features.frames - 1) * features.hop  # samples that show in the frames that are kept
 
     def frames(waveform: Tensor) -> tuple[Tensor, int]:
         """[frames, mels], of a short clip repeated."""
-        found = log_mel(waveform[:seen])
+        found = made(waveform[:seen])
         return fit(found, features.frames), min(len(found), features.frames)
 
     return frames

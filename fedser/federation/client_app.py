@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedser.augmentation.draws import Draws
+from fedser.augmentation.waveform import on_waveforms
 from fedser.config import components
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
@@ -30,10 +31,11 @@ from fedser.detectors.detector import Detector
 from fedser.evaluation import detection, measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
+from fedser.features.front_end import fitted, log_mel
 from fedser.features.normalisation import Normaliser, Sums, of_unknown
 from fedser.federation import batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
-from fedser.federation.client_data import ClientData, Clients, Simulated
+from fedser.federation.client_data import STATES, WAVEFORMS, ClientData, Clients, Simulated
 from fedser.federation.optimizer_state import MOMENTS, OptimizerState, folder_of
 from fedser.models.lengths import as_inputs
 from fedser.models.weights import trained
@@ -66,6 +68,7 @@ class ClientState:
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
         self.objective = settings.defence.training.build() if settings.defence.training else CrossEntropy()
         self.augment = {name: component.build() for name, component in settings.augment.items()}
+        self.front_end = None if settings.features.ragged else log_mel(settings.features).to(self.device)
         self.schedule = settings.client.schedule.build()
         self.inference_defence = settings.defence.inference.build() if settings.defence.inference else None
         self.normalisation = settings.features.normalisation.build()
@@ -105,14 +108,31 @@ class ClientState:
 
     def training_samples(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
         """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented."""
-        client, samples = self.settings.client, self.samples(data, data.rows("train"), normalise)
+        client, samples = self.settings.client, self._spoken(data, normalise, round)
         if client.class_weights == "balanced":
             samples = samples.balanced()
         if client.label_smoothing or self.augment:
             samples = samples.softened(len(self.classes), client.label_smoothing)
+        return self._augmented(samples, data, round, of_waveforms=False)
+
+    def _spoken(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
+        """The training samples as the network hears them, whose waveforms may be augmented."""
+        rows = data.rows("train")
+        if not any(on_waveforms(augment) for augment in self.augment.values()):
+            return self.samples(data.form(STATES), rows, normalise)
+        spoken = self.samples(data.form(WAVEFORMS), rows, Normaliser.of(0, 1))
+        spoken = self._augmented(spoken, data, round, of_waveforms=True)
+        if self.front_end is None:
+            return spoken
+        made, lengths = fitted(self.front_end, self.settings.features.frames, spoken.x[:, 0, :, 0], spoken.lengths)
+        shift, scale = (torch.from_numpy(part).to(self.device) for part in (normalise.shift, normalise.scale))
+        return replace(spoken, x=as_inputs((made - shift) / scale), lengths=lengths)
+
+    def _augmented(self, samples: Samples, data: ClientData, round: int, of_waveforms: bool) -> Samples:
         for name, augment in self.augment.items():
-            seed = derive(self.settings.seed, "augment", name, round, data.name)
-            samples = augment(samples, Draws.of(seed, torch.arange(len(samples), device=self.device)))
+            if on_waveforms(augment) == of_waveforms:
+                seed = derive(self.settings.seed, "augment", name, round, data.name)
+                samples = augment(samples, Draws.of(seed, torch.arange(len(samples), device=self.device)))
         return samples
 
     def samples(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Samples:
@@ -142,7 +162,7 @@ class ClientState:
 
 def simulated(experiment: dict, settings: Settings) -> Clients:
     """The clients of a simulation: parts of the store that the experiment names."""
-    return Simulated(Path(experiment["store"]), settings)
+    return Simulated(Path(experiment["store"]), settings, experiment.get("forms", {}))
 
 
 def device(settings: Settings) -> str:
@@ -227,7 +247,7 @@ def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
 def statistics(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """What the model's batch-norm layers see of the client's training utterances, as they are: sums."""
     state.load(message.content)
-    samples = state.samples(data, data.rows("train"), _normaliser(state, data, message.content["config"]))
+    samples = state.samples(data.form(STATES), data.rows("train"), _normaliser(state, data, message.content["config"]))
     size = state.settings.evaluation.batch_size
     sums = batch_norm.statistics(state.model, samples.x, samples.lengths, size)
     return RecordDict({SUMS: transport.to_record(SUMS, sums)})
@@ -308,6 +328,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     detector = Detector(**json.loads(config["detector"])) if "detector" in config else None
     state.load(message.content)
     normalise = _normaliser(state, data, config)
+    data = data if protocol.sets else data.form(STATES)  # what is attacked is what is heard
     rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
     seed = derive(settings.seed, "evaluate", int(config["server-round"]), data.name)

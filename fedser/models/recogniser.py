@@ -21,7 +21,7 @@ from fedser.config.settings import Settings
 from fedser.defences import inference
 from fedser.errors import InputError
 from fedser.features import audio, normalisation
-from fedser.features.front_end import LogMel
+from fedser.features.front_end import LogMel, fitted
 from fedser.features.normalisation import Normaliser, Sums
 from fedser.models import weights
 from fedser.models.lengths import logits
@@ -83,11 +83,7 @@ class Recogniser(nn.Module):
         if self.front_end is None:
             limit = self.limit or waveforms.shape[-1]
             return waveforms[..., :limit, None], lengths.clamp(max=limit)
-        seen = self.window + (self.frames - 1) * self.front_end.hop  # what comes later is cropped
-        found = self.front_end(waveforms[..., :seen])
-        real = (1 + (lengths - self.window) // self.front_end.hop).clamp(max=self.frames)
-        order = torch.arange(self.frames, device=real.device) % real[:, None]
-        return found.gather(1, order[..., None].expand(-1, -1, found.shape[2])), real
+        return fitted(self.front_end, self.frames, waveforms, lengths)
 
     @torch.no_grad()
     def predict(
