@@ -145,7 +145,9 @@ def _unpickled(file: Path) -> dict[str, Any]:
                 raise InputError(f"{file} is refused: {_reason(wanted)}.") from None
             allowed.append((Inert, wanted[1]))
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{file} is damaged, or no checkpoint ({str(error).splitlines()[0]}).") from None
+            raise InputError(
+                f"{file} is damaged, or no checkpoint ({' '.join(str(error).split()) or 'it ends early'})."
+            ) from None
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, where a checkpoint is a dictionary.")
     return content

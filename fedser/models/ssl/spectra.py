@@ -98,7 +98,7 @@ def kaldi_fbank(waveforms: Tensor, lengths: Tensor) -> Tensor:
         pieces = pieces - pieces.mean(-1, keepdim=True)
         pieces = pieces - 0.97 * torch.cat([pieces[..., :1], pieces[..., :-1]], -1)
         lines = torch.fft.rfft(pieces * _hamming(device), 512).abs().square()
-        mels = (lines @ _kaldi_bank(device)).clamp(min=torch.finfo(torch.float32).eps).log()
+        mels = (lines @ _kaldi_bank(device).to(lines)).clamp(min=torch.finfo(torch.float32).eps).log()
         return standardised(mels, kaldi_frames(lengths))
 
 
@@ -115,7 +115,7 @@ def tera_mel(waveforms: Tensor, lengths: Tensor) -> Tensor:
     with torch.autocast(waveforms.device.type, enabled=False):
         rms = (waveforms.square().sum(1) / lengths).clamp(min=1e-30).sqrt()
         waveforms = waveforms * (10 ** (-25 / 20) / (rms + 1e-10))[:, None]
-        mels = _power(_mirrored(waveforms, lengths)) @ _htk_bank(waveforms.device)
+        mels = _power(_mirrored(waveforms, lengths)) @ _htk_bank(waveforms.device).to(waveforms)
         return standardised((mels + 1e-10).log(), tera_frames(lengths))
 
 
@@ -136,5 +136,6 @@ def whisper_mel(waveforms: Tensor, mels: int, most: int) -> Tensor:
     with torch.autocast(waveforms.device.type, enabled=False):
         behind = 2 * HOP + HALF - waveforms.shape[1] % HOP
         waveforms = F.pad(F.pad(waveforms, (0, behind)), (HALF, 0), mode="reflect")
-        bands = (_power(waveforms)[:, :most] @ _slaney_bank(waveforms.device, mels)).clamp(min=1e-10).log10()
+        bands = _power(waveforms)[:, :most] @ _slaney_bank(waveforms.device, mels).to(waveforms)
+        bands = bands.clamp(min=1e-10).log10()
         return ((torch.maximum(bands, bands.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0).transpose(1, 2)
