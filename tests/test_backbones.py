@@ -339,7 +339,7 @@ def saved(folder, name, kind="Model", **config):
     return model
 
 
-def s3prl(file, name, **more):
+def s3prl(file, name, zipped=True, **more):
     """A file as s3prl's, of random weights, and the backbone that has them."""
     model = tiny(name, seed=7).backbone
     weights = model.state_dict()
@@ -352,7 +352,7 @@ def s3prl(file, name, **more):
                for key in weights}  # fmt: skip
         content = {"Config": {"transformer": TERA | {"share_layer": False}, "audio": {"target_level": -25}}, "Transformer": old,
                    "SpecHead": {}, "Paras": argparse.Namespace(seed=1)}  # fmt: skip
-    torch.save(content | more, file)
+    torch.save(content | more, file, _use_new_zipfile_serialization=zipped)
     return model
 
 
@@ -400,15 +400,16 @@ def test_pickled_weights_with_old_names_are_loaded_and_what_is_said_of_waveforms
     assert len({with_safetensors, before, digest(tmp_path)}) == 3
 
 
+@pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ["apc", "tera"])
-def test_a_file_of_s3prl_is_loaded_and_its_optimizer_never_run(tmp_path, name, monkeypatch):
+def test_a_file_of_s3prl_is_loaded_and_its_optimizer_never_run(tmp_path, name, zipped, monkeypatch):
     module, file = types.ModuleType("optimizers"), tmp_path / "states.ckpt"
     exec("class Lamb:\n    def __setstate__(self, state):\n        raise AssertionError\n", vars(module))
     module.Lamb.__module__ = "optimizers"
     monkeypatch.setitem(sys.modules, "optimizers", module)
     optimizer = module.Lamb()
     optimizer.state = {"lr": 0.1}
-    wanted = s3prl(file, name, Optimizer=optimizer)
+    wanted = s3prl(file, name, zipped, Optimizer=optimizer)
     assert same(SSL(4, name, str(file)).backbone, wanted)
     assert digest(file) == digest(str(file)) and len(digest(file)) == 32
     s3prl(file, name)

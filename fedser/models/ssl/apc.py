@@ -71,5 +71,6 @@ class APC(Backbone):
 
 def _differentiable(layer: nn.GRU, x: Tensor) -> contextlib.AbstractContextManager:
     """cuDNN has gradients of recurrent layers in train mode only, and attacks need them in eval mode."""
-    plain = x.device.type == "cuda" and not layer.training and torch.is_grad_enabled()
+    needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *layer.parameters()))
+    plain = needed and x.device.type == "cuda" and not layer.training
     return torch.backends.cudnn.flags(enabled=False) if plain else contextlib.nullcontext()

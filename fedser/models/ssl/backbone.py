@@ -73,11 +73,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor, dropout: f
     return F.scaled_dot_product_attention(q, k, v, mask, dropout).transpose(1, 2).flatten(2)
 
 
-def sinusoids(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Sines and cosines of angles, computed in float64, in float32."""
-    return angles.double().sin().float(), angles.double().cos().float()
-
-
-def positions(frames: int, rates: Tensor) -> Tensor:
-    """The angles [frames, rates] of sinusoidal positions."""
-    return torch.arange(frames, dtype=torch.float64, device=rates.device)[:, None] * rates
+def sinusoids(frames: int, rates: Tensor) -> tuple[Tensor, Tensor]:
+    """Sines and cosines [frames, rates] of positions, computed in float64, in float32."""
+    angles = torch.arange(frames, dtype=torch.float64, device=rates.device)[:, None] * rates
+    return angles.sin().float(), angles.cos().float()

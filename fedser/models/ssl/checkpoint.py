@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedser.errors import InputError
 
 SHOWN = 6  # names of weights in a message
+OPTIMIZERS = ("optimizers.", "s3prl.optimizers.", "torch.optim.")  # modules of classes in old checkpoints of s3prl's
 
 
 class Inert:
@@ -131,7 +132,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 def _unpickled(file: Path) -> dict[str, Any]:
     """A pickle of tensors and plain containers; classes in it are refused, but for those that hold settings.
 
-    Old checkpoints of s3prl hold its optimizer, a class of a module `optimizers`: an inert one stands in for it.
+    Old checkpoints of s3prl hold an optimizer: an inert one stands in for it.
     """
     allowed: list[Any] = [argparse.Namespace]
     while True:
@@ -141,7 +142,7 @@ def _unpickled(file: Path) -> dict[str, Any]:
             break
         except pickle.UnpicklingError as error:
             wanted = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-            if wanted is None or not wanted[1].startswith("optimizers.") or (Inert, wanted[1]) in allowed:
+            if wanted is None or not wanted[1].startswith(OPTIMIZERS) or (Inert, wanted[1]) in allowed:
                 raise InputError(f"{file} is refused: {_reason(wanted)}.") from None
             allowed.append((Inert, wanted[1]))
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:

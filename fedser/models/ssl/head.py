@@ -1,4 +1,4 @@
-"""What is trained on top of a backbone's hidden states (Feng et al.'s Trust-SER)."""
+"""What is trained on top of a backbone's hidden states (as in Trust-SER, Feng et al. 2023)."""
 
 from typing import Literal
 

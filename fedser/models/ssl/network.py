@@ -1,4 +1,4 @@
-"""A network on a pretrained speech backbone, frozen or not (Trust-SER; Feng et al.)."""
+"""A network on a pretrained speech backbone, frozen or not (Trust-SER, Feng et al. 2023)."""
 
 import functools
 import logging
@@ -39,6 +39,9 @@ class SSL(nn.Module):
     tune: which of the backbone's parts are trained, none ("frozen"), its last layer, or all but the convolutions on
         the waveform. The rest stays in eval mode, and has no gradient.
 
+    Attributes that need no pass: `states_count` (L), `width`, `least` and `most`, the samples that a clip must and may
+    have (None: any number), `pools`, whether means of states suffice.
+
     Raises InputError for a checkpoint that is not there or is another network's.
     """
 
@@ -58,7 +61,8 @@ class SSL(nn.Module):
         super().__init__()
         self.backbone = _built(backbone, checkpoint, seed, config)
         self.backbone.tune(tune)
-        self.tune = tune
+        self.tune, self.states_count, self.width = tune, self.backbone.count, self.backbone.width
+        self.least, self.most = self.backbone.least, self.backbone.most
         self.pools = conv_layers == 0 and pooling == "mean"  # both sums are linear: their order does not matter
         self.head = Head(self.backbone.count, self.backbone.width, hidden, conv_layers, pooling, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -69,26 +73,6 @@ class SSL(nn.Module):
         """Raises InputError for sizes beside a checkpoint, which has its own."""
         if node.get("checkpoint") is not None and node.get("config"):
             raise InputError(f"{key}.config is for random weights: {key}.checkpoint has sizes of its own.")
-
-    @property
-    def states_count(self) -> int:
-        """L, how many states there are of a frame."""
-        return self.backbone.count
-
-    @property
-    def width(self) -> int:
-        """How long a state is."""
-        return self.backbone.width
-
-    @property
-    def least(self) -> int:
-        """So many samples a clip must have."""
-        return self.backbone.least
-
-    @property
-    def most(self) -> int | None:
-        """So many samples a clip may have; None: any number."""
-        return self.backbone.most
 
     def states(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Waveforms [B, 1, samples, 1] and real samples [B] → states [B, L, frames, width] and real frames [B].

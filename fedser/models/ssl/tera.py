@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fedser.errors import InputError
 from fedser.models.layers import real_frames
 from fedser.models.ssl import checkpoint
-from fedser.models.ssl.backbone import Backbone, attend, heard, positions, sinusoids
+from fedser.models.ssl.backbone import Backbone, attend, heard, sinusoids
 from fedser.models.ssl.spectra import LEAST_TERA, MELS, tera_frames, tera_mel
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_dropout_prob")
@@ -101,4 +101,4 @@ class TERA(Backbone):
     def _places(self, frames: int, device: torch.device) -> Tensor:
         """Sinusoidal positions [frames, width], sines and cosines by turns."""
         even = torch.arange(0, self.width, 2, dtype=torch.float64, device=device)
-        return torch.stack(sinusoids(positions(frames, 10_000 ** (-even / self.width))), 2).flatten(1)
+        return torch.stack(sinusoids(frames, 10_000 ** (-even / self.width)), 2).flatten(1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedser.errors import InputError
 from fedser.models.layers import real_frames
 from fedser.models.ssl import checkpoint
-from fedser.models.ssl.backbone import Backbone, attend, heard, positions, sinusoids
+from fedser.models.ssl.backbone import Backbone, attend, heard, sinusoids
 from fedser.models.ssl.spectra import HOP, LEAST_WHISPER, whisper_mel
 
 # width and layers; a head has 64 of the width, the inner layer four times as much
@@ -122,4 +122,4 @@ class Whisper(Backbone):
 def _places(frames: int, width: int) -> Tensor:
     """Sinusoidal positions [frames, width], sines first, then cosines."""
     rates = torch.exp(torch.arange(width // 2, dtype=torch.float64) * (-math.log(10_000) / (width // 2 - 1)))
-    return torch.cat(sinusoids(positions(frames, rates)), 1)
+    return torch.cat(sinusoids(frames, rates), 1)
