@@ -535,7 +535,7 @@ def test_a_name_that_is_no_path_is_never_fetched(name):
 
 
 def test_the_configuration_reaches_the_network():
-    words = ["model=ssl", "model.backbone=wavlm", "model.tune=last", "model.hidden=8", "model.conv_layers=3", "seed=4",
+    words = ["model=ssl", "model.backbone=wavlm", "model.tune=last", "model.hidden=8", "model.conv_layers=3", "model.seed=4",
              f"model.config={json.dumps(CONV).replace(chr(34), '').replace(' ', '')}"]  # fmt: skip
     node = plain(compose(words))["model"]
     check_node(node, "model")
