@@ -228,14 +228,19 @@ def _why_live(settings: Settings) -> str | None:
 
 
 def _check_lengths(store: FeatureStore, model: torch.nn.Module, settings: Settings) -> None:
-    """Raises InputError for a clip that is shorter than the network can hear."""
-    least = getattr(model, "least", 1)
-    if settings.features.ragged and (short := np.flatnonzero(store.lengths < least)).size:
-        more = f" ({len(short)} clips like that)" if len(short) > 1 else ""
-        raise InputError(
-            f"{store.table['path'].iloc[short[0]]}: too short, {store.lengths[short[0]]} samples where "
-            f"model={settings.model.name} needs {least}{more}; remove it, or name it in no manifest."
-        )
+    """Raises InputError for a clip that is shorter or longer than the network can hear."""
+    if not settings.features.ragged:
+        return
+    least, most = getattr(model, "least", 1), getattr(model, "most", None) or np.inf
+    for wrong, words, advice in (
+        (store.lengths < least, f"too short, model={settings.model.name} needs {least}", "remove it"),
+        (store.lengths > most, f"too long, model={settings.model.name} hears {most}", "set features.seconds"),
+    ):
+        if (rows := np.flatnonzero(wrong)).size:
+            more = f" ({len(rows)} clips like that)" if len(rows) > 1 else ""
+            raise InputError(
+                f"{store.table['path'].iloc[rows[0]]}: {store.lengths[rows[0]]} samples are {words}{more}; {advice}."
+            )
 
 
 def _check_client_fraction(settings: Settings, pooled: bool) -> None:

@@ -19,7 +19,9 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((directory(
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: str(value))
 def test_every_option_composes_and_is_valid(group, option):
-    extra = {"manifest": ["dataset.root=somewhere.csv"], "evading": ["detector=lda"], "waveform": ["defence=none"]}.get(option, [])
+    extra = {"manifest": ["dataset.root=somewhere.csv"], "evading": ["detector=lda"], "waveform": ["defence=none"]}.get(
+        option, []
+    )
     settings = validate(compose([f"{group}={option}", *extra]))
     if group not in ("experiment", "client"):
         assert getattr(settings, group).name == option

@@ -174,5 +174,5 @@ def test_a_clip_that_is_too_short_is_named(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(rows))
     overrides = [word for word in LISTEN if not word.startswith("dataset")]
     chosen = validate(compose([*overrides, "dataset=manifest", f"dataset.root={tmp_path / 'list.csv'}"]))
-    with pytest.raises(InputError, match=r"4\.wav: too short, 399 samples where model=statcnn needs 400"):
+    with pytest.raises(InputError, match=r"4\.wav: 399 samples are too short, model=statcnn needs 400"):
         prepare(chosen)

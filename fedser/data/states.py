@@ -1,7 +1,7 @@
 """Hidden states of a frozen network, computed once per corpus and kept like features.
 
-A network that can be fed with them has `states(x, lengths)`, `frames(lengths)`, `layers`, `width`, `frozen` and
-`origin` (see `fedser.models.ssl.SSL`).
+A network that can be fed with them has `states(x, lengths)`, `frames(lengths)`, `layers`, `width`, `frozen`,
+`pools` and `origin` (see `fedser.models.ssl.SSL`).
 """
 
 import json
