@@ -60,14 +60,16 @@ def _strict(value):
 
 
 def content_digest(path: str | Path) -> str:
-    """The hash of a file, or of a folder's own files with their names: the same wherever it lies.
+    """The hash of a checkpoint, a file or a folder's own files with their names: the same wherever it lies.
 
     Raises InputError where there is nothing.
     """
     path = Path(path).expanduser()
     found = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
     if not found:
-        raise InputError(f"{path}: there is no such file, or nothing in the folder.")
+        raise InputError(
+            f"There is no checkpoint at {path}: model.checkpoint is a local path, of what was downloaded before."
+        )
     return _content(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in found))
 
 
