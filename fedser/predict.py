@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=10, help="draws of that defence, averaged (%(default)s)")
     parser.add_argument("--speaker", nargs="+", type=Path, default=[], metavar="PATH",
                         help="clips to normalise by, where the run normalises each speaker by herself")  # fmt: skip
+    parser.add_argument("--checkpoint", metavar="PATH",
+                        help="where the frozen part of a speech backbone lies now")  # fmt: skip
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR",
                         help="where your own model's module lies; its code is run")  # fmt: skip
     options = parser.parse_intermixed_args(argv)
@@ -50,8 +52,8 @@ def _predict(options: argparse.Namespace) -> int:
 
     from fedser.models.recogniser import load
 
-    recogniser = load(options.run, [clip for path in options.speaker for clip in _audio(path)], options.config_dir)
-    clips, bad = [clip for path in options.clips for clip in _audio(path)], 0
+    spoken, clips = ([clip for path in paths for clip in _audio(path)] for paths in (options.speaker, options.clips))
+    recogniser, bad = load(options.run, spoken, options.config_dir, options.checkpoint), 0
     table = Table("file", "class", "probability", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     with _rows(options.csv, recogniser.classes) as write:

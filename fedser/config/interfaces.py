@@ -55,6 +55,9 @@ class Objective(Protocol):
 class Augmentation(Protocol):
     """A client's training `Samples` of a round → the same, changed; the originals are left as they are.
 
+    With the attribute `of_waveforms = True` it is given waveforms x [n, 1, samples, 1], zeros behind `lengths` [n], and
+    may change how long they are.
+
     Random numbers come from `draws` (`fedser.augmentation.draws.Draws`): its methods give some for each clip.
     """
 
@@ -102,6 +105,9 @@ class Model(Protocol):
     """An nn.Module made by `Class(classes=K, **options)`: x [B, 1, T, F] → logits [B, K], for inputs of any size.
 
     All parameters and float buffers are float32. With an argument `lengths` [B] it is given how many frames are real.
+    With features=waveform x is [B, 1, samples, 1], zeros behind the first `lengths` [B] samples. Parameters that require
+    no gradient are frozen: they neither travel nor are saved, and every worker must build the same. Attributes `least`
+    and `most` say how many samples it can hear.
     """
 
     def forward(self, x: "Tensor") -> "Tensor": ...
