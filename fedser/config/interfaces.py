@@ -105,9 +105,9 @@ class Model(Protocol):
     """An nn.Module made by `Class(classes=K, **options)`: x [B, 1, T, F] → logits [B, K], for inputs of any size.
 
     All parameters and float buffers are float32. With an argument `lengths` [B] it is given how many frames are real.
-    With features=waveform x is [B, 1, samples, 1], zeros behind the first `lengths` [B] samples. Parameters that require
-    no gradient are frozen: they neither travel nor are saved, and every worker must build the same. Attributes `least`
-    and `most` say how many samples it can hear.
+    With features=waveform x is [B, 1, samples, 1], zeros behind the first `lengths` [B] samples. Parameters that
+    require no gradient are frozen: they neither travel nor are saved, and every worker must build the same. Attributes
+    `least` and `most` say how many samples it can hear.
     """
 
     def forward(self, x: "Tensor") -> "Tensor": ...
