@@ -162,6 +162,7 @@ def _known_names(folders: Sequence[str]) -> list[str]:
                 continue
             names |= {group, *_dotted(node, "" if group == "." else f"{group}.")}
             names |= set(_dotted(node, f"attacks.{file.stem}.")) if group == "attack" else set()
+            names |= set(_dotted(node, f"dataset.corpora.{file.stem}.")) if group == "dataset" else set()
     return sorted(names - {"."})
 
 

@@ -56,7 +56,7 @@ def plain(config: DictConfig | dict) -> dict:
 
 
 def tidy(values: dict, quiet: bool = False) -> dict:
-    """Plain values as they count: every key set, no ε where it means nothing, sources absolute.
+    """Plain values as they count: every key set, no ε where it means nothing, sources and folders absolute.
 
     Raises InputError for a key that still has to be set. `quiet` leaves out the warning about an ε.
     """
@@ -64,6 +64,8 @@ def tidy(values: dict, quiet: bool = False) -> dict:
     for path, node in _nodes({key: value for key, value in values.items() if key != "attacks"}):
         if missing := [f"{path}{key}" for key, value in node.items() if value == "???"]:
             raise InputError(f"{missing[0]} must be set, e.g. {missing[0]}=…")
+        if path == "partition.split." and isinstance(node.get("folder"), str):
+            node["folder"] = str(Path(node["folder"]).expanduser().absolute())
     modules = values.get("modules")
     folders = list(map(str, modules)) if isinstance(modules, list) else []
     for _, node in _nodes({key: values.get(key) for key in ("attack", "attacks", "defence")}):
@@ -167,8 +169,8 @@ def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:
     own, other, taken = inner.get("norm"), tested.get("norm"), inner.get("eps")
     if taken is not None and tested.get("eps") is None and other is None:
         raise InputError(
-            f"attack={tested.name} has no ε, and {training.key}.attack.eps would take attack.eps={shown(taken)} from it: "
-            f"set {training.key}.attack.eps={shown(taken)} itself."
+            f"attack={tested.name} has no ε, and {training.key}.attack.eps would take attack.eps={shown(taken)} from "
+            f"it: set {training.key}.attack.eps={shown(taken)} itself."
         )
     if taken is not None and own and other and own != other:
         raise InputError(

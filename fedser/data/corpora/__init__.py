@@ -1,6 +1,7 @@
 """Corpora: audio on disk becomes a table of utterances, one row each.
 
-Every module here but `cells` has one function, `read(root, **options)`, that returns a pandas.DataFrame with the columns
+Every module here but `cells` has one function, `read(root, **options)`, that returns a pandas.DataFrame with the
+columns
 
     path     absolute path of the audio file
     speaker  the corpus's own id, a string ("03"); missing where nobody knows
@@ -50,7 +51,8 @@ def load(dataset: Dataset, column: str | None = None) -> Corpus:
     Emotions in `dataset.drop` are left out; `dataset.classes` fixes the labels' order (null: all emotions that are
     there, sorted); with a `dataset.target` other than the emotion the classes are that column's values.
     `dataset.client` is the column whose values are the federated clients; it is missing for a clip without a speaker,
-    whom a partition may do without. `label` and `client` columns that a reader brings itself are replaced. `column` is one more that somebody reads (`partition.split.column`).
+    whom a partition may do without. `label` and `client` columns that a reader brings itself are replaced. `column` is
+    one more that somebody reads (`partition.split.column`).
 
     Raises InputError where the audio is not found, or the table does not fit the configuration.
     """
@@ -194,10 +196,11 @@ def _labels(table: pd.DataFrame, classes: list[str], target: str) -> pd.Series:
 def _clients(table: pd.DataFrame, column: str) -> pd.Series:
     if column not in table.columns:
         raise InputError(f"dataset.client: there is no column '{column}' (there are {_names(table)})")
-    without = table[column].isna()
-    if without.any() and column != "speaker":
-        raise InputError(f"dataset.client: {table['path'][without].iloc[0]} has no {column} ({without.sum()} like that)")
-    return table[column].astype(str).mask(without, None)
+    known = table[column].notna()
+    if not known.all() and column != "speaker":
+        without = table["path"][~known]
+        raise InputError(f"dataset.client: {without.iloc[0]} has no {column} ({len(without)} like that)")
+    return table[column].astype(str).where(known, None)
 
 
 def _names(values: Any) -> str:

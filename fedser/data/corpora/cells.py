@@ -38,15 +38,17 @@ def read_cells(file: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def place_of(root: Path, corpus: str, *names: str) -> Path:
-    """The file or folder of a corpus that has one of these names below `root`. Raises InputError where none is there."""
+    """The file or folder of a corpus by one of these names below `root`. Raises InputError where none is there."""
     found = next((root / name for name in names if (root / name).exists()), None)
     if found is None:
-        raise InputError(f"{corpus}: there is no {' or '.join(names)} in {root}; say where the corpus lies: dataset.root=…")
+        raise InputError(
+            f"{corpus}: there is no {' or '.join(names)} in {root}; say where the corpus lies: dataset.root=…"
+        )
     return found
 
 
 def clip_of(name: str, found: Mapping[str, Path], file: Path) -> str:
-    """The path of a clip that the list `file` names, `found` as `clips` gives them. Raises InputError if it is not there."""
+    """The path of a clip that the list `file` names, of those `found` by `clips`. Raises InputError where it is not."""
     stem = name.lower().removesuffix(".wav")
     if stem not in found:
         raise InputError(f"{file}: lists {name}, of which there is no audio; get it, or strike the line")

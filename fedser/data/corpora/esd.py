@@ -35,7 +35,9 @@ def read(root: Path, language: Literal["mandarin", "english"] | None = None) -> 
         folders = Path(path).relative_to(root).parts[:-1]
         emotion = next((EMOTIONS[name.lower()] for name in reversed(folders) if name.lower() in EMOTIONS), None)
         if emotion is None:
-            raise InputError(f"{path}: is in none of the folders {', '.join(EMOTIONS)}; lay the corpus out as published")
+            raise InputError(
+                f"{path}: is in none of the folders {', '.join(EMOTIONS)}; lay the corpus out as published"
+            )
         text = f"{spoken} {(int(match['number']) - 1) % SENTENCES + 1:03d}"
         rows.append({"path": path, "speaker": match["speaker"], "emotion": emotion, "sex": None, "text": text})
         rows[-1]["language"] = spoken

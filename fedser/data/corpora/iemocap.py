@@ -23,9 +23,7 @@ EMOTIONS = {
 UNDECIDED = "xxx"  # annotators differ
 
 
-def read(
-    root: Path, impro: bool = False, excitement: Literal["happiness", "excitement"] = "happiness"
-) -> pd.DataFrame:
+def read(root: Path, impro: bool = False, excitement: Literal["happiness", "excitement"] = "happiness") -> pd.DataFrame:
     """The utterances under `root` that annotators agree about, with the columns session ("1" to "5") and dialog.
 
     impro: improvised dialogs only. excitement: what it counts as, by custom happiness. Raises InputError as
@@ -66,5 +64,7 @@ def _sessions(root: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     for folder in sorted(root.glob("Session[1-5]")):
         texts = sorted(place_of(folder, "IEMOCAP", "dialog/EmoEvaluation").glob("[!.]*.txt"))
         lines = (line for file in texts for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
-        found = (re.match(r"\[[^]]*\]\s+(\S+)\s+(\w+)", line) for line in lines)  # % opens the header, C- an annotator's
+        found = (
+            re.match(r"\[[^]]*\]\s+(\S+)\s+(\w+)", line) for line in lines
+        )  # % opens the header, C- an annotator's
         yield folder, {match[1].upper(): match[2].lower() for match in found if match}

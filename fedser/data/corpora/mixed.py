@@ -1,6 +1,6 @@
 """Several corpora at once, over the emotions that all of them have: their speakers are the clients of one federation.
 
-    fedser dataset=mixed dataset.parts=[emodb,ravdess] dataset.corpora.emodb.root=DIR
+fedser dataset=mixed dataset.parts=[emodb,ravdess] dataset.corpora.emodb.root=DIR
 """
 
 import logging
