@@ -16,7 +16,7 @@ from fedser import compose, report, run
 from fedser.config import identity
 from fedser.config.schema import parse
 from fedser.config.settings import Dataset, Partition, Settings
-from fedser.config.validation import plain, tidy
+from fedser.config.validation import plain, tidy, validate
 from fedser.data import corpora
 from fedser.data.corpora import crema_d, emovo, esd, iemocap, meld, msp_improv, msp_podcast, nemo, savee, tess
 from fedser.data.partition import ClientSplit, partition, repeated
@@ -118,18 +118,36 @@ def test_iemocap_speakers_sessions_and_labels(tmp_path, caplog):
     session(tmp_path, 2, "Ses02M_script01_1b", F000="hap", M003="fru", MXX0="ang")
     columns = ("speaker", "emotion", "sex", "session", "dialog")
     assert by_clip(iemocap.read(tmp_path), *columns) == {
-        "Ses01F_impro01_F000": ("01F", "neutral", "f", "1", "Ses01F_impro01"),
-        "Ses01F_impro01_M000": ("01M", "happiness", "m", "1", "Ses01F_impro01"),  # the last letter says who speaks
-        "Ses02M_script01_1b_F000": ("02F", "happiness", "f", "2", "Ses02M_script01_1b"),
-        "Ses02M_script01_1b_M003": ("02M", "frustration", "m", "2", "Ses02M_script01_1b"),
-        "Ses02M_script01_1b_MXX0": ("02M", "anger", "m", "2", "Ses02M_script01_1b"),
+        "Ses01F_impro01_F000": ("01F", "neutral", "f", "Session1", "Ses01F_impro01"),
+        "Ses01F_impro01_M000": (
+            "01M",
+            "happiness",
+            "m",
+            "Session1",
+            "Ses01F_impro01",
+        ),  # the last letter says who speaks
+        "Ses02M_script01_1b_F000": ("02F", "happiness", "f", "Session2", "Ses02M_script01_1b"),
+        "Ses02M_script01_1b_M003": ("02M", "frustration", "m", "Session2", "Ses02M_script01_1b"),
+        "Ses02M_script01_1b_MXX0": ("02M", "anger", "m", "Session2", "Ses02M_script01_1b"),
     }
     assert "IEMOCAP: 1 clips left out: annotators differ" in caplog.text
-    assert set(iemocap.read(tmp_path, impro=True)["session"]) == {"1"}
+    assert set(iemocap.read(tmp_path, impro=True)["session"]) == {"Session1"}
     assert set(iemocap.read(tmp_path, excitement="excitement")["emotion"]) >= {"excitement", "happiness"}
     corpus = load("iemocap", root=str(tmp_path), client="session")
     assert corpus.classes == ["anger", "happiness", "neutral", "sadness"] and len(corpus.table) == 4
-    assert set(corpus.table["client"]) == {"1", "2"}
+    assert set(corpus.table["client"]) == {"Session1", "Session2"}
+
+
+def test_commands_of_official_splits_compose():
+    sessions = [
+        "partition.split.column=session",
+        "partition.split.train=[Session1,Session2]",
+        "partition.split.test=Session5",
+    ]
+    for name, words in (("iemocap", sessions), ("meld", []), ("msp_podcast", [])):
+        dealt = ["partition=iid", "partition.clients=8", "partition/split=column"]
+        settings = validate(compose([f"dataset={name}", "dataset.root=DIR", *dealt, *words]))
+        assert settings.partition.column == ("session" if words else "split")
 
 
 def test_iemocap_says_what_it_lacks(tmp_path):
@@ -192,9 +210,9 @@ def test_msp_improv(tmp_path, caplog):
     ]
     write(tmp_path, "Evaluation.txt", *lines, "Evaluation1; Sad; Depressed; A:3.000000; V:2.000000; D:3 ; N:4;")
     assert by_clip(msp_improv.read(tmp_path), "speaker", "emotion", "sex", "session", "scenario", "kind") == {
-        "MSP-IMPROV-S01A-F01-P-FM01": ("F01", "anger", "f", "1", "S01A", "P"),
-        "MSP-IMPROV-S02H-M06-R-MM02": ("M06", "happiness", "m", "6", "S02H", "R"),
-        "MSP-IMPROV-S02H-M06-T-MM04": ("M06", "other", "m", "6", "S02H", "T"),
+        "MSP-IMPROV-S01A-F01-P-FM01": ("F01", "anger", "f", "session1", "S01A", "P"),
+        "MSP-IMPROV-S02H-M06-R-MM02": ("M06", "happiness", "m", "session6", "S02H", "R"),
+        "MSP-IMPROV-S02H-M06-T-MM04": ("M06", "other", "m", "session6", "S02H", "T"),
     }
     assert "MSP-IMPROV: 1 clips left out" in caplog.text
     write(tmp_path, "Evaluation.txt", *lines[1:])
@@ -208,6 +226,7 @@ def test_msp_podcast(tmp_path, caplog, audio, listed):
         "N,30,Male,Test1",
         "A,39,Female,Train",
         "U,Unknown,Unknown,Development",
+        "U,,,Train",
         "X,39,Male,Train",
         "H,1,Male,Test2",
     ]
@@ -220,6 +239,7 @@ def test_msp_podcast(tmp_path, caplog, audio, listed):
         "MSP-PODCAST_0001_0000": ("30", "neutral", "m", "test"),
         "MSP-PODCAST_0001_0001": ("39", "anger", "f", "train"),
         "MSP-PODCAST_0001_0002": ("-", "surprise", "-", "validation"),
+        "MSP-PODCAST_0001_0003": ("-", "surprise", "-", "train"),
     }
     assert "1 clips left out: annotators differ" in caplog.text and "1 clips left out: in another set" in caplog.text
     (tmp_path / audio / files[0]).unlink()

@@ -49,7 +49,7 @@ def place_of(root: Path, corpus: str, *names: str) -> Path:
 
 def clip_of(name: str, found: Mapping[str, Path], file: Path) -> str:
     """The path of a clip that the list `file` names, of those `found` by `clips`. Raises InputError where it is not."""
-    stem = name.lower().removesuffix(".wav")
+    stem = str(name).lower().removesuffix(".wav")
     if stem not in found:
         raise InputError(f"{file}: lists {name}, of which there is no audio; get it, or strike the line")
     return str(found[stem])

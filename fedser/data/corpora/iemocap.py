@@ -24,7 +24,7 @@ UNDECIDED = "xxx"  # annotators differ
 
 
 def read(root: Path, impro: bool = False, excitement: Literal["happiness", "excitement"] = "happiness") -> pd.DataFrame:
-    """The utterances under `root` that annotators agree about, with the columns session ("1" to "5") and dialog.
+    """The utterances under `root` that annotators agree about, with the columns session ("Session1") and dialog.
 
     impro: improvised dialogs only. excitement: what it counts as, by custom happiness. Raises InputError as
     `read_names` does, and for a clip that no label file of its session knows.
@@ -48,7 +48,7 @@ def read(root: Path, impro: bool = False, excitement: Literal["happiness", "exci
                     "speaker": f"0{match['session']}{speaker.upper()}",
                     "emotion": emotion_of(code, codes, path),
                     "sex": speaker,
-                    "session": match["session"],
+                    "session": folder.name,
                     "dialog": match["dialog"],
                 }
             )

@@ -41,7 +41,7 @@ def read(root: Path) -> pd.DataFrame:
                 "speaker": speaker,
                 "emotion": emotion_of(code, EMOTIONS, f"{listed}, {match['turn']}"),
                 "sex": speaker[0].lower(),
-                "session": str(int(speaker[1:])),
+                "session": f"session{int(speaker[1:])}",
                 "scenario": match["scenario"].upper(),
                 "kind": match["kind"].upper(),
             }

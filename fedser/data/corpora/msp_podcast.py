@@ -19,7 +19,7 @@ EMOTIONS = {
 UNDECIDED = "X"
 PARTS = {"train": "train", "validation": "validation", "development": "validation", "test1": "test"}
 COLUMNS = ("FileName", "EmoClass", "SpkrID", "Gender", "Split_Set")
-UNKNOWN = "unknown"
+UNKNOWN = ("unknown", "nan", "none")  # written out, or an empty cell
 
 
 def read(root: Path) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def read(root: Path) -> pd.DataFrame:
     found = clips(place_of(root, "MSP-Podcast", "Audios", "Audio"), "MSP-Podcast")
     rows, undecided, others = [], 0, 0
     for _, cells in read_cells(listed, COLUMNS).sort_values("FileName").iterrows():
-        part, speaker = PARTS.get(str(cells["Split_Set"]).lower()), str(cells["SpkrID"] or UNKNOWN)
+        part, speaker = PARTS.get(str(cells["Split_Set"]).lower()), str(cells["SpkrID"])
         undecided += cells["EmoClass"] == UNDECIDED
         others += part is None and cells["EmoClass"] != UNDECIDED
         if part is None or cells["EmoClass"] == UNDECIDED:
@@ -41,7 +41,7 @@ def read(root: Path) -> pd.DataFrame:
         rows.append(
             {
                 "path": clip_of(cells["FileName"], found, listed),
-                "speaker": None if speaker.lower() == UNKNOWN else speaker,
+                "speaker": None if speaker.lower() in UNKNOWN else speaker,
                 "emotion": emotion_of(cells["EmoClass"], EMOTIONS, f"{listed}, {cells['FileName']}"),
                 "sex": SEXES.get(str(cells["Gender"]).lower()),
                 "split": part,
