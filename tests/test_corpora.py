@@ -222,7 +222,7 @@ def test_manifest_keeps_ids_as_text(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["path,emotion", "one.wav,joy"], r"list\.csv: no column speaker in its header \(path, emotion\)"),
+        (["path,speaker", "one.wav,01"], r"list\.csv: no column emotion in its header \(path, speaker\)"),
         (["path,speaker,emotion"], "lists no utterances"),
         (["path,speaker,emotion", "one.wav,1,joy", "three.wav,1,joy"], r"line 3: names no file: .*three\.wav"),
         (["path,speaker,emotion", "one.wav,1,joy", "", "./one.wav,1,joy"], r"line 4: repeats .*one\.wav"),

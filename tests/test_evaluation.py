@@ -347,11 +347,12 @@ def test_results_add_up(both):
 def test_results_tell_what_became_of_each_utterance(both):
     table = pd.DataFrame(
         {"path": [f"/x/{'ab'[i > 2]}/clip{i % 3}.flac" for i in range(4)], "speaker": list("aaab"), "sex": ["f", "f", "f", None],
-         "emotion": ["angry", "calm", "angry", "calm"]}
+         "emotion": ["angry", "calm", "angry", "calm"], "label": [0, 1, 0, 1]}
     )  # fmt: skip
     told = both.utterances(table, "/x")
     assert told["utterance"].tolist() == ["a/clip0.flac", "a/clip1.flac", "a/clip2.flac", "b/clip0.flac"]
     assert told["client"].tolist() == list("aaab")
+    assert told["emotion"].tolist() == [both.classes[label] for label in table["label"]]
     assert told["sex"].tolist()[:3] == ["female"] * 3 and pd.isna(told["sex"][3])
     assert told["correct/original"].tolist() == [1, 1, 1, 0]
     assert told["correct/randomised_adversarial/flip"].tolist() == [1, 0, 0, 0]

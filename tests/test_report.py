@@ -268,7 +268,7 @@ def test_run_that_failed_at_once_is_a_row_of_dashes(tmp_path, caplog):
         ("utterances.csv", 'a,"b\n', "utterances.csv: not a table"),
         ("utterances.csv", f"{HEAD}\n\n1,2,3,f\n", "utterances.csv:3: has 4 fields, not 5"),
         ("utterances.csv", f"{HEAD}\n1,2,3,f,fear,0\n", "utterances.csv:2: has 6 fields, not 5"),
-        ("utterances.csv", f"{HEAD}\n1,2,3,,fear\n1, ,,f,fear\n", "utterances.csv:3: has no client and no speaker"),
+        ("utterances.csv", f"{HEAD}\n1,2,,,fear\n, ,,f,fear\n", "utterances.csv:3: has no utterance and no client"),
         ("utterances.csv", f"{HEAD}\n1,2,3,f,x\n", "utterances.csv:2: the emotion 'x' is none of the classes"),
         ("example.npz", b"PK", "example.npz: cannot be read"),
         ("config.yaml", "a: 1\nb: [", "config.yaml:2: not a config"),

@@ -103,10 +103,13 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
 
     `features.normalisation=NAME` stands for the choice of a file, `features/normalisation=NAME`, and so does
     `partition.split=NAME`. All attacks are made known by name, for `evaluation.attacks=[…]` and `attacks.NAME.steps=…`:
-    those of the user's folders too.
+    those of the user's folders too. So are all corpora for `dataset=mixed`, as `dataset.corpora.NAME`.
     """
     every = [{f"/attack@_global_.attacks.{name}": name} for name in paths.options("attack", folders)]
     ConfigStore.instance().store("all_attacks", {"defaults": every}, provider="fedser")
+    every = [{f"/dataset@_global_.dataset.corpora.{name}": name} for name in paths.options("dataset", folders)]
+    single = [each for each in every if "mixed" not in each.values()]
+    ConfigStore.instance().store("all_datasets", {"defaults": single}, provider="fedser")
     dotted = r"^(features\.normalisation|partition\.split)=(?=[\w,]+$)"
     words = [re.sub(dotted, lambda found: found[0].replace(".", "/"), word) for word in overrides]
     modules = [f"modules=[{','.join(folders)}]"] if folders else []
@@ -159,6 +162,7 @@ def _known_names(folders: Sequence[str]) -> list[str]:
                 continue
             names |= {group, *_dotted(node, "" if group == "." else f"{group}.")}
             names |= set(_dotted(node, f"attacks.{file.stem}.")) if group == "attack" else set()
+            names |= set(_dotted(node, f"dataset.corpora.{file.stem}.")) if group == "dataset" else set()
     return sorted(names - {"."})
 
 

@@ -36,6 +36,8 @@ def training(settings: Settings) -> dict:
         plain["model"] = plain["model"] | {"checkpoint": files.content_digest(settings.model.checkpoint)}
     if settings.dataset.root:
         plain["dataset"] = plain["dataset"] | {"root": str(Path(settings.dataset.root).expanduser().absolute())}
+    if "split" in plain["partition"]:
+        plain["partition"] = plain["partition"] | {"split": _essence(plain["partition"]["split"])}
     defence = settings.defence.training
     selected_under = [Protocols.of(settings).attacks[name] for name in filter(None, [settings.selection.attack])]
     used += selected_under
@@ -127,11 +129,14 @@ def device(settings: Settings) -> str:
 
 
 def _essence(node):
-    """A component's settings as they count: the content of the run that an attack is made on, not where it lies."""
+    """A component's settings as they count: the content of the run that an attack is made on, or of the lists that a
+    split goes by, not where they lie."""
     if isinstance(node, dict):
         node = {key: _essence(value) for key, value in node.items()}
         if isinstance(node.get("source"), str):
             node["source"] = _content(node["source"])
+        if isinstance(node.get("folder"), str) and (lists := sorted(Path(node["folder"]).glob("*.jsonl"))):
+            node["folder"] = [hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest() for file in lists]
     return node
 
 

@@ -47,6 +47,7 @@ class Dataset(Open):
     classes: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
     client: str = "speaker"
+    target: Literal["emotion", "speaker", "sex"] = "emotion"  # runs of before had no choice
     on_bad_audio: Literal["error", "skip"] = "error"
     frames: Count | None = None
     rounds: Count | None = None

@@ -6,6 +6,7 @@ What is cheap comes first: a wrong number is refused before a component's module
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +32,7 @@ def validate(config: DictConfig | dict) -> Settings:
         raise InputError(_explained(error, config)) from error
     _check_grid(settings.evaluation.grid or {})
     _check_training(settings)
+    _check_target(settings)
     _check_training_norm(config, settings)
     protocols = Protocols.of(settings)
     _check_metric(settings, protocols.final)
@@ -65,13 +67,16 @@ def plain(config: DictConfig | dict) -> dict:
 
 
 def tidy(values: dict, quiet: bool = False) -> dict:
-    """Plain values as they count: every key set, no ε where it means nothing, sources absolute.
+    """Plain values as they count: every key set, no ε where it means nothing, sources and folders absolute.
 
     Raises InputError for a key that still has to be set. `quiet` leaves out the warning about an ε.
     """
+    _keep_parts(values.get("dataset"))
     for path, node in _nodes({key: value for key, value in values.items() if key != "attacks"}):
         if missing := [f"{path}{key}" for key, value in node.items() if value == "???"]:
             raise InputError(f"{missing[0]} must be set, e.g. {missing[0]}=…")
+        if path == "partition.split." and isinstance(node.get("folder"), str):
+            node["folder"] = str(Path(node["folder"]).expanduser().absolute())
     model = values.get("model")
     if isinstance(model, dict) and isinstance(model.get("checkpoint"), str):  # workers have another working folder
         model["checkpoint"] = str(Path(model["checkpoint"]).expanduser().absolute())
@@ -85,6 +90,23 @@ def tidy(values: dict, quiet: bool = False) -> dict:
                 log.warning("%s has no ε: attack.eps=%s is ignored", node["name"], node["eps"])
             node["eps"] = None
     return values
+
+
+def _keep_parts(dataset: Any) -> None:
+    """Of all corpora that mixed ones could be made of, leaves those that are, their folders absolute.
+
+    Raises InputError for a part that there is not.
+    """
+    if not isinstance(dataset, dict) or not isinstance(known := dataset.get("corpora"), dict):
+        return
+    parts = dataset["parts"] if isinstance(dataset.get("parts"), list) else []
+    if strange := [name for name in map(str, parts) if name not in known]:
+        near = nearest(strange[0], known, "; did you mean {}?") or "."
+        raise InputError(f"dataset.parts: there is no corpus '{strange[0]}'{near} There are: {', '.join(known)}.")
+    dataset["corpora"] = {name: dict(known[name]) for name in map(str, parts)}
+    for node in dataset["corpora"].values():
+        if node.get("root") not in (None, "???"):
+            node["root"] = str(Path(node["root"]).expanduser().absolute())
 
 
 def has_no_budget(name: str | None, folders: Sequence[str] = ()) -> bool:
@@ -129,6 +151,23 @@ def _check_training(settings: Settings) -> None:
         )
     if settings.selection.name == "best" and settings.selection.every is None:
         raise InputError("selection.every=null: selection=best needs to know every how many rounds to look.")
+
+
+def _check_target(settings: Settings) -> None:
+    """Raises InputError where speakers are to be told apart by clients who know but one, or that nobody trains on."""
+    if settings.dataset.target != "speaker":
+        return
+    chosen = settings.partition
+    if chosen.component.get("_target_") == "fedser.data.partition.by_client" and settings.dataset.client == "speaker":
+        raise InputError(
+            f"dataset.target=speaker: with partition={chosen.name} each client has one speaker, and nothing to tell "
+            "apart: set partition=iid partition.clients=10, or dirichlet or shards."
+        )
+    if chosen.split.get("_target_") == "fedser.data.split.speaker":
+        raise InputError(
+            f"dataset.target=speaker: partition/split={chosen.split.name} tests on speakers whom nobody trains on: set "
+            "partition/split=random."
+        )
 
 
 def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:

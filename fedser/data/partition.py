@@ -118,7 +118,12 @@ def _apart(parts: Iterable[np.ndarray], known: np.ndarray) -> bool:
 
 
 def by_client(table: pd.DataFrame, *, seed: int) -> dict[str, np.ndarray]:
-    """Each value of the `client` column is one client; by default its speaker."""
+    """Each value of the `client` column is one client; by default its speaker. Raises InputError for a clip without."""
+    if (nobody := table["client"].isna()).any():
+        raise InputError(
+            f"partition=speaker: {table['path'][nobody].iloc[0]} has no speaker ({nobody.sum()} of {len(table)} clips "
+            "like that): set partition=iid partition.clients=10 (or dirichlet, shards), or dataset.client=COLUMN."
+        )
     return {str(name): np.sort(rows) for name, rows in table.reset_index(drop=True).groupby("client").indices.items()}
 
 
@@ -198,12 +203,14 @@ def repeated(table: pd.DataFrame, splits: list[ClientSplit]) -> dict[str, int] |
     train, test = (np.concatenate([getattr(split, part) for split in seen]) for part in ("train", "test"))
     both = pd.MultiIndex.from_frame(table[["speaker", SENTENCE]])
     of_anybody = table[SENTENCE].iloc[test].isin(table[SENTENCE].iloc[train].dropna()).sum()
-    spoken = both[test].isin(both[train]) & table[SENTENCE].notna().to_numpy()[test]
+    spoken = both[test].isin(both[train]) & table[["speaker", SENTENCE]].notna().all(axis=1).to_numpy()[test]
     return {"test": len(test), "speaker": int(spoken.sum()), "sentence": int(of_anybody)}
 
 
 def _client_count(table: pd.DataFrame, clients: int | None) -> int:
     count = table["client"].nunique() if clients is None else clients
+    if not count:
+        raise InputError("partition.clients must be set: the corpus names no speakers, to be as many as there are.")
     if not (isinstance(count, int) and 1 <= count <= len(table)):
         raise InputError(f"partition.clients={count} must lie between 1 and the {len(table)} utterances.")
     return count

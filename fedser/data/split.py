@@ -56,6 +56,8 @@ def speaker(
     Raises InputError where nobody is left to train on, and for a column that is not there or not the same in all clips
     of a speaker.
     """
+    if (nobody := table["speaker"].isna()).any():
+        raise InputError(f"partition/split=speaker: {nobody.sum()} of {len(table)} clips have no speaker to hold out.")
     dealt = np.sort(np.concatenate(list(rows.values())))
     known = table.iloc[dealt]
     held = _listed_speakers(known, column) if column else _draw_speakers(known, test, validation, seed)

@@ -160,7 +160,7 @@ class Results:
             "client": client,
             "speaker": known["speaker"],
             "sex": known["sex"].map(SEXES) if "sex" in known else None,
-            "emotion": known["emotion"],
+            "emotion": [self.classes[label] for label in known["label"]],  # or what else is the target
         }
         for condition, correct in right.items():
             columns[f"correct/{condition}"] = np.array(correct) / len(answer["counts"][condition])

@@ -28,7 +28,7 @@ def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
     made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), ren2020(corpus)]
     made += [*matrices(corpus), transfer(corpus), detector(corpus), budgets(corpus), flips(corpus), speakers(corpus)]
-    made += [class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
+    made += [parts(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
     return [table for table in made if table]
 
 
@@ -330,6 +330,19 @@ def _speaker_record(estimate: Estimate, values: Sequence[float]) -> dict[str, fl
     difference, interval, p, least = estimate.gap() or unknown
     row |= {"speakers": len(values), "gap": difference, "gap_low": interval.low, "gap_high": interval.high}
     return row | {"gap_p": p, "gap_p_at_most": p == least}
+
+
+def parts(corpus: Corpus) -> Table:
+    """The UAR of each of mixed corpora."""
+    rows, data = [], []
+    for name, model, estimate in _looked_at(corpus):
+        if not model.runs[0].setting("dataset.parts"):
+            continue
+        for part, (uar, clips) in estimate.by_corpus().items():
+            rows.append([title(name), model.label, part, Cell(percent(uar), value=uar), str(clips)])
+            data.append({"condition": name, "model": model.label, "corpus": part, "uar": uar, "clips": clips})
+    columns = ["Test data", "Model", "Corpus", "UAR", "clips"]
+    return Table("corpora", *prose("corpora"), columns, rows, pd.DataFrame(data), words=3)
 
 
 def class_recalls(corpus: Corpus) -> Table:

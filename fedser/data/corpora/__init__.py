@@ -1,14 +1,16 @@
 """Corpora: audio on disk becomes a table of utterances, one row each.
 
-Every module here has one function, `read(root, **options)`, that returns a pandas.DataFrame with the columns
+Every module here but `cells` has one function, `read(root, **options)`, that returns a pandas.DataFrame with the
+columns
 
     path     absolute path of the audio file
-    speaker  the corpus's own id, a string ("03")
+    speaker  the corpus's own id, a string ("03"); missing where nobody knows
     emotion  full English noun ("happiness"), the same in every corpus
     sex      "f", "m" or missing
 
-where it is known `text`, what is said, and whatever else the file names say, sorted by speaker and file name, so that
-neither the folder layout nor the audio format changes the order. `dataset._target_` in the configuration names the
+where it is known `text`, what is said, `split` (train, validation, test) where the corpus has one of its own, and
+whatever else the file names say, sorted by speaker and file name, so that neither the folder layout nor the audio
+format changes the order. `dataset._target_` in the configuration names the
 function; `load` is the one entry.
 """
 
@@ -16,7 +18,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,10 @@ def load(dataset: Dataset, column: str | None = None) -> Corpus:
     """The corpus that the settings describe.
 
     Emotions in `dataset.drop` are left out; `dataset.classes` fixes the labels' order (null: all emotions that are
-    there, sorted); `dataset.client` is the column whose values are the federated clients. `label` and `client` columns
-    that a reader brings itself are replaced. `column` is one more that somebody reads (`partition.split.column`).
+    there, sorted); with a `dataset.target` other than the emotion the classes are that column's values.
+    `dataset.client` is the column whose values are the federated clients; it is missing for a clip without a speaker,
+    whom a partition may do without. `label` and `client` columns that a reader brings itself are replaced. `column` is
+    one more that somebody reads (`partition.split.column`).
 
     Raises InputError where the audio is not found, or the table does not fit the configuration.
     """
@@ -58,10 +62,11 @@ def load(dataset: Dataset, column: str | None = None) -> Corpus:
     for emotion in sorted(set(dataset.drop) - set(table["emotion"])):
         log.warning("dataset.drop: %s has no %s (it has %s)", dataset.name, emotion, _names(table["emotion"]))
     table = table[~table["emotion"].isin(dataset.drop)].reset_index(drop=True)
-    classes = [name for name in dataset.classes or sorted(table["emotion"].unique()) if name not in dataset.drop]
-    table = table.assign(label=_labels(table, classes).astype("int64"), client=_clients(table, dataset.client))
-    for emotion in sorted(set(classes) - set(table["emotion"])):
-        log.warning("dataset.classes: %s has no utterance of %s", dataset.name, emotion)
+    classes = _classes(table, dataset)
+    labels = _labels(table, classes, dataset.target).astype("int64")
+    table = table.assign(label=labels, client=_clients(table, dataset.client))
+    for missing in sorted(set(classes) - set(table[dataset.target])):
+        log.warning("dataset.classes: %s has no utterance of %s", dataset.name, missing)
     return Corpus(dataset.name, table, classes)
 
 
@@ -75,26 +80,46 @@ def _read(dataset: Dataset) -> pd.DataFrame:
     return dataset.component.build()
 
 
-def read_names(root: Path, pattern: str, form: str, corpus: str) -> Iterator[tuple[str, re.Match]]:
+def _stem(file: Path) -> str:
+    return file.stem
+
+
+def read_names(
+    root: Path, pattern: str, form: str, corpus: str, name: Callable[[Path], str] = _stem
+) -> Iterator[tuple[str, re.Match]]:
     """(path, match) of every audio file under `root`, in order of its name.
 
-    The name without its extension is matched by `pattern`, whatever its case; `form` tells people what it should look
-    like. Raises InputError for a missing or empty root, a name that does not match, and one utterance found twice (as
-    .wav and as .flac, or in two folders, which would put the same clip into training and test).
+    `name`, that of the file without its extension, is matched by `pattern`, whatever its case; `form` tells people
+    what it should look like. Raises InputError as `clips` does, and for a name that does not match.
     """
-    if not root.is_dir():
-        raise InputError(f"{corpus}: there is no folder {root}; say where the corpus lies: dataset.root=…")
-    files = sorted(_audio_files(root), key=lambda file: (file.stem.lower(), file))
-    if not files:
-        raise InputError(f"{corpus}: no .wav or .flac under {root}; say where the corpus lies: dataset.root=…")
-    for file, following in itertools.pairwise(files):
-        if file.stem.lower() == following.stem.lower():
-            raise InputError(f"{corpus}: the same utterance twice, {file} and {following}; keep one of them")
-    for file in files:
-        match = re.fullmatch(pattern, file.stem, flags=re.IGNORECASE)
+    for file in clips(root, corpus, name).values():
+        match = re.fullmatch(pattern, name(file), flags=re.IGNORECASE)
         if match is None:
             raise InputError(f"{corpus}: {file} is not named {form}; move it away, or correct dataset.root=…")
         yield str(file), match
+
+
+def clips(root: Path, corpus: str, name: Callable[[Path], str] = _stem) -> dict[str, Path]:
+    """Every audio file under `root` by its name in lower case, in that order.
+
+    Raises InputError for a missing or empty root, and one utterance found twice (as .wav and as .flac, or in two
+    folders, which would put the same clip into training and test).
+    """
+    if not root.is_dir():
+        raise InputError(f"{corpus}: there is no folder {root}; say where the corpus lies: dataset.root=…")
+    files = sorted(_audio_files(root), key=lambda file: (name(file).lower(), file))
+    if not files:
+        raise InputError(f"{corpus}: no .wav or .flac under {root}; say where the corpus lies: dataset.root=…")
+    for file, following in itertools.pairwise(files):
+        if name(file).lower() == name(following).lower():
+            raise InputError(f"{corpus}: the same utterance twice, {file} and {following}; keep one of them")
+    return {name(file).lower(): file for file in files}
+
+
+def warn_left_out(corpus: str, count: int, why: str) -> None:
+    """Logs how many clips a reader left out, if any."""
+    if count:
+        log.warning("%s: %d clips left out: %s", corpus, count, why)
 
 
 def emotion_of(code: str, codes: Mapping[str, str], path: str) -> str:
@@ -139,10 +164,23 @@ def _warn_of_others(columns: list[str], dataset: Dataset, read: Iterable[str | N
         )  # fmt: skip
 
 
-def _labels(table: pd.DataFrame, classes: list[str]) -> pd.Series:
+def _classes(table: pd.DataFrame, dataset: Dataset) -> list[str]:
+    """What there is to tell apart, in the labels' order. Raises InputError where a clip has no such thing."""
+    if dataset.target == "emotion":
+        return [name for name in dataset.classes or sorted(table["emotion"].unique()) if name not in dataset.drop]
+    known = table.get(dataset.target, pd.Series(None, table.index, dtype=object))
+    if known.isna().any():
+        raise InputError(
+            f"dataset.target={dataset.target}: {table['path'][known.isna()].iloc[0]} has no {dataset.target} "
+            f"({int(known.isna().sum())} of {len(table)} clips like that); leave them out, or choose another target."
+        )
+    return sorted(known.unique())
+
+
+def _labels(table: pd.DataFrame, classes: list[str], target: str) -> pd.Series:
     if len(set(classes)) != len(classes):
         raise InputError(f"dataset.classes names an emotion twice: {', '.join(classes)}")
-    stray = table[~table["emotion"].isin(classes)]
+    stray = table[~table[target].isin(classes)]
     if len(stray):
         path, emotion = stray.iloc[0][["path", "emotion"]]
         raise InputError(
@@ -150,17 +188,19 @@ def _labels(table: pd.DataFrame, classes: list[str]) -> pd.Series:
             f"{len(stray)} utterances like that: {_names(stray['emotion'])}"
         )
     if len(classes) < 2:
-        raise InputError(f"dataset.classes: there is nothing to tell apart in [{', '.join(classes)}]")
-    return table["emotion"].map({name: index for index, name in enumerate(classes)})
+        key = "dataset.classes" if target == "emotion" else f"dataset.target={target}"
+        raise InputError(f"{key}: there is nothing to tell apart in [{', '.join(classes)}]")
+    return table[target].map({name: index for index, name in enumerate(classes)})
 
 
 def _clients(table: pd.DataFrame, column: str) -> pd.Series:
     if column not in table.columns:
         raise InputError(f"dataset.client: there is no column '{column}' (there are {_names(table)})")
-    without = table[table[column].isna()]
-    if len(without):
-        raise InputError(f"dataset.client: {without['path'].iloc[0]} has no {column} ({len(without)} like that)")
-    return table[column].astype(str)
+    known = table[column].notna()
+    if not known.all() and column != "speaker":
+        without = table["path"][~known]
+        raise InputError(f"dataset.client: {without.iloc[0]} has no {column} ({len(without)} like that)")
+    return table[column].astype(str).where(known, None)
 
 
 def _names(values: Any) -> str:

@@ -219,8 +219,17 @@ class Estimate:
         """The UAR of each speaker with at least five clips, over the classes that this speaker has, in all seeds' test
         sets together."""
         clips = self.rows.drop_duplicates(["speaker", "utterance"])["speaker"].value_counts()
-        rows = self.rows[self.rows["speaker"].isin(clips.index[clips >= CLIPS])]
+        rows = self.rows[self.rows["speaker"].isin(clips.index[clips >= CLIPS]) & (self.rows["speaker"] != "")]
         return statistics.by_speaker(rows["correct"], rows["label"], rows["speaker"]) if len(rows) else {}
+
+    def by_corpus(self) -> dict[str, tuple[float, int]]:
+        """UAR and clips of each of mixed corpora, by the names before their speakers'; UARs are means over seeds."""
+        corpora = self.rows["speaker"].str.extract("^(.+?)/", expand=False)
+        rows = self.rows.assign(corpus=corpora).dropna(subset=["corpus"])
+        groups = [group for _, group in rows.groupby("seed")]
+        uars = pd.DataFrame([statistics.by_speaker(g["correct"], g["label"], g["corpus"]) for g in groups]).mean()
+        counts = rows.drop_duplicates(["corpus", "utterance"])["corpus"].value_counts()
+        return {name: (float(uars[name]), int(counts[name])) for name in sorted(uars.index)}
 
     def sexes(self) -> dict[str, str]:
         """`female`, `male` or an empty string per speaker."""

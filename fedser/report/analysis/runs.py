@@ -25,7 +25,7 @@ T = TypeVar("T")
 TESTED = tuple(f"uar/{kind}" for kind in KINDS)  # and not that of the validation
 SEXES = {"f": "female", "m": "male"}  # as some corpora's readers abbreviate them
 TEXT = ("utterance", "client", "speaker", "sex", "emotion")  # columns of utterances.csv; the others are numbers
-NEEDED = ("utterance", "client", "speaker", "emotion")  # those with something in each row
+NEEDED = ("utterance", "client", "emotion")  # those with something in each row
 
 
 class Attack(NamedTuple):
