@@ -1,0 +1,122 @@
+"""Attacks on the waveform: the level of every utterance, padding, the front end, a randomisation that is known."""
+
+import pytest
+import torch
+from ear import Ear
+
+from fedser.attacks.adversary import BudgetError
+from fedser.attacks.waveform import Listening, WaveformAdversary, snr
+from fedser.config.components import build
+from fedser.config.compose import compose
+from fedser.config.validation import plain
+from fedser.defences.randomisation import Randomise
+from fedser.features.front_end import LogMel, fitted
+from fedser.models.lengths import as_inputs, logits
+from fedser.models.statcnn import StatCNN
+
+LENGTHS = torch.tensor([16000, 9000, 12000, 5000, 16000, 7000])
+NAMES = ["snr_fgsm", "snr_noise", "snr_pgd", "snr_pgd_l2", "snr_apgd"]
+
+
+def data():
+    """Noise of different loudness [6, 1, 16000, 1], zeros behind."""
+    x = torch.randn(6, 1, 16000, 1, generator=torch.Generator().manual_seed(0))
+    level = torch.tensor([0.2, 0.01, 0.05, 0.1, 0.002, 0.15])[:, None, None, None]
+    return (x * level * (torch.arange(16000)[:, None] < LENGTHS[:, None, None, None])).clamp(-1, 1)
+
+
+def ear():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return Ear(4).eval()
+
+
+def listening():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        front, network = LogMel(mels=16), StatCNN(4, width=4).eval()
+
+    def heard(x, lengths):
+        frames, real = fitted(front, 62, x[:, 0, :, 0], lengths)
+        return as_inputs((frames + 8) / 2), real
+
+    return Listening(network, heard)
+
+
+def attack(name, level=45.0, **changes):
+    return build(plain(compose([f"attack={name}"]))["attack"] | {"snr": level} | changes, key=name)
+
+
+@pytest.mark.parametrize("victim", [ear, listening])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("level", [60.0, 20.0])
+def test_every_utterance_keeps_its_level(name, victim, level):
+    x, model = data(), victim()
+    y = logits(model, x, LENGTHS).argmax(1)
+    made = attack(name, level)(model, x, y, 0, lengths=LENGTHS)
+    found = snr(x, made, LENGTHS)
+    assert (found >= level - 1e-3).all() and made.abs().max() <= 1
+    if name in ("snr_fgsm", "snr_noise"):
+        assert found.numpy() == pytest.approx(level, abs=0.01)
+    for clip, before, length in zip(made, x, LENGTHS.tolist(), strict=True):
+        assert torch.equal(clip[:, length:], before[:, length:])
+    loss = [torch.nn.functional.cross_entropy(logits(model, each, LENGTHS), y) for each in (x, made)]
+    assert name == "snr_noise" or loss[1] > loss[0]
+
+
+def test_an_utterance_is_attacked_the_same_alone_and_beside_others():
+    x, model = data(), listening()
+    y = logits(model, x, LENGTHS).argmax(1)
+    fgsm = attack("snr_fgsm", 30.0)
+    together = fgsm(model, x, y, 0, lengths=LENGTHS)
+    for row in range(len(x)):
+        alone = fgsm(model, x[[row]], y[[row]], 0, lengths=LENGTHS[[row]])
+        assert (alone[0] - together[row]).abs().max() < 1e-5
+
+
+def test_a_step_by_hand():
+    """x + sign of the gradient · RMS / 10^(snr / 20), scaled up for the samples behind the last frame, without one."""
+    x, model, y = data()[:1], listening(), torch.tensor([2])
+    model_lengths = LENGTHS[:1]
+    moved = x.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model(moved, model_lengths), y).backward()
+    sign = moved.grad.sign()
+    sign = sign * (16000**0.5 / sign.norm())
+    expected = x + sign * x.square().mean().sqrt() / 10**1.5
+    made = attack("snr_fgsm", 30.0, right_only=False)(model, x, y, 0, lengths=model_lengths)
+    assert torch.allclose(made, expected.clamp(-1, 1), atol=1e-6)
+
+
+def test_who_is_misclassified_already_is_left_alone():
+    x, model = data(), listening()
+    y = logits(model, x, LENGTHS).argmax(1)
+    y[[1, 4]] = (y[[1, 4]] + 1) % 4
+    made = attack("snr_fgsm", 30.0)(model, x, y, 0, lengths=LENGTHS)
+    assert [torch.equal(one, other) for one, other in zip(made, x, strict=True)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_known_randomisation_stands_behind_the_front_end():
+    x, model = data(), listening()
+    y = logits(model, x, LENGTHS).argmax(1)
+    randomise = Randomise(frames=(62, 66), mels=(16, 18), size=(66, 18))
+    made = attack("snr_pgd", 30.0)(model, x, y, 0, lengths=LENGTHS, randomise=randomise)
+    assert made.shape == x.shape and (snr(x, made, LENGTHS) >= 30 - 1e-3).all()
+    assert not torch.equal(made, attack("snr_pgd", 30.0)(model, x, y, 0, lengths=LENGTHS))
+
+
+def test_a_broken_budget_is_an_error():
+    class Louder(WaveformAdversary):
+        def _levelled(self, change, lengths):
+            return 1.2 * super()._levelled(change, lengths)
+
+    fgsm = attack("snr_fgsm")
+    louder = Louder("loud", 45.0, "true", fgsm.method, exact=True)
+    with pytest.raises(BudgetError, match=r"broke its budget: 43\.4\d+ dB where snr=45"):
+        louder(ear(), data(), torch.zeros(6, dtype=torch.long), 0, lengths=LENGTHS)
