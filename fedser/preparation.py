@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from fedser.attacks import undisturbed
+from fedser.attacks.waveform import Listening
+from fedser.attacks.waveform import on_waveforms as attacks_waveforms
 from fedser.augmentation.draws import Draws
 from fedser.augmentation.waveform import on_waveforms
 from fedser.config import components, identity, interfaces
@@ -208,13 +211,17 @@ def prepare(settings: Settings) -> Preparation:
     pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
     _check_client_fraction(settings, pooled)
     norm = batch_norm.chosen(settings, model, pooled)
-    return Preparation(settings, protocols, corpus, store, splits, model, norm, _forms(corpus, store, model, settings))
+    return Preparation(
+        settings, protocols, corpus, store, splits, model, norm, _forms(corpus, store, model, settings, protocols)
+    )
 
 
-def _forms(corpus: Corpus, store: FeatureStore, model: torch.nn.Module, settings: Settings) -> dict[str, FeatureStore]:
+def _forms(
+    corpus: Corpus, store: FeatureStore, model: torch.nn.Module, settings: Settings, protocols: Protocols
+) -> dict[str, FeatureStore]:
     """Other forms of the store's clips that the clients need, row for row."""
     forms = {STATES: cached(store, settings.features, model, _why_live(settings))}
-    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings)
+    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings, protocols.attacks.values())
     return {name: form for name, form in forms.items() if form is not None}
 
 
@@ -369,10 +376,13 @@ class _Trial:
         for method in _methods(components.build(_one_step(component.node), key=name)):
             low, high = getattr(method, "box", None) or (-1, 1)
             x, lengths = self._inputs(1)
-            x = low + (high - low) * x
+            x, victim = low + (high - low) * x, self.little
+            if attacks_waveforms(method):
+                x, lengths = torch.rand(1, 1, 4000, 1) - 0.5, torch.tensor([3000])
+                victim = Listening(self.little, lambda x, _: (functional.adaptive_avg_pool2d(x, self.shape), None))
             with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):
-                victim = Watched(self.little, self.detector) if getattr(method, "evades", False) else self.little
-                made = method(victim, x, self.little(x).argmax(1), 0, randomise=knows, lengths=lengths)
+                victim = Watched(self.little, self.detector) if getattr(method, "evades", False) else victim
+                made = method(victim, x, logits(victim, x, lengths).argmax(1), 0, randomise=knows, lengths=lengths)
             if not isinstance(made, torch.Tensor) or made.shape != x.shape:
                 raise InputError(
                     f"{name}: {component.target} must return a tensor of the inputs' shape {list(x.shape)}."

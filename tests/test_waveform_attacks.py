@@ -1,5 +1,7 @@
 """Attacks on the waveform: the level of every utterance, padding, the front end, a randomisation that is known."""
 
+import json
+
 import pytest
 import torch
 from ear import Ear
@@ -10,6 +12,7 @@ from fedser.config.components import build
 from fedser.config.compose import compose
 from fedser.config.validation import plain
 from fedser.defences.randomisation import Randomise
+from fedser.errors import InputError
 from fedser.features.front_end import LogMel, fitted
 from fedser.models.lengths import as_inputs, logits
 from fedser.models.statcnn import StatCNN
@@ -120,3 +123,38 @@ def test_a_broken_budget_is_an_error():
     louder = Louder("loud", 45.0, "true", fgsm.method, exact=True)
     with pytest.raises(BudgetError, match=r"broke its budget: 43\.4\d+ dB where snr=45"):
         louder(ear(), data(), torch.zeros(6, dtype=torch.long), 0, lengths=LENGTHS)
+
+
+# --- in a run --------------------------------------------------------------------------------------------------------
+
+ATTACKED = [
+    "evaluation.attacks=[snr_fgsm,snr_noise,'snr_pgd@snr=20']", "evaluation.adaptive=[snr_fgsm]",
+    "evaluation.every=null", "attack=snr_pgd", "attacks.snr_fgsm.right_only=false",
+]  # fmt: skip
+
+
+def test_a_network_on_log_mels_is_attacked_through_its_front_end(small):
+    result = small(*ATTACKED)
+    found = json.loads((result.folder / "evaluation.json").read_text())["examples"]
+    assert set(found) == {"snr_fgsm", "snr_noise", "snr_pgd@snr=20", "adaptive/snr_fgsm"}
+    for name, level in {"snr_fgsm": 45, "snr_noise": 45, "adaptive/snr_fgsm": 45}.items():
+        assert found[name]["waveform_db"] == pytest.approx(level, abs=0.1)
+    assert found["snr_pgd@snr=20"]["waveform_db"] >= 20 - 1e-3
+    assert found["snr_pgd@snr=20"]["linf"] > found["snr_noise"]["linf"] > 0  # in σ, behind the front end
+    assert all(0 <= each["success"] <= 1 for each in found.values() if each["success"] is not None)
+    assert {"uar/adversarial/snr_pgd@snr=20", "uar/adaptive/snr_fgsm"} <= result.metrics.keys()
+
+
+def test_a_network_that_listens_is_attacked_likewise(tmp_path):
+    import test_waveforms
+
+    result = test_waveforms.run(tmp_path / "run", *ATTACKED[:1], *ATTACKED[2:])
+    found = json.loads((result.folder / "evaluation.json").read_text())["examples"]
+    assert found["snr_noise"]["waveform_db"] == pytest.approx(45, abs=0.1) == found["snr_noise"]["snr_db"]
+
+
+def test_a_level_on_features_is_refused(settings):
+    with pytest.raises(InputError, match="attack.snr"):
+        settings("attack=pgd", "attack.snr=45")
+    with pytest.raises(InputError, match=r"attack\.snr of pgd: this attack has no such setting"):
+        settings("attack=pgd", "+attack.snr=45").attack.build()

@@ -5,6 +5,7 @@ that ε = 1 is what its level allows, and padding never moves (Feng et al. 2023,
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,27 @@ from fedser.models.lengths import logits
 
 ROWS = 1 << 20  # utterances that a ticket can tell apart
 SLACK = 1e-3  # dB, for rounding
+
+
+def on_waveforms(attack) -> bool:
+    """Whether an attack changes waveforms, as it says itself, and not the network's inputs."""
+    return getattr(attack, "of_waveforms", False)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """The waveforms that a network's inputs are made of: x [n, 1, samples, 1], of which `lengths` [n] are real, and the
+    `front` that makes them, (waveforms, lengths) → (inputs [n, 1, T, F], real frames [n])."""
+
+    x: Tensor
+    lengths: Tensor
+    front: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    @torch.no_grad()
+    def inputs(self, x: Tensor, batch_size: int) -> Tensor:
+        """What the network is given of other waveforms of the same lengths."""
+        parts = zip(x.split(batch_size), self.lengths.split(batch_size), strict=True)
+        return torch.cat([self.front(*part)[0] for part in parts])
 
 
 class Listening(nn.Module):

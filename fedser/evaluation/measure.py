@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedser.attacks import undisturbed
+from fedser.attacks.waveform import Listening, Spoken, on_waveforms, snr
 from fedser.config.protocol import Condition, Protocol
 from fedser.defences import inference
 from fedser.detectors.detector import Detector, Watched
@@ -55,14 +56,15 @@ def evaluate(
     seed: int,
     lengths: Tensor | None = None,
     detector: Detector | None = None,
+    spoken: Spoken | None = None,
 ) -> Measured:
     """Attacks and classifies one client's test set x [n, 1, frames, mels], y [n] in every condition of the protocol.
 
     `attacks` maps names to adversaries, `randomise` is the inference-time defence or None, `lengths` [n] are the real
-    frames of each input, `detector` tells adversarial ones or is None. Every draw derives from `seed` and its purpose,
-    so that conditions do not disturb each other.
+    frames of each input, `detector` tells adversarial ones or is None, `spoken` are the waveforms for attacks on these.
+    Every draw derives from `seed` and its purpose, so that conditions do not disturb each other.
     """
-    evaluation = _Evaluation(model, x, y, protocol, attacks, randomise, batch_size, seed, lengths, detector)
+    evaluation = _Evaluation(model, x, y, protocol, attacks, randomise, batch_size, seed, lengths, detector, spoken)
     evaluation.on_original_data()
     for name in protocol.sets:
         evaluation.under(name)
@@ -83,6 +85,7 @@ class _Evaluation:
     seed: int
     lengths: Tensor | None
     detector: Detector | None
+    spoken: Spoken | None = None
     predictions: dict[str, Tensor] = field(default_factory=dict)
     examples: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shown: dict[str, Tensor] = field(default_factory=dict)
@@ -99,20 +102,32 @@ class _Evaluation:
         """Makes a set of adversarial examples, measures and classifies it."""
         adaptive = name.startswith("adaptive/")
         knows = self.randomise if adaptive else None
-        known = {"predictions": self.predictions["original"][0], "lengths": self.lengths}
         attack, seed = self.attacks[name.removeprefix("adaptive/")], derive(self.seed, name)
-        victim = Watched(self.model, self.detector) if getattr(attack, "evades", False) else self.model
         began = time.perf_counter()
-        x_adv = attacked(attack, victim, self.x, self.y, known, knows, self.batch_size, seed)
+        x_adv, more = self._made(attack, knows, seed)
         seconds = torch.tensor([time.perf_counter() - began])
-        self.examples[name] = _lengths(self.x, x_adv) | {"seconds": seconds}
+        self.examples[name] = _lengths(self.x, x_adv) | more | {"seconds": seconds}
         if self.protocol.gradients:
             seed = derive(self.seed, "gradient")
             self.examples[name]["flat"] = flat(self.model, self.x, self.y, knows, self.batch_size, seed, self.lengths)
         self._classify(x_adv, self._conditions(name))
         if len(self.x):
+            self.examples[name] |= self._success(name if adaptive else f"adversarial/{name}")
             self.shown[f"delta/{name}"] = (x_adv - self.x)[self._first, 0].cpu()
             self.shown[f"predicted/{name}"] = self._predicted(name if adaptive else f"adversarial/{name}")
+
+    def _made(self, attack, knows: nn.Module | None, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adversarial inputs; of an attack on waveforms what these make, and how loud it is there, `loud` (dB) [n]."""
+        known = {"predictions": self.predictions["original"][0], "lengths": self.lengths}
+        if not on_waveforms(attack):
+            victim = Watched(self.model, self.detector) if getattr(attack, "evades", False) else self.model
+            return attacked(attack, victim, self.x, self.y, known, knows, self.batch_size, seed), {}
+        spoken = self.spoken or Spoken(self.x, self.lengths, lambda x, lengths: (x, lengths))
+        victim = Listening(self.model, spoken.front)
+        known["lengths"] = spoken.lengths
+        made = attacked(attack, victim, spoken.x, self.y, known, knows, self.batch_size, seed)
+        loud = snr(spoken.x, made, spoken.lengths).nan_to_num(posinf=0).float()  # 0: unmoved
+        return spoken.inputs(made, self.batch_size) if len(made) else self.x.clone(), {"loud": loud.cpu()}
 
     def measured(self) -> Measured:
         """What was asked for."""
@@ -127,6 +142,13 @@ class _Evaluation:
     def _first(self) -> int:
         """The first utterance that is classified correctly."""
         return int((self.predictions["original"][0] == self.y.cpu()).float().argmax())
+
+    def _success(self, condition: str) -> dict[str, Tensor]:
+        """How many utterances were right at first, and how many of these are wrong under attack, a mean over draws."""
+        truth = self.y.cpu()
+        right = self.predictions["original"][0] == truth
+        fooled = (right & (self.predictions[condition] != truth)).float().mean(0).sum()
+        return {"right": right.sum()[None], "fooled": fooled[None]}
 
     def _predicted(self, condition: str) -> Tensor:
         return self.predictions[condition][0, self._first]

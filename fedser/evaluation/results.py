@@ -138,7 +138,8 @@ class Results:
     def _examples(self, name: str) -> dict:
         """How far a set's examples are from their originals: medians over those that moved, and the largest cell."""
         parts = [answer["examples"][name] for answer in self.answers.values()]
-        measures = {key: np.concatenate([np.array(part[key]) for part in parts]) for key in parts[0]}
+        measures = {key: np.concatenate([np.array(part.get(key, [])) for part in parts]) for key in parts[0]}
+        right, fooled = (sum(sum(part.get(key, [])) for part in parts) for key in ("right", "fooled"))
         moved = measures["l2"] > 0
         median = {key: float(np.median(measures[key][moved])) if moved.any() else None for key in ("l2", "rms", "snr")}
         return {
@@ -146,6 +147,8 @@ class Results:
             "l2": median["l2"],
             "rms": median["rms"],
             "snr_db": median["snr"],
+            "waveform_db": float(np.median(measures["loud"][moved])) if "loud" in measures and moved.any() else None,
+            "success": fooled / right if right else None,
             "moved": float(moved.mean()) if len(moved) else 0.0,
             "zero_gradient": float(measures["flat"].mean()) if "flat" in measures else None,
         }

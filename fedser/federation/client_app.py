@@ -22,6 +22,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedser.attacks.waveform import Spoken
 from fedser.augmentation.draws import Draws
 from fedser.augmentation.waveform import on_waveforms
 from fedser.config import components
@@ -124,9 +125,26 @@ class ClientState:
         spoken = self._augmented(spoken, data, round, of_waveforms=True)
         if self.front_end is None:
             return spoken
-        made, lengths = fitted(self.front_end, self.settings.features.frames, spoken.x[:, 0, :, 0], spoken.lengths)
+        x, lengths = self.front(normalise)(spoken.x, spoken.lengths)
+        return replace(spoken, x=x, lengths=lengths)
+
+    def front(self, normalise: Normaliser) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """From waveforms [n, 1, samples, 1] and real samples [n] to normalised log-Mels and their real frames."""
         shift, scale = (torch.from_numpy(part).to(self.device) for part in (normalise.shift, normalise.scale))
-        return replace(spoken, x=as_inputs((made - shift) / scale), lengths=lengths)
+
+        def heard(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            """[n, 1, frames, mels] and [n]"""
+            made, real = fitted(self.front_end, self.settings.features.frames, x[:, 0, :, 0], lengths)
+            return as_inputs((made - shift) / scale), real
+
+        return heard
+
+    def spoken(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Spoken | None:
+        """The waveforms that these rows' log-Mels are made of, where they are kept."""
+        if self.front_end is None or data.form(WAVEFORMS) is data:
+            return None
+        samples = self.samples(data.form(WAVEFORMS), rows, Normaliser.of(0, 1))
+        return Spoken(samples.x, samples.lengths, self.front(normalise))
 
     def _augmented(self, samples: Samples, data: ClientData, round: int, of_waveforms: bool) -> Samples:
         for name, augment in self.augment.items():
@@ -333,12 +351,14 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     samples = state.samples(data, rows, normalise)
     seed = derive(settings.seed, "evaluate", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
-        measured = _measured(state, samples, protocol, seed, detector)
+        spoken = state.spoken(data, rows, normalise) if protocol.sets else None
+        measured = _measured(state, samples, protocol, seed, detector, spoken)
         validation = {}
         if protocol.part == "test" and (protocol.clean or protocol.validation):
             fraction = protocol.fraction if protocol.validation else 1.0
-            known = state.samples(data, data.rows("validation", fraction, settings.seed), normalise)
-            validation = _validation(state, known, protocol, derive(seed, "validation"), detector)
+            own = data.rows("validation", fraction, settings.seed)
+            known, spoken = state.samples(data, own, normalise), state.spoken(data, own, normalise)
+            validation = _validation(state, known, protocol, derive(seed, "validation"), detector, spoken)
     reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": validation}
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == config.get("shown", 0) and len(rows):
@@ -346,16 +366,21 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     return RecordDict({"config": ConfigRecord(sent)})
 
 
-def _measured(state: ClientState, samples: Samples, protocol: Protocol, seed: int, detector) -> measure.Measured:
+def _measured(
+    state: ClientState, samples: Samples, protocol: Protocol, seed: int, detector, spoken: Spoken | None
+) -> measure.Measured:
     defence, size = state.inference_defence, state.settings.evaluation.batch_size
     more = {"attacks": state.attacks, "randomise": defence, "batch_size": size, "lengths": samples.lengths}
+    more["spoken"] = spoken
     return measure.evaluate(state.model, samples.x, samples.y, protocol, seed=seed, detector=detector, **more)
 
 
-def _validation(state: ClientState, samples: Samples, protocol: Protocol, seed: int, detector) -> dict[str, list]:
+def _validation(
+    state: ClientState, samples: Samples, protocol: Protocol, seed: int, detector, spoken: Spoken | None
+) -> dict[str, list]:
     """Per condition of the protocol, or without attack alone, the counts of these samples, added up over draws."""
     if protocol.validation:
-        found = _measured(state, samples, replace(protocol, gradients=False), seed, detector).predictions
+        found = _measured(state, samples, replace(protocol, gradients=False), seed, detector, spoken).predictions
     else:
         size = state.settings.evaluation.batch_size
         found = {"original": measure.predict(state.model, samples.x, size, samples.lengths)[None]}

@@ -3,7 +3,7 @@
 `Simulated` are the parts of one store that all simulated clients map; `Own` reads one client's own corpus.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,8 @@ from types import MappingProxyType
 import numpy as np
 
 from fedser.augmentation.waveform import on_waveforms
+from fedser.config.components import Component
+from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 from fedser.data import corpora
 from fedser.data.arrays import Ragged
@@ -90,7 +92,7 @@ class Own:
                 "choose one that leaves clients as they are."
             )
         (self._split,) = found
-        self._waveforms = waveforms(corpus, self.store, settings)
+        self._waveforms = waveforms(corpus, self.store, settings, Protocols.of(settings).attacks.values())
 
     def client(self, number: int) -> ClientData:
         """The data of this client, whatever its number among the others."""
@@ -102,9 +104,12 @@ class Own:
         raise InputError("strategy=centralised needs all clients' utterances in one place: only a simulation has them.")
 
 
-def waveforms(corpus: corpora.Corpus, store: FeatureStore, settings: Settings) -> FeatureStore | None:
-    """The waveforms of a store of log-Mels, row for row, where an augmentation changes them; else None."""
-    if settings.features.ragged or not any(on_waveforms(component.build()) for component in settings.augment.values()):
+def waveforms(
+    corpus: corpora.Corpus, store: FeatureStore, settings: Settings, attacks: Iterable[Component]
+) -> FeatureStore | None:
+    """The waveforms of a store of log-Mels, row for row, where an augmentation or an attack changes them; else None."""
+    changing = any(on_waveforms(component.build()) for component in (*settings.augment.values(), *attacks))
+    if settings.features.ragged or not changing:
         return None
     table = store.table.drop(columns=["seconds", "frames"])  # without clips that were left out
     return extract(replace(corpus, table=table), settings.features.waveforms)
