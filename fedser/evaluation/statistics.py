@@ -12,7 +12,7 @@ Every function raises `InputError` for lengths that differ, missing or impossibl
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, nan, prod, sqrt
 from numbers import Integral
@@ -317,6 +317,27 @@ def gap(
     women, men = (_cells(correct[group], labels[group], speakers[group], seeds[group]) for group in (female, male))
     replicates = women.resampled(repeats, (seed, 0)) - men.resampled(repeats, (seed, 1))
     return _difference(women.uar() - men.uar(), replicates, level, min(len(women), len(men)))
+
+
+def bootstrap_within_groups(
+    figure: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[np.ndarray],
+    repeats: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Interval of any figure that compares groups, speakers resampled within theirs as in `gap`.
+
+    `groups` hold what is added up over their speakers, each [speakers, ...]; `figure` gives of the sums
+    [repeats, groups, ...] values [repeats], NaN where a resample cannot say.
+    """
+    drawn = []
+    for place, cells in enumerate(groups):
+        weights = _weights(len(cells), repeats, (seed, place))
+        drawn.append((weights @ cells.reshape(len(cells), -1)).reshape(repeats, *cells.shape[1:]))
+    values = figure(np.stack(drawn, axis=1))
+    known = values[~np.isnan(values)]
+    return _interval(known, level, min(map(len, groups))) if len(known) else Interval(nan, nan)
 
 
 def robustness_curve(distances: ArrayLike, labels: ArrayLike, radii: ArrayLike) -> np.ndarray:
