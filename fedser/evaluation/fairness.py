@@ -94,10 +94,10 @@ class Grouped:
     def interval(self, metric: Metric, aggregate: str = "worst") -> Interval:
         """95 % interval, speakers (clients) resampled within their group, in all seeds at once.
 
-        A distance is never below 0 and resamples add to it, so that an interval above 0 shows nothing: `by_chance` does.
+        Few utterances alone set groups apart, so that an interval above 0 shows no unfairness: `by_chance` tells.
         """
         cells = [self.counts[self.group == name] for name in self.sizes]
-        return statistics.bootstrap_within_groups(partial(_over_seeds, metric=metric, aggregate=aggregate), cells)
+        return statistics.bootstrap_of_distance(partial(_over_seeds, metric=metric, aggregate=aggregate), cells)
 
     def by_chance(self, metric: Metric, aggregate: str = "worst") -> tuple[float, float]:
         """What groups of as many speakers each come to that are drawn at random: the mean, and the p of the figure."""
