@@ -1,7 +1,7 @@
 """How differently a model treats groups of speakers, from the clients' confusion matrices alone; 0 is fair.
 
-`counts` are [..., groups, true, predicted]: how many utterances of a group g and a class y were taken for p. A metric is
-a distance D(g, h) between every two groups, of which it gives the worst or the mean, in [0, 1]. NaN where there is
+`counts` are [..., groups, true, predicted]: how many utterances of a group g and a class y were taken for p. A metric
+is a distance D(g, h) in [0, 1] between every two groups, of which it gives the worst or the mean; NaN where there is
 nothing to compare. Definitions: Feng et al. 2023 (Trust-SER), who use those of holisticai for more than two classes.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import nan
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,18 @@ METRICS: dict[str, Metric] = {
 """What a report's file has; its table has the first three."""
 
 
+class Trust(NamedTuple):
+    """A figure's 95 % interval over speakers; what groups of as many speakers each come to that are drawn at random, a
+    mean (`chance`); and how often they come to as much (`p`).
+
+    Few utterances alone set groups apart, so that an interval above 0 shows no unfairness: the latter two tell.
+    """
+
+    interval: Interval
+    chance: float
+    p: float
+
+
 @dataclass(frozen=True, eq=False)
 class Grouped:
     """Clients in groups: `counts` [clients, seeds, true, predicted] and the `group` [clients] of each; who was left
@@ -91,25 +104,20 @@ class Grouped:
         own = self.group == np.array(list(self.sizes))[:, None]  # [groups, clients]
         return float(_over_seeds(self._summed(own), metric, aggregate))
 
-    def interval(self, metric: Metric, aggregate: str = "worst") -> Interval:
-        """95 % interval, speakers (clients) resampled within their group, in all seeds at once.
-
-        Few utterances alone set groups apart, so that an interval above 0 shows no unfairness: `by_chance` tells.
-        """
-        cells = [self.counts[self.group == name] for name in self.sizes]
-        return statistics.bootstrap_of_distance(partial(_over_seeds, metric=metric, aggregate=aggregate), cells)
-
-    def by_chance(self, metric: Metric, aggregate: str = "worst") -> tuple[float, float]:
-        """What groups of as many speakers each come to that are drawn at random: the mean, and the p of the figure."""
-        values = _over_seeds(self._shuffled, metric, aggregate)
-        at_least = np.sum(values >= self.figure(metric, aggregate) - statistics.SAME)
-        return float(_mean(values, axis=0)), float((1 + at_least) / (1 + len(values)))
-
-    @cached_property
-    def _shuffled(self) -> np.ndarray:
+    def trust(self, metrics: Mapping[str, Metric], aggregate: str = "worst") -> dict[str, Trust]:
+        """How far to trust each figure; speakers (clients) are resampled, and shuffled, in all seeds at once."""
         random, places = np.random.default_rng(0), np.unique(self.group, return_inverse=True)[1]
         drawn = np.array([random.permutation(places) for _ in range(SHUFFLES)])
-        return self._summed(drawn[:, None] == np.arange(len(self.sizes))[:, None])
+        shuffled = self._summed(drawn[:, None] == np.arange(len(self.sizes))[:, None])
+        resampled = statistics.resampled_groups([self.counts[self.group == name] for name in self.sizes])
+        found = {}
+        for name, metric in metrics.items():
+            figure = self.figure(metric, aggregate)
+            others, again = (_over_seeds(sums, metric, aggregate) for sums in (shuffled, resampled))
+            interval = statistics.interval_of_distance(figure, again, min(self.sizes.values()))
+            p = (1 + np.sum(others >= figure - statistics.SAME)) / (1 + SHUFFLES)
+            found[name] = Trust(interval, float(_mean(others, axis=0)), float(p))
+        return found
 
     def _summed(self, own: np.ndarray) -> np.ndarray:
         """Counts [..., groups, seeds, true, predicted] of the clients that are each group's `own` [..., clients]."""
@@ -138,14 +146,13 @@ def by_column(table: pd.DataFrame, column: str) -> dict[str, str | None]:
     """The group of each `client` of a corpus's table by one of its columns, None where it is missing."""
     if lacking := [name for name in ("client", column) if name not in table]:
         raise InputError(f"groups: the corpus's table has no column {lacking[0]} ({', '.join(map(str, table))})")
-    values = table[column].where(table[column].notna(), None).groupby(table["client"].astype(str), dropna=True)
-    found = {client: set(each) for client, each in values}
+    values = table.groupby(table["client"].astype(str))[column]
+    found = {client: sorted(set(each.dropna().astype(str))) for client, each in values}
     if mixed := [client for client, each in found.items() if len(each) > 1]:
         raise InputError(f"groups: {column} is not the same in all utterances of client {mixed[0]}")
-    named = {client: None if (value := next(iter(each))) is None else str(value) for client, each in found.items()}
-    if len(values := set(named.values()) - {None}) < 2:
-        raise InputError(f"groups: {column} tells no groups apart, its values are: {', '.join(values) or 'none'}")
-    return named
+    if len(known := sorted({value for each in found.values() for value in each})) < 2:
+        raise InputError(f"groups: {column} tells no groups apart, its values are: {', '.join(known) or 'none'}")
+    return {client: each[0] if each else None for client, each in found.items()}
 
 
 def _over_seeds(counts: np.ndarray, metric: Metric, aggregate: str) -> np.ndarray:

@@ -342,7 +342,7 @@ def fairness(corpus: Corpus) -> Table:
         name = title(each.estimate.condition.name) + ", unseen speakers" * each.unseen
         cells = [_fairness_cell(each.record, f"{metric}/{by}") for by in shown for metric in fair.SHOWN]
         rows.append([name, each.model.label, *cells])
-    columns = ["Test data", "Model", *["statistical parity", "equality of opportunity", "demographic parity"] * len(shown)]
+    columns = ["Test data", "Model", *(name.replace("_", " ") for _ in shown for name in fair.SHOWN)]
     groups = [("", 2), *((f"By {by if by == 'sex' else who}", len(fair.SHOWN)) for by in shown)]
     data = pd.DataFrame([each.record for each in fair.treated(corpus)])
     words, notes = prose("fairness", who=who, sexes="sex" in shown), fair.told(found, who)

@@ -74,7 +74,8 @@ class Measure:
     @property
     def sexes(self) -> dict[str, str]:
         """`female`, `male` or an empty string per client."""
-        letters = {client: known.get("sex") or "" for client, known in self.tested.items() if isinstance(known, dict)}
+        known = {client: each for client, each in self.tested.items() if isinstance(each, dict)}
+        letters = {client: str(each.get("sex") or "") for client, each in known.items()}
         return {client: SEXES.get(sex, sex) for client, sex in letters.items()}
 
     def observations(self) -> pd.DataFrame | None:
@@ -109,7 +110,8 @@ class OfUnseen(Measure):
 
     @property
     def tested(self) -> dict[str, dict]:
-        return self.evaluation.content["unseen"].get("clients") or {}
+        found = self.evaluation.content["unseen"].get("clients")
+        return found if isinstance(found, dict) else {}
 
     @property
     def speakers(self) -> int:

@@ -30,20 +30,19 @@ class Treated:
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """Every metric as a row of a CSV file: the worst pair, the mean over pairs and, by sex, how far to trust it."""
-        row: dict[str, Any] = {"model": self.model.label, "condition": self.estimate.condition.name}
-        row |= {"unseen": self.unseen}
+        names = {"model": self.model.label, "condition": self.estimate.condition.name}
+        row: dict[str, Any] = names | {"unseen": self.unseen}
         for name, metric in METRICS.items():
             for by, groups in (("sex", self.sex), ("speaker", self.speaker)):
                 if groups:
                     row |= {f"{name}/{by}": groups.figure(metric), f"{name}/{by}/mean": groups.figure(metric, "mean")}
-            if self.sex and name in SHOWN:
-                interval, (chance, p) = self.sex.interval(metric), self.sex.by_chance(metric)
-                row |= {f"{name}/sex/low": interval.low, f"{name}/sex/high": interval.high}
-                row |= {f"{name}/sex/chance": chance, f"{name}/sex/p": p}
+        for name, trust in self.sex.trust({name: METRICS[name] for name in SHOWN}).items() if self.sex else ():
+            row |= {f"{name}/sex/low": trust.interval.low, f"{name}/sex/high": trust.interval.high}
+            row |= {f"{name}/sex/chance": trust.chance, f"{name}/sex/p": trust.p}
         return row
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def treated(corpus: Corpus) -> list[Treated]:
     """Every model under every condition that clients' matrices are known of; varied attacks only if looked at."""
     found = []
