@@ -12,7 +12,7 @@ Every function raises `InputError` for lengths that differ, missing or impossibl
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, nan, prod, sqrt
 from numbers import Integral
@@ -317,6 +317,31 @@ def gap(
     women, men = (_cells(correct[group], labels[group], speakers[group], seeds[group]) for group in (female, male))
     replicates = women.resampled(repeats, (seed, 0)) - men.resampled(repeats, (seed, 1))
     return _difference(women.uar() - men.uar(), replicates, level, min(len(women), len(men)))
+
+
+def resampled_groups(groups: Sequence[np.ndarray], repeats: int = 2000, seed: int = 0) -> np.ndarray:
+    """Sums [repeats, groups, ...] over the speakers of `groups`, each [speakers, ...], resampled within theirs."""
+    drawn = []
+    for place, cells in enumerate(groups):
+        weights = _weights(len(cells), repeats, (seed, place))
+        drawn.append((weights @ cells.reshape(len(cells), -1)).reshape(repeats, *cells.shape[1:]))
+    return np.stack(drawn, axis=1)
+
+
+def interval_of_distance(distance: float, resampled: np.ndarray, speakers: int, level: float = 0.95) -> Interval:
+    """Interval of a distance between groups, which is never below 0; `resampled` [repeats] are those of
+    `resampled_groups`, NaN where one cannot say, and `speakers` those of the smallest group.
+
+    Noise adds to a distance, and a resample adds it again: the percentiles are mirrored at the distance itself (the
+    basic bootstrap), which takes it off once. Simulated 95 % intervals of the total variation between rows of confusion
+    matrices of 2 × 12 speakers cover a distance of 0.26 95 % of the time, where plain percentiles do so 25 %; near 0
+    neither is of use.
+    """
+    known = resampled[~np.isnan(resampled)]
+    if not len(known):
+        return Interval(nan, nan)
+    ends = _interval(known, level, speakers)
+    return Interval(*(max(2 * distance - end, 0.0) for end in (ends.high, ends.low)))
 
 
 def robustness_curve(distances: ArrayLike, labels: ArrayLike, radii: ArrayLike) -> np.ndarray:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fedser.evaluation import metrics, statistics
 from fedser.report.analysis import comparisons, conditions, flags
+from fedser.report.analysis import fairness as fair
 from fedser.report.analysis import ren2020 as ren
 from fedser.report.analysis.claims import PAPER
 from fedser.report.analysis.conditions import ATTACKED, CLEAN, KINDS, PAPER_ATTACKS, attack_title, of_set, parse, title
@@ -28,7 +29,7 @@ def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
     made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), ren2020(corpus)]
     made += [*matrices(corpus), transfer(corpus), detector(corpus), budgets(corpus), flips(corpus), speakers(corpus)]
-    made += [parts(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
+    made += [fairness(corpus), parts(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
     return [table for table in made if table]
 
 
@@ -330,6 +331,31 @@ def _speaker_record(estimate: Estimate, values: Sequence[float]) -> dict[str, fl
     difference, interval, p, least = estimate.gap() or unknown
     row |= {"speakers": len(values), "gap": difference, "gap_low": interval.low, "gap_high": interval.high}
     return row | {"gap_p": p, "gap_p_at_most": p == least}
+
+
+def fairness(corpus: Corpus) -> Table:
+    """How differently each model treats the sexes, and single speakers."""
+    found, who = fair.shown(corpus), fair.whose(corpus)
+    shown = [by for by in ("sex", "speaker") if any(getattr(each, by) for each in found)]
+    rows = []
+    for each in found:
+        name = title(each.estimate.condition.name) + ", unseen speakers" * each.unseen
+        cells = [_fairness_cell(each.record, f"{metric}/{by}") for by in shown for metric in fair.SHOWN]
+        rows.append([name, each.model.label, *cells])
+    columns = ["Test data", "Model", *(name.replace("_", " ") for _ in shown for name in fair.SHOWN)]
+    groups = [("", 2), *((f"By {by if by == 'sex' else who}", len(fair.SHOWN)) for by in shown)]
+    data = pd.DataFrame([each.record for each in fair.treated(corpus)])
+    words, notes = prose("fairness", who=who, sexes="sex" in shown), fair.told(found, who)
+    return Table("fairness", *words, columns, rows, data, groups=groups, words=2, notes=notes)
+
+
+def _fairness_cell(record: dict[str, Any], key: str) -> Cell:
+    if key not in record:
+        return Cell(MISSING)
+    notes = [f"mean {percent(record[f'{key}/mean'])}"]
+    if f"{key}/chance" in record:
+        notes = [between(record[f"{key}/low"], record[f"{key}/high"]), f"by chance {percent(record[f'{key}/chance'])}"]
+    return Cell(percent(record[key]), tuple(filter(None, notes)), record[key])
 
 
 def parts(corpus: Corpus) -> Table:

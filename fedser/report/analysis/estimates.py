@@ -66,6 +66,18 @@ class Measure:
     def seed(self) -> str:
         return str(self.run.setting("seed"))
 
+    @property
+    def tested(self) -> dict[str, dict]:
+        """What is known of each client."""
+        return self.evaluation.content["clients"]
+
+    @property
+    def sexes(self) -> dict[str, str]:
+        """`female`, `male` or an empty string per client."""
+        known = {client: each for client, each in self.tested.items() if isinstance(each, dict)}
+        letters = {client: str(each.get("sex") or "") for client, each in known.items()}
+        return {client: SEXES.get(sex, sex) for client, sex in letters.items()}
+
     def observations(self) -> pd.DataFrame | None:
         """Per `utterance`: `correct` (fraction of draws), `label`, `speaker`, `sex`, and the run's `seed`.
 
@@ -80,11 +92,11 @@ class Measure:
     def clients(self) -> Iterable[pd.DataFrame]:
         """The like of each client's matrix: the client taken as one speaker, each clip and draw as having got the mean
         of its client and class, which changes no UAR and no resampling of speakers."""
+        sexes = self.sexes
         for client, counts in sorted((self.record.get("by_client") or {}).items()):
             matrix = np.asarray(counts, float)
             labels = np.repeat(np.arange(len(matrix)), matrix.sum(axis=1).astype(int))
-            sex = self.evaluation.content["clients"].get(client, {}).get("sex") or ""
-            who = {"speaker": client, "sex": SEXES.get(sex, sex), "seed": self.seed}
+            who = {"speaker": client, "sex": sexes.get(client, ""), "seed": self.seed}
             clips = [f"{self.seed} {row // self.draws}" for row in range(len(labels))]
             yield pd.DataFrame({"correct": metrics.recalls(matrix)[labels], "label": labels, "utterance": clips} | who)
 
@@ -95,6 +107,11 @@ class OfUnseen(Measure):
     @property
     def record(self) -> dict:
         return self.evaluation.content["unseen"]["conditions"][self.source]
+
+    @property
+    def tested(self) -> dict[str, dict]:
+        found = self.evaluation.content["unseen"].get("clients")
+        return found if isinstance(found, dict) else {}
 
     @property
     def speakers(self) -> int:
