@@ -18,6 +18,7 @@ from fedser.report.analysis.detections import detections, in_short
 from fedser.report.analysis.estimates import UNKNOWN, Estimate
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Run
+from fedser.report.analysis.safety import levels
 from fedser.report.analysis.transfers import transfers
 from fedser.report.cells import MISSING, Cell, Table, between, number, p_text, percent, signed
 from fedser.report.text import SWITCHED, prose, verdict
@@ -28,7 +29,15 @@ METHODS = ("clustered", "stratified", "closed_form")  # of intervals
 def all_tables(corpus: Corpus) -> list[Table]:
     """Every table that the runs can fill."""
     made = [glance(corpus), counts(corpus), unseen(corpus), threats(corpus), *table3(corpus), ren2020(corpus)]
-    made += [*matrices(corpus), transfer(corpus), detector(corpus), budgets(corpus), flips(corpus), speakers(corpus)]
+    made += [
+        *matrices(corpus),
+        transfer(corpus),
+        detector(corpus),
+        safety(corpus),
+        budgets(corpus),
+        flips(corpus),
+        speakers(corpus),
+    ]
     made += [fairness(corpus), parts(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
     return [table for table in made if table]
 
@@ -249,6 +258,20 @@ def detector(corpus: Corpus) -> Table:
     columns = ["Model", "Attack", "AUC", "AUC, unsure", "Alarm", "Slips through without it", "with it"]
     notes = list(filter(None, (in_short(model, each) for model, each in found.items())))
     return Table("detector", *prose("detector"), columns, rows, pd.DataFrame(data), words=2, notes=notes)
+
+
+def safety(corpus: Corpus) -> Table:
+    """What attacks on the waveform leave, level by level."""
+    rows, data = [], []
+    for each in levels(corpus.models):
+        uars = [_cell(each.uar.get(kind), percent) for kind in KINDS]
+        head = [each.model.label, attack_title(each.attack), f"{each.snr:g}"]
+        rows.append([*head, *uars, _cell(each.success, percent), _cell(each.rms)])
+        told = {f"uar/{kind}": value for kind, value in each.uar.items()}
+        data.append({"model": each.model.label, "attack": each.attack, "snr": each.snr, **told})
+        data[-1] |= {"success": each.success, "rms": each.rms}
+    columns = ["Model", "Attack", "SNR (dB)", "UAR", "UAR, randomised", "and known", "success (%)", "change (σ)"]
+    return Table("safety", *prose("safety"), columns, rows, pd.DataFrame(data), words=2)
 
 
 BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkeys(

@@ -1,0 +1,55 @@
+"""Attacks on the waveform: what they leave and how often they succeed, level by level, with noise beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from fedser.report.analysis.conditions import parse
+from fedser.report.analysis.models import Model
+
+ATTACK, DEFENDED, KNOWN = "adversarial", "randomised_adversarial", "adaptive"
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a model is worth under one attack at one level: means over runs, UARs by kind of condition.
+
+    snr: dB that the speech is above the change, on the waveform. success: of the clips right at first, the share that
+    is wrong under attack. rms: of the change behind the front end, in σ of a mel bin.
+    """
+
+    model: Model
+    attack: str
+    snr: float
+    uar: dict[str, float]
+    success: float | None
+    rms: float | None
+
+
+def levels(models: Sequence[Model]) -> list[Level]:
+    """Attack by attack, the quietest change first."""
+    found = [level for model in models for level in _of(model)]
+    attacks = list(dict.fromkeys(level.attack for level in found))
+    order = {model.label: place for place, model in enumerate(models)}
+    return sorted(found, key=lambda each: (order[each.model.label], attacks.index(each.attack), -each.snr))
+
+
+def _of(model: Model) -> list[Level]:
+    found = []
+    for name, estimate in model.estimates.items():
+        condition = parse(name)
+        settings = [measure.evaluation.attack(measure.variant).settings for measure in estimate.measures]
+        if condition.kind != ATTACK or not settings or any(each.get("snr") is None for each in settings):
+            continue
+        others = {kind: model.estimates.get(name.replace(ATTACK, kind, 1)) for kind in (ATTACK, DEFENDED, KNOWN)}
+        uars = {kind: each.uar for kind, each in others.items() if each}
+        told = [measure.examples for measure in estimate.measures]
+        success, rms = (_mean([each.get(key) for each in told]) for key in ("success", "rms"))
+        attack = condition.variant.partition("@")[0]
+        found.append(Level(model, attack, float(settings[0]["snr"]), uars, success, rms))
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
