@@ -18,7 +18,7 @@ from fedser.report.analysis.detections import detections, in_short
 from fedser.report.analysis.estimates import UNKNOWN, Estimate
 from fedser.report.analysis.models import Corpus, Model
 from fedser.report.analysis.runs import Run
-from fedser.report.analysis.safety import levels
+from fedser.report.analysis.safety import WAYS, levels
 from fedser.report.analysis.transfers import transfers
 from fedser.report.cells import MISSING, Cell, Table, between, number, p_text, percent, signed
 from fedser.report.text import SWITCHED, prose, verdict
@@ -264,7 +264,7 @@ def safety(corpus: Corpus) -> Table:
     """What attacks on the waveform leave, level by level."""
     rows, data = [], []
     for each in levels(corpus.models):
-        uars = [_cell(each.uar.get(kind), percent) for kind in KINDS]
+        uars = [_cell(each.uar.get(kind), percent) for kind in WAYS]
         head = [each.model.label, attack_title(each.attack), f"{each.snr:g}"]
         rows.append([*head, *uars, _cell(each.success, percent), _cell(each.rms)])
         told = {f"uar/{kind}": value for kind, value in each.uar.items()}

@@ -7,7 +7,7 @@ from statistics import fmean
 from fedser.report.analysis.conditions import parse
 from fedser.report.analysis.models import Model
 
-ATTACK, DEFENDED, KNOWN = "adversarial", "randomised_adversarial", "adaptive"
+WAYS = ("adversarial", "randomised_adversarial", "adaptive")  # kinds of conditions, of one attack
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def _of(model: Model) -> list[Level]:
     for name, estimate in model.estimates.items():
         condition = parse(name)
         settings = [measure.evaluation.attack(measure.variant).settings for measure in estimate.measures]
-        if condition.kind != ATTACK or not settings or any(each.get("snr") is None for each in settings):
+        if condition.kind != WAYS[0] or not settings or any(each.get("snr") is None for each in settings):
             continue
-        others = {kind: model.estimates.get(name.replace(ATTACK, kind, 1)) for kind in (ATTACK, DEFENDED, KNOWN)}
+        others = {kind: model.estimates.get(name.replace(WAYS[0], kind, 1)) for kind in WAYS}
         uars = {kind: each.uar for kind, each in others.items() if each}
         told = [measure.examples for measure in estimate.measures]
         success, rms = (_mean([each.get(key) for each in told]) for key in ("success", "rms"))
