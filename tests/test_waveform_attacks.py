@@ -6,6 +6,7 @@ import pytest
 import torch
 from ear import Ear
 
+from fedser import report
 from fedser.attacks.adversary import BudgetError
 from fedser.attacks.waveform import Listening, WaveformAdversary, snr
 from fedser.config.components import build
@@ -16,6 +17,8 @@ from fedser.errors import InputError
 from fedser.features.front_end import LogMel, fitted
 from fedser.models.lengths import as_inputs, logits
 from fedser.models.statcnn import StatCNN
+from fedser.report import tables
+from fedser.report.analysis import models
 
 LENGTHS = torch.tensor([16000, 9000, 12000, 5000, 16000, 7000])
 NAMES = ["snr_fgsm", "snr_noise", "snr_pgd", "snr_pgd_l2", "snr_apgd"]
@@ -143,6 +146,13 @@ def test_a_network_on_log_mels_is_attacked_through_its_front_end(small):
     assert found["snr_pgd@snr=20"]["linf"] > found["snr_noise"]["linf"] > 0  # in σ, behind the front end
     assert all(0 <= each["success"] <= 1 for each in found.values() if each["success"] is not None)
     assert {"uar/adversarial/snr_pgd@snr=20", "uar/adaptive/snr_fgsm"} <= result.metrics.keys()
+    (corpus,) = models.corpora(report.load([result.folder]))
+    rows = {(row["attack"], row["snr"]): row for row in tables.safety(corpus).data.to_dict("records")}
+    assert set(rows) == {("snr_fgsm", 45), ("snr_noise", 45), ("snr_pgd", 20)}
+    for name, row in (("snr_fgsm", rows["snr_fgsm", 45]), ("snr_pgd@snr=20", rows["snr_pgd", 20])):
+        assert row["uar/adversarial"] == result.metrics[f"uar/adversarial/{name}"]
+        assert row["success"] == found[name]["success"] and row["rms"] == found[name]["rms"]
+    assert rows["snr_fgsm", 45]["uar/adaptive"] == result.metrics["uar/adaptive/snr_fgsm"]
 
 
 def test_a_network_that_listens_is_attacked_likewise(tmp_path):
