@@ -73,11 +73,8 @@ METRICS: dict[str, Metric] = {
 
 
 class Trust(NamedTuple):
-    """A figure's 95 % interval over speakers; what groups of as many speakers each come to that are drawn at random, a
-    mean (`chance`); and how often they come to as much (`p`).
-
-    Few utterances alone set groups apart, so that an interval above 0 shows no unfairness: the latter two tell.
-    """
+    """A figure's 95 % interval over speakers; what groups of as many speakers come to that are drawn at random, a mean
+    (`chance`), and how often to as much (`p`): few utterances alone set groups, and intervals, apart from 0."""
 
     interval: Interval
     chance: float
@@ -86,13 +83,12 @@ class Trust(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    """Clients in groups: `counts` [clients, seeds, true, predicted] and the `group` [clients] of each; who was left
-    out, for too few utterances or because nobody knows the group (`unknown` are clients)."""
+    """Clients in groups: `counts` [clients, seeds, true, predicted] and the `group` [clients] of each; `left_out` are
+    groups of too few utterances, and clients whose group nobody knows."""
 
     counts: np.ndarray
     group: np.ndarray
-    left_out: dict[str, float]  # group → utterances, of the seed with the fewest
-    unknown: list[str]
+    left_out: list[str]
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -116,7 +112,7 @@ class Grouped:
             others, again = (_over_seeds(sums, metric, aggregate) for sums in (shuffled, resampled))
             interval = statistics.interval_of_distance(figure, again, min(self.sizes.values()))
             p = (1 + np.sum(others >= figure - statistics.SAME)) / (1 + SHUFFLES)
-            found[name] = Trust(interval, float(_mean(others, axis=0)), float(p))
+            found[name] = Trust(interval, float(_mean(others, axis=0)), nan if np.isnan(figure) else float(p))
         return found
 
     def _summed(self, own: np.ndarray) -> np.ndarray:
@@ -129,23 +125,23 @@ def grouped(counts: Mapping[str, ArrayLike], groups: Mapping[str, str | None], m
     """Clients' `counts` [true, predicted] or [seeds, true, predicted] by their `groups`, without those of fewer than
     `min_support` utterances in any seed. Raises `InputError` where less than two groups are left."""
     known = [client for client in counts if groups.get(client)]
-    unknown = [client for client in counts if not groups.get(client)]
     cells = np.array([np.asarray(counts[client], float) for client in known])
     cells = cells[:, None] if cells.ndim == 3 else cells
     group = np.array([groups[client] for client in known], dtype=str)
     support = {name: cells[group == name].sum(axis=(0, 2, 3)).min() for name in np.unique(group).tolist()}
-    left_out = {name: float(least) for name, least in support.items() if least < max(min_support, 1e-9)}
-    if len(kept := support.keys() - left_out) < 2:
-        found = ", ".join(sorted(kept)) or "none"
+    kept = [name for name, least in support.items() if least >= min_support]
+    if len(kept) < 2:
+        found = ", ".join(kept) or "none"
         raise InputError(f"groups: two with at least {min_support:g} test utterances are wanted, found: {found}")
-    chosen = np.isin(group, list(kept))
-    return Grouped(cells[chosen], group[chosen], left_out, unknown)
+    chosen = np.isin(group, kept)
+    left_out = [*(name for name in support if name not in kept), *(name for name in counts if name not in known)]
+    return Grouped(cells[chosen], group[chosen], left_out)
 
 
 def by_column(table: pd.DataFrame, column: str) -> dict[str, str | None]:
     """The group of each `client` of a corpus's table by one of its columns, None where it is missing."""
-    if lacking := [name for name in ("client", column) if name not in table]:
-        raise InputError(f"groups: the corpus's table has no column {lacking[0]} ({', '.join(map(str, table))})")
+    if column not in table:
+        raise InputError(f"groups: the corpus's table has no column {column} ({', '.join(map(str, table))})")
     values = table.groupby(table["client"].astype(str))[column]
     found = {client: sorted(set(each.dropna().astype(str))) for client, each in values}
     if mixed := [client for client, each in found.items() if len(each) > 1]:
@@ -177,8 +173,7 @@ def _shares(groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 def _over_pairs(shares: np.ndarray, distance: Metric, aggregate: str) -> np.ndarray:
     """Shares [groups, ...] → distances of their absolute differences, together; a group at a time, to save memory."""
     _among("aggregate", aggregate, ("worst", "mean"))
-    found = [distance(np.abs(shares[place] - shares[place + 1 :])) for place in range(len(shares) - 1)]
-    pairs = np.concatenate(found)
+    pairs = np.concatenate([distance(np.abs(one - shares[place:])) for place, one in enumerate(shares[:-1], start=1)])
     return np.fmax.reduce(pairs, axis=0) if aggregate == "worst" else _mean(pairs, axis=0)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -377,8 +378,8 @@ def _fairness_cell(record: dict[str, Any], key: str) -> Cell:
         return Cell(MISSING)
     notes = [f"mean {percent(record[f'{key}/mean'])}"]
     if f"{key}/chance" in record:
-        notes = [between(record[f"{key}/low"], record[f"{key}/high"]), f"by chance {percent(record[f'{key}/chance'])}"]
-    return Cell(percent(record[key]), tuple(filter(None, notes)), record[key])
+        notes = [between(record[f"{key}/low"], record[f"{key}/high"]), f"chance {percent(record[f'{key}/chance'])}"]
+    return replace(_cell(record[key], percent), notes=tuple(filter(None, notes)))
 
 
 def parts(corpus: Corpus) -> Table:

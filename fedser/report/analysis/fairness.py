@@ -1,7 +1,7 @@
 """How differently models treat the sexes, and single speakers."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class Treated:
 
     model: Model
     estimate: Estimate
-    unseen: bool  # whether they are of speakers whom nobody trained on
+    unseen: bool  # whether they are speakers whom nobody trained on
     sex: Grouped | None
     speaker: Grouped | None
 
@@ -48,12 +48,12 @@ def treated(corpus: Corpus) -> list[Treated]:
     found = []
     for name in (name for name in corpus.conditions if name in corpus.looked_at or not parse(name).varied):
         for model in corpus.models:
-            for unseen, estimate in ((False, model.estimates.get(name)), (True, model.unseen.get(name))):
+            for unseen, estimate in enumerate((model.estimates.get(name), model.unseen.get(name))):
                 counts = _by_client(estimate) if estimate else {}
                 by_sex = _grouped(counts, _sexes(estimate)) if counts else None
                 alone = _grouped(counts, {client: client for client in counts})
                 if by_sex or alone:
-                    found.append(Treated(model, estimate, unseen, by_sex, alone))
+                    found.append(Treated(model, estimate, bool(unseen), by_sex, alone))
     return found
 
 
@@ -74,16 +74,10 @@ def told(rows: Sequence[Treated], who: str) -> list[str]:
     """How many speakers each sex has, and who is left out."""
     groups = [each.sex for each in rows if each.sex]
     sizes = dict.fromkeys(" and ".join(f"{n} {sex}" for sex, n in each.sizes.items()) for each in groups)
-    out = {name for each in rows for by in (each.sex, each.speaker) if by for name in by.left_out}
-    unknown = {client for each in groups for client in each.unknown}
+    out = sorted({name for each in rows for by in (each.sex, each.speaker) if by for name in by.left_out})
+    named = ", ".join(out[:NAMED]) + f" and {len(out) - NAMED} more" * (len(out) > NAMED)
     lines = [f"By sex: {' or '.join(sizes)} {who}s."] if sizes else []
-    lines += [f"Left out, with fewer than {CLIPS} test clips in some seed: {_listed(out)}."] if out else []
-    return lines + ([f"Of unknown or mixed sex, and so in neither: {_listed(unknown)}."] if unknown else [])
-
-
-def _listed(names: Iterable[str]) -> str:
-    first, rest = sorted(names)[:NAMED], sorted(names)[NAMED:]
-    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
+    return lines + ([f"Left out, of unknown sex or with fewer than {CLIPS} clips in a seed: {named}."] if out else [])
 
 
 def _by_client(estimate: Estimate) -> dict[str, np.ndarray]:
