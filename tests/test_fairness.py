@@ -1,6 +1,7 @@
 """Fairness: published figures, plain loops, and what the report's table makes of finished runs."""
 
 import json
+from functools import partial
 from itertools import combinations
 from math import isnan, nan
 
@@ -139,6 +140,19 @@ def test_small_groups_and_unknown_ones_are_left_out_and_named():
 def test_support_is_that_of_the_seed_with_the_fewest():
     counts = {"a": [[[3, 0], [0, 3]], [[1, 0], [0, 0]]], "b": np.ones((2, 2, 2)), "c": np.ones((2, 2, 2))}
     assert grouped(counts, {"a": "a", "b": "b", "c": "c"}, min_support=2).left_out == ["a"]
+
+
+def test_a_group_that_a_seed_does_not_test_is_compared_in_the_others():
+    one, other = [[3, 0], [0, 3]], [[0, 3], [3, 0]]
+    nothing = np.zeros((2, 2))
+    counts = {"a": [one, one], "b": [other, nothing], "c": [nothing, one]}
+    found = grouped(counts, {"a": "a", "b": "b", "c": "c"}, min_support=5)
+    assert found.sizes == {"a": 1, "b": 1, "c": 1} and not found.left_out
+    for empty in ("skip", "uniform"):
+        metric = partial(equality_of_opportunity, empty=empty)
+        assert found.figure(metric) == pytest.approx((1 + 0) / 2)
+    trust = found.trust({"sp": statistical_parity})["sp"]
+    assert isnan(trust.chance) and isnan(trust.interval.low)  # one speaker each
 
 
 def test_groups_are_any_column_that_is_the_same_within_a_client():
@@ -283,8 +297,11 @@ def test_without_sexes_there_are_speakers_and_without_clients_nothing(tmp_path):
 def test_unseen_speakers_have_rows_of_their_own(tmp_path):
     def change(content):
         record = content["conditions"]["original"]
-        content["unseen"] = {"conditions": {"original": record}, "clients": content["clients"]}
+        none = np.zeros((7, 7), int).tolist()  # who is there to select a model by
+        held = record | {"by_client": record["by_client"] | {"99": none}}
+        content["unseen"] = {"conditions": {"original": held}, "clients": content["clients"]}
 
     table = edited(tmp_path, change)
     seen, unseen = table.cells[:2]
     assert unseen[0].text == "original, unseen speakers" and unseen[2].text == seen[2].text
+    assert table.notes == ["By sex: 5 female and 5 male speakers."]

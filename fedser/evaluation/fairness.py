@@ -45,7 +45,8 @@ def equality_of_opportunity(counts: ArrayLike, aggregate: str = "worst", empty: 
     if empty == "uniform":
         everybody = groups.sum(axis=0)
         known = (everybody.sum(axis=-1) + everybody.sum(axis=-2)) > 0
-        guess = known[..., None] * known[..., None, :] * 1e-32
+        spoken = groups.sum(axis=(-2, -1), keepdims=True) > 0
+        guess = spoken * known[..., None] * known[..., None, :] * 1e-32
         groups, totals = groups + guess, totals + guess.sum(axis=-1, keepdims=True)
     rates = np.divide(groups, totals, out=np.full(groups.shape, nan), where=totals > 0)
     return _over_pairs(rates, lambda difference: _mean(difference.sum(axis=-1) / 2, axis=-1), aggregate)
@@ -112,7 +113,8 @@ class Grouped:
             others, again = (_over_seeds(sums, metric, aggregate) for sums in (shuffled, resampled))
             interval = statistics.interval_of_distance(figure, again, min(self.sizes.values()))
             p = (1 + np.sum(others >= figure - statistics.SAME)) / (1 + SHUFFLES)
-            found[name] = Trust(interval, float(_mean(others, axis=0)), nan if np.isnan(figure) else float(p))
+            alone = np.isnan(figure) or len(self.group) == len(self.sizes)  # one speaker each: nothing to draw
+            found[name] = Trust(interval, *(nan, nan) if alone else (float(_mean(others, axis=0)), float(p)))
         return found
 
     def _summed(self, own: np.ndarray) -> np.ndarray:
@@ -123,12 +125,13 @@ class Grouped:
 
 def grouped(counts: Mapping[str, ArrayLike], groups: Mapping[str, str | None], min_support: float = 1) -> Grouped:
     """Clients' `counts` [true, predicted] or [seeds, true, predicted] by their `groups`, without those of fewer than
-    `min_support` utterances in any seed. Raises `InputError` where less than two groups are left."""
+    `min_support` utterances in a seed that has any of them. Raises `InputError` where less than two groups are left."""
     known = [client for client in counts if groups.get(client)]
     cells = np.array([np.asarray(counts[client], float) for client in known])
     cells = cells[:, None] if cells.ndim == 3 else cells
     group = np.array([groups[client] for client in known], dtype=str)
-    support = {name: cells[group == name].sum(axis=(0, 2, 3)).min() for name in np.unique(group).tolist()}
+    sums = {name: cells[group == name].sum(axis=(0, 2, 3)) for name in np.unique(group).tolist()}
+    support = {name: each[each > 0].min() if each.any() else 0 for name, each in sums.items()}
     kept = [name for name, least in support.items() if least >= min_support]
     if len(kept) < 2:
         found = ", ".join(kept) or "none"

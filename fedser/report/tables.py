@@ -378,7 +378,8 @@ def _fairness_cell(record: dict[str, Any], key: str) -> Cell:
         return Cell(MISSING)
     notes = [f"mean {percent(record[f'{key}/mean'])}"]
     if f"{key}/chance" in record:
-        notes = [between(record[f"{key}/low"], record[f"{key}/high"]), f"chance {percent(record[f'{key}/chance'])}"]
+        chance = record[f"{key}/chance"]
+        notes = [between(record[f"{key}/low"], record[f"{key}/high"]), f"chance {percent(chance)}" * (chance == chance)]
     return replace(_cell(record[key], percent), notes=tuple(filter(None, notes)))
 
 

@@ -81,12 +81,12 @@ def told(rows: Sequence[Treated], who: str) -> list[str]:
 
 
 def _by_client(estimate: Estimate) -> dict[str, np.ndarray]:
-    """Utterances [seeds, true, predicted] of each client; nothing where a seed's are not known by client."""
+    """Utterances [seeds, true, predicted] of each client that has any; nothing where a seed's are not known so."""
     seeds = [(measure.record.get("by_client") or {}, measure.draws) for measure in estimate.measures]
     if not all(matrices for matrices, _ in seeds):
         return {}
     nothing = np.zeros_like(estimate.matrix)
-    clients = dict.fromkeys(client for matrices, _ in seeds for client in matrices)
+    clients = dict.fromkeys(client for matrices, _ in seeds for client, matrix in matrices.items() if np.any(matrix))
     return {each: np.array([np.asarray(m.get(each, nothing)) / draws for m, draws in seeds]) for each in clients}
 
 
