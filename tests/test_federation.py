@@ -238,6 +238,8 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         # How far each of the client's test utterances was moved: no features, no labels, no names.
         **{f"config.answer.examples.fgsm.{measure}": most for measure in ("linf", "l2", "rms", "snr")},
         "config.answer.examples.fgsm.seconds": 1,
+        # How many were right at first, and how many of these are wrong under attack.
+        "config.answer.examples.fgsm.right": 1, "config.answer.examples.fgsm.fooled": 1,
         # For a detector the sums of (1, z)(1, z)ᵀ over training clips, clean and attacked; two scores of each test clip.
         "sums.sums": 2 * (1 + dimensions[0]) ** 2,
         **{f"config.answer.detector.{condition}.{key}": size for condition in ("original", "adversarial/fgsm")

@@ -73,6 +73,7 @@ def test_a_frozen_backbone_is_the_same_in_every_worker(callers_ray, tmp_path):
         "defence=none",
         "attack=fgsm",
         "attack.eps=0.01",
+        "strategy.fraction_train=1",
     ]
     chosen += ["model.config={d_model:16,encoder_layers:2,encoder_attention_heads:2,encoder_ffn_dim:16}", "reuse=false"]
     alone = run(compose(chosen), tmp_path / "serial")

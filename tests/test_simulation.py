@@ -279,7 +279,7 @@ class TestProbe:
 
         def run(*overrides):
             chosen = settings("simulation=auto", "features.frames=100", *overrides)
-            return probe.probe(chosen, 7, splits(30, 12), Protocols.of(chosen).attacks, (373, 64))
+            return probe.probe(chosen, 7, splits(30, 12), Protocols.of(chosen).attacks, chosen.features.shape)
 
         return run
 
@@ -316,7 +316,7 @@ class TestProbe:
             settings = validate(compose([*SMALL, "simulation=auto", "features.frames=20000",
                                        "client.batch_size=30", "model.width=64"]))
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-            print("found", probe(settings, 7, splits(30), {{}}, (373, 64)))
+            print("found", probe(settings, 7, splits(30), {{}}, settings.features.shape))
         """
         environment = os.environ | {"FEDSER_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(
