@@ -20,15 +20,17 @@ from fedser.models.statcnn import StatCNN
 from fedser.report import tables
 from fedser.report.analysis import models
 
-LENGTHS = torch.tensor([16000, 9000, 12000, 5000, 16000, 7000])
+SAMPLES = 6400
+LENGTHS = torch.tensor([6400, 3600, 4800, 2000, 6400, 2800])
+NODES = plain(compose([]))["attacks"]
 NAMES = ["snr_fgsm", "snr_noise", "snr_pgd", "snr_pgd_l2", "snr_apgd"]
 
 
 def data():
-    """Noise of different loudness [6, 1, 16000, 1], zeros behind."""
-    x = torch.randn(6, 1, 16000, 1, generator=torch.Generator().manual_seed(0))
+    """Noise of different loudness [6, 1, 6400, 1], zeros behind."""
+    x = torch.randn(6, 1, SAMPLES, 1, generator=torch.Generator().manual_seed(0))
     level = torch.tensor([0.2, 0.01, 0.05, 0.1, 0.002, 0.15])[:, None, None, None]
-    return (x * level * (torch.arange(16000)[:, None] < LENGTHS[:, None, None, None])).clamp(-1, 1)
+    return (x * level * (torch.arange(SAMPLES)[:, None] < LENGTHS[:, None, None, None])).clamp(-1, 1)
 
 
 def ear():
@@ -43,14 +45,15 @@ def listening():
         front, network = LogMel(mels=16), StatCNN(4, width=4).eval()
 
     def heard(x, lengths):
-        frames, real = fitted(front, 62, x[:, 0, :, 0], lengths)
+        frames, real = fitted(front, 24, x[:, 0, :, 0], lengths)
         return as_inputs((frames + 8) / 2), real
 
     return Listening(network, heard)
 
 
 def attack(name, level=45.0, **changes):
-    return build(plain(compose([f"attack={name}"]))["attack"] | {"snr": level} | changes, key=name)
+    fewer = {"steps": 10} if name == "snr_apgd" else {}
+    return build(NODES[name] | fewer | {"snr": level} | changes, key=name)
 
 
 @pytest.mark.parametrize("victim", [ear, listening])
@@ -87,7 +90,7 @@ def test_a_step_by_hand():
     moved = x.clone().requires_grad_()
     torch.nn.functional.cross_entropy(model(moved, model_lengths), y).backward()
     sign = moved.grad.sign()
-    sign = sign * (16000**0.5 / sign.norm())
+    sign = sign * (SAMPLES**0.5 / sign.norm())
     expected = x + sign * x.square().mean().sqrt() / 10**1.5
     made = attack("snr_fgsm", 30.0, right_only=False)(model, x, y, 0, lengths=model_lengths)
     assert torch.allclose(made, expected.clamp(-1, 1), atol=1e-6)
@@ -111,7 +114,7 @@ def test_who_is_misclassified_already_is_left_alone():
 def test_a_known_randomisation_stands_behind_the_front_end():
     x, model = data(), listening()
     y = logits(model, x, LENGTHS).argmax(1)
-    randomise = Randomise(frames=(62, 66), mels=(16, 18), size=(66, 18))
+    randomise = Randomise(frames=(24, 28), mels=(16, 18), size=(28, 18))
     made = attack("snr_pgd", 30.0)(model, x, y, 0, lengths=LENGTHS, randomise=randomise)
     assert made.shape == x.shape and (snr(x, made, LENGTHS) >= 30 - 1e-3).all()
     assert not torch.equal(made, attack("snr_pgd", 30.0)(model, x, y, 0, lengths=LENGTHS))
