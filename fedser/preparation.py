@@ -17,9 +17,7 @@ from torch.nn import functional
 
 from fedser.attacks import undisturbed
 from fedser.attacks.waveform import Listening
-from fedser.attacks.waveform import on_waveforms as attacks_waveforms
 from fedser.augmentation.draws import Draws
-from fedser.augmentation.waveform import on_waveforms
 from fedser.config import components, identity, interfaces
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
@@ -37,6 +35,7 @@ from fedser.evaluation import record
 from fedser.evaluation.detection import moments
 from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import SEXES, Results
+from fedser.features.front_end import on_waveforms
 from fedser.features.normalisation import Sums, of_unknown
 from fedser.federation import batch_norm, client_data, optimizer_state, server_app, strategies, transport
 from fedser.federation.client_data import STATES, WAVEFORMS
@@ -377,7 +376,7 @@ class _Trial:
             low, high = getattr(method, "box", None) or (-1, 1)
             x, lengths = self._inputs(1)
             x, victim = low + (high - low) * x, self.little
-            if attacks_waveforms(method):
+            if on_waveforms(method):
                 x, lengths = torch.rand(1, 1, 4000, 1) - 0.5, torch.tensor([3000])
                 victim = Listening(self.little, lambda x, _: (functional.adaptive_avg_pool2d(x, self.shape), None))
             with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):

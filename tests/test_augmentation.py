@@ -203,7 +203,7 @@ def test_unchanged_waveforms_make_the_same_log_mels(settings):
     data = state.clients.client(0)
     everyone = Normaliser.of(-3, 2)
     made, kept = state._spoken(data, everyone, 1), state.samples(data, data.rows("train"), everyone)
-    assert torch.allclose(made.x, kept.x, atol=1e-4) and torch.equal(made.lengths, kept.lengths)
+    assert torch.allclose(made.x, kept.x, atol=1e-3) and torch.equal(made.lengths, kept.lengths)
     assert torch.equal(made.y, kept.y)
 
 

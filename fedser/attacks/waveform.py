@@ -19,11 +19,6 @@ ROWS = 1 << 20  # utterances that a ticket can tell apart
 SLACK = 1e-3  # dB, for rounding
 
 
-def on_waveforms(attack) -> bool:
-    """Whether an attack changes waveforms, as it says itself, and not the network's inputs."""
-    return getattr(attack, "of_waveforms", False)
-
-
 @dataclass(frozen=True)
 class Spoken:
     """The waveforms that a network's inputs are made of: x [n, 1, samples, 1], of which `lengths` [n] are real, and the

@@ -19,11 +19,6 @@ from fedser.training.objective import Samples
 NOISE = 1 << 20  # samples, a minute: to draw where a clip's noise begins in it is far cheaper than to draw the noise
 
 
-def on_waveforms(augment) -> bool:
-    """Whether an augmentation changes waveforms, as it says itself, and not the network's inputs."""
-    return getattr(augment, "of_waveforms", False)
-
-
 class Noise:
     """Adds white Gaussian noise (Ren et al. 2020 train on noisy speech for comparison).
 

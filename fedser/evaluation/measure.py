@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedser.attacks import undisturbed
-from fedser.attacks.waveform import Listening, Spoken, on_waveforms, snr
+from fedser.attacks.waveform import Listening, Spoken, snr
 from fedser.config.protocol import Condition, Protocol
 from fedser.defences import inference
 from fedser.detectors.detector import Detector, Watched
 from fedser.errors import RunError
 from fedser.evaluation import detection
+from fedser.features.front_end import on_waveforms
 from fedser.models.lengths import logits
 from fedser.randomness import derive, generator
 

@@ -85,6 +85,11 @@ def log_mel(features: Features) -> LogMel:
     return LogMel(**{key: value for key, value in features.front_end.items() if key != "frames"})
 
 
+def on_waveforms(component) -> bool:
+    """Whether an augmentation or an attack changes waveforms, as it says itself, and not the network's inputs."""
+    return getattr(component, "of_waveforms", False)
+
+
 def front_end(features: Features) -> Callable[[Tensor], tuple[Tensor, int]]:
     """A function of a waveform [samples] → its frames [frames, …], and how many of them are real."""
     if features.ragged:

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from fedser.attacks.waveform import Spoken
 from fedser.augmentation.draws import Draws
-from fedser.augmentation.waveform import on_waveforms
 from fedser.config import components
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
@@ -32,7 +31,7 @@ from fedser.detectors.detector import Detector
 from fedser.evaluation import detection, measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
-from fedser.features.front_end import fitted, log_mel
+from fedser.features.front_end import fitted, log_mel, on_waveforms
 from fedser.features.normalisation import Normaliser, Sums, of_unknown
 from fedser.federation import batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS

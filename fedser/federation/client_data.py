@@ -10,7 +10,6 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fedser.augmentation.waveform import on_waveforms
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
@@ -19,6 +18,7 @@ from fedser.data.arrays import Ragged
 from fedser.data.partition import ClientSplit, partition, split, stratified
 from fedser.data.store import FeatureStore, extract
 from fedser.errors import InputError
+from fedser.features.front_end import on_waveforms
 from fedser.features.normalisation import Sums
 from fedser.randomness import derive
 
