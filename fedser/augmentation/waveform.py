@@ -36,8 +36,10 @@ class Noise:
         x, count = samples.x[:, 0, :, 0], samples.lengths
         real = torch.arange(x.shape[1], device=x.device) < count[:, None]
         snr = self.low + (self.high - self.low) * draws.uniform()
-        begin = (draws.uniform() * NOISE).long()
-        noise = _noise().to(x.device)[(begin[:, None] + torch.arange(x.shape[1], device=x.device)) % NOISE] * real
+        minute = _noise().to(x.device)
+        minute = torch.cat([minute] * (2 + x.shape[1] // NOISE))  # a clip may begin at its very end
+        begins = (draws.uniform() * NOISE).long().tolist()
+        noise = torch.stack([minute[begin : begin + x.shape[1]] for begin in begins]) * real
         power, of_noise = (part.square().sum(1) / count for part in (x, noise))
         noisy = x + noise * (power / of_noise.clamp(min=1e-12) / 10 ** (snr / 10)).sqrt()[:, None]
         return replace(samples, x=noisy[:, None, :, None])
