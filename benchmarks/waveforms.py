@@ -64,7 +64,8 @@ def bare(overrides: list[str], rounds: int) -> float:
             optimizer = client.build_optimizer(trained(model))
             for rows in torch.randperm(len(x)).split(client.batch_size):
                 optimizer.zero_grad()
-                functional.cross_entropy(model(x[rows], lengths[rows]), y[rows]).backward()
+                longest = int(lengths[rows].max())
+                functional.cross_entropy(model(x[:, :, :longest][rows], lengths[rows]), y[rows]).backward()
                 optimizer.step()
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

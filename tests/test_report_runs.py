@@ -433,6 +433,18 @@ def test_whose_examples_fool_whom(tmp_path):
     assert [cell.text for cell in next(row for row in made.rows if row[0] == "far")[1:]] == ["–", "96.7"]
 
 
+def test_a_transfer_is_shown_on_speakers_whom_nobody_trained_on(tmp_path):
+    attacks = of("transfer", source="x/far", base={"name": "pgd_strong"}, eps=0.05) | of("pgd_strong", eps=0.05)
+    names = ["adversarial/transfer", "adversarial/pgd_strong"]
+    seen, unseen = ({name: worth(place + 1 + more) for place, name in enumerate(names)} for more in (0, 5))
+    folder = by_hand(
+        tmp_path, seen, attacks=attacks, unseen={"conditions": {k: {"matrix": v} for k, v in unseen.items()}}
+    )
+    model = the_model(folder)
+    found = {pair: 3 * uar - 2 for pair, uar in transfers([model]).items()}
+    assert found == pytest.approx({("far", model.label): 0.6, (model.label, model.label): 0.7})
+
+
 def test_a_budget_that_means_nothing_tells_nothing_apart(tmp_path):
     folder = by_hand(tmp_path, {"adversarial/deepfool": MATRIX}, attacks=of("deepfool", eps=0.1, norm="L2"))
     by_hand(folder, {"adversarial/deepfool": MATRIX}, attacks=of("deepfool", eps=None, norm="L2"), name="other")

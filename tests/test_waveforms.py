@@ -1,6 +1,7 @@
 """Waveforms as features: the ragged store, networks that listen, cached states, what is frozen."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fedser.features import audio
 from fedser.models import weights
 from fedser.models.lengths import as_inputs, logits
 from fedser.preparation import prepare
+from fedser.training.objective import Samples
 
 EMODB = ["dataset=emodb", f"dataset.root={FIXTURES / 'emodb'}", "simulation=serial", "logger=none"]
 LISTEN = [
@@ -96,6 +98,15 @@ def test_padding_changes_nothing():
     for row in range(4):
         alone = logits(ear, as_inputs(store.take([row])), torch.tensor(store.lengths[[row]]))
         assert torch.allclose(alone, together[row], atol=1e-5)
+
+
+@pytest.mark.parametrize(("ragged", "expected"), [(True, 4), (False, 9)])
+def test_a_batch_ends_with_its_longest_clip_where_nothing_is_heard_behind(ragged, expected):
+    x, lengths = torch.arange(3 * 9.0).view(3, 1, 9, 1), torch.tensor([9, 2, 4])
+    samples = replace(Samples.of(x, torch.arange(3), lengths, ragged), adversarial=x + 1)
+    batch = samples.batch(torch.tensor([2, 1]))
+    assert torch.equal(batch.x, x[[2, 1], :, :expected]) and torch.equal(batch.adversarial, batch.x + 1)
+    assert batch.lengths.tolist() == [4, 2] and batch.y.tolist() == [2, 1]
 
 
 def test_kept_states_are_those_that_the_network_hears(tmp_path):

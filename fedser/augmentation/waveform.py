@@ -1,14 +1,16 @@
 """What is changed on the waveform itself, before any front end: noise at a signal-to-noise ratio, speed.
 
 Samples are x [n, 1, samples, 1] with zeros behind the first `lengths` of each. With log-Mel features these go first,
-whatever their place in `augment`, and log-Mels are made anew in each round.
+whatever their place in `augment`, and log-Mels are made anew in each round. One clip at a time, without what it is
+padded with: half the numbers, and they stay in the processor's cache.
 """
 
 import functools
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fedser.augmentation.draws import Draws
 from fedser.config.schema import Positive
@@ -16,6 +18,7 @@ from fedser.errors import InputError
 from fedser.randomness import generator
 from fedser.training.objective import Samples
 
+WHOLE = 1000  # samples of a clip at its own speed
 NOISE = 1 << 20  # samples, a minute: to draw where a clip's noise begins in it is far cheaper than to draw the noise
 
 
@@ -33,16 +36,18 @@ class Noise:
             raise InputError(f"augment.waveform_noise.snr=[{self.low:g},{self.high:g}] must ascend.")
 
     def __call__(self, samples: Samples, draws: Draws) -> Samples:
-        x, count = samples.x[:, 0, :, 0], samples.lengths
-        real = torch.arange(x.shape[1], device=x.device) < count[:, None]
-        snr = self.low + (self.high - self.low) * draws.uniform()
+        x = samples.x.clone()
         minute = _noise().to(x.device)
-        minute = torch.cat([minute] * (2 + x.shape[1] // NOISE))  # a clip may begin at its very end
+        snrs = self.low + (self.high - self.low) * draws.uniform()
         begins = (draws.uniform() * NOISE).long().tolist()
-        noise = torch.stack([minute[begin : begin + x.shape[1]] for begin in begins]) * real
-        power, of_noise = (part.square().sum(1) / count for part in (x, noise))
-        noisy = x + noise * (power / of_noise.clamp(min=1e-12) / 10 ** (snr / 10)).sqrt()[:, None]
-        return replace(samples, x=noisy[:, None, :, None])
+        for clip, end, snr, begin in zip(x[:, 0, :, 0], samples.lengths.tolist(), snrs, begins, strict=True):
+            real = clip[:end]
+            noise = minute[begin : begin + end]
+            if end > len(noise):  # it begins again
+                noise = torch.cat([noise] + [minute] * (1 + end // NOISE))[:end]
+            ratio = real.dot(real) / noise.dot(noise).clamp(min=1e-12)
+            real += noise * (ratio / 10 ** (snr / 10)).sqrt()
+        return replace(samples, x=x)
 
 
 class Speed:
@@ -59,22 +64,21 @@ class Speed:
             raise InputError(f"augment.speed.percent={percent:g} must be less than 50.")
 
     def __call__(self, samples: Samples, draws: Draws) -> Samples:
-        from torchaudio.functional import resample
+        choice = (draws.uniform() * 3).long().clamp(max=2) - 1
+        made = []
+        for clip, end, way in zip(samples.x[:, 0, :, 0], samples.lengths.tolist(), choice.tolist(), strict=True):
+            rate = round(WHOLE * (1 + way * self.percent / 100))
+            made.append(clip[:end] if rate == WHOLE else _resampler(rate).to(clip.device)(clip[:end]))
+        x = pad_sequence(made, batch_first=True)[:, None, :, None]
+        return replace(samples, x=x, lengths=samples.lengths.new_tensor([len(clip) for clip in made]))
 
-        x, count = samples.x[:, 0, :, 0], samples.lengths
-        choice, whole = (draws.uniform() * 3).long().clamp(max=2), 1000
-        made = {}
-        for number in choice.unique().tolist():
-            rows, rate = choice == number, round(whole * (1 + (number - 1) * self.percent / 100))
-            changed = x[rows] if rate == whole else resample(x[rows], rate, whole)
-            made[number] = rows, changed, -(-count[rows] * whole // rate)
-        longest = max(changed.shape[1] for _, changed, _ in made.values())
-        quick, lengths = x.new_zeros(len(x), longest), count.clone()
-        for rows, changed, real in made.values():
-            lengths[rows] = real.clamp(max=changed.shape[1])
-            quick[rows, : changed.shape[1]] = changed
-        behind = torch.arange(longest, device=x.device) >= lengths[:, None]
-        return replace(samples, x=quick.masked_fill(behind, 0)[:, None, :, None], lengths=lengths)
+
+@functools.cache
+def _resampler(rate: int) -> nn.Module:
+    """From so many samples to WHOLE."""
+    from torchaudio.transforms import Resample
+
+    return Resample(rate, WHOLE)
 
 
 @functools.cache

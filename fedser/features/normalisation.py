@@ -45,8 +45,11 @@ class Normaliser:
     scale: np.ndarray
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Log-Mels [n, frames, mels] → the model's input units, same shape, float32."""
-        return ((frames - self.shift) / self.scale).astype(np.float32)
+        """Log-Mels [n, frames, mels] → the model's input units, same shape, float32; not copied where they are that."""
+        if not np.any(self.shift) and np.all(self.scale == 1):
+            return np.asarray(frames, np.float32)
+        found = np.subtract(frames, self.shift, dtype=np.float32)
+        return np.divide(found, self.scale, out=found)
 
     @classmethod
     def of(cls, shift, scale) -> "Normaliser":

@@ -158,7 +158,7 @@ class ClientState:
     def samples(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Samples:
         """Normalised inputs [n, C, frames, F], labels and lengths of these rows, on the device."""
         labels, lengths = (torch.from_numpy(part(rows)).to(self.device) for part in (data.labels, data.lengths))
-        return Samples.of(self._inputs(data, rows, normalise), labels, lengths)
+        return Samples.of(self._inputs(data, rows, normalise), labels, lengths, self.settings.features.ragged)
 
     def _inputs(self, data: ClientData, rows: np.ndarray, normalise: Normaliser) -> Tensor:
         if (resident := self._resident()) is not None:

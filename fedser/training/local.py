@@ -30,7 +30,7 @@ def train(
                 step = Step(round, epoch, number, derive(seed, "step", epoch, number))
                 optimizer.zero_grad(set_to_none=True)
                 with autocast(precision, samples.x.device):
-                    loss = objective(model, samples[rows], step)
+                    loss = objective(model, samples.batch(rows), step)
                 total = loss + proximal(model, start, mu) if mu else loss
                 total.backward()
                 if clip_norm:

@@ -4,7 +4,7 @@ The local loop knows no loss: it calls `start_round` once with all of the client
 itself with each batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ class Samples:
     targets: the probabilities [n, K] that are trained towards, where they are not just the labels (label smoothing,
         mixup); else None.
     adversarial: an adversarial example of each [n, 1, frames, mels], where an objective pairs them; else None.
+    ragged: whether zeros that no network hears stand behind a sample's length, so that a batch ends with its longest.
     """
 
     x: Tensor
@@ -33,21 +34,29 @@ class Samples:
     lengths: Tensor
     targets: Tensor | None = None
     adversarial: Tensor | None = None
+    ragged: bool = False
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, lengths: Tensor | None = None) -> "Samples":
+    def of(cls, x: Tensor, y: Tensor, lengths: Tensor | None = None, ragged: bool = False) -> "Samples":
         """Samples of weight 1; all frames are real where nothing is said of lengths."""
         lengths = torch.full_like(y, x.shape[2]) if lengths is None else lengths
-        return cls(x, y, torch.ones(len(x), device=x.device), lengths)
+        return cls(x, y, torch.ones(len(x), device=x.device), lengths, ragged=ragged)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: Tensor) -> "Samples":
-        return self._each(lambda part: part[rows])
+        parts = {key: part for key, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **{key: part[rows] for key, part in parts.items()})
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Samples":
-        return Samples(**{key: part if part is None else change(part) for key, part in vars(self).items()})
+    def batch(self, rows: Tensor) -> "Samples":
+        """These samples, of ragged ones no more than the longest of them has."""
+        return (self.cut(int(self.lengths[rows].max())) if self.ragged else self)[rows]
+
+    def cut(self, frames: int) -> "Samples":
+        """The first so many frames, not copied."""
+        adversarial = None if self.adversarial is None else self.adversarial[:, :, :frames]
+        return replace(self, x=self.x[:, :, :frames], adversarial=adversarial)
 
     @classmethod
     def joined(cls, parts: Sequence["Samples"]) -> "Samples":
@@ -56,8 +65,8 @@ class Samples:
             return parts[0]
         longest = max(part.x.shape[2] for part in parts)
         parts = [part.padded(longest) for part in parts]
-        columns = {key: [vars(part)[key] for part in parts] for key in vars(parts[0])}
-        return cls(**{key: None if column[0] is None else torch.cat(column) for key, column in columns.items()})
+        tensors = [key for key, part in vars(parts[0]).items() if isinstance(part, Tensor)]
+        return replace(parts[0], **{key: torch.cat([vars(part)[key] for part in parts]) for key in tensors})
 
     def padded(self, frames: int) -> "Samples":
         """The same, x with zeros behind up to so many frames."""

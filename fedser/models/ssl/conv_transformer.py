@@ -130,5 +130,5 @@ def _transformers(name: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError(f"model.backbone={name} needs `transformers`: pip install 'fedser[ssl]' ({error}).") from error
+        raise InputError(f"model.backbone={name} needs `transformers`: pip install '.[ssl]' ({error}).") from error
     return transformers

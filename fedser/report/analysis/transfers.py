@@ -14,14 +14,16 @@ def transfers(models: Sequence[Model]) -> dict[tuple[str, str], float]:
     """(whose examples, who is tested) → UAR, a fraction, as a mean over runs; with themselves under the same attack.
 
     Runs are known by their folders' names, and called as their models are; a source that is not among them by its own.
-    All are of one attack and budget, the one that was transferred first.
+    All are of one attack and budget, the one that was transferred first; on the clips of speakers whom nobody trained
+    on where there are such, else on all.
     """
     labels = {run.folder.name: model.label for model in models for run in model.runs}
     found: dict[tuple[str, str], list[float]] = {}
     same = None
     for model, evaluation in ((one, each) for one in models for run in one.runs for each in run.evaluations):
         for variant, attack in evaluation.attacks.items():
-            source, condition = attack.settings.get("source"), evaluation.conditions.get(f"adversarial/{variant}")
+            conditions = evaluation.content["unseen"]["conditions"] or evaluation.conditions
+            source, condition = attack.settings.get("source"), conditions.get(f"adversarial/{variant}")
             made = ((attack.settings.get("base") or {}).get("name"), attack.eps)
             same = same or (made if source and condition else None)
             if source and condition and made == same:
@@ -36,6 +38,6 @@ def transfers(models: Sequence[Model]) -> dict[tuple[str, str], float]:
 
 def _itself(model: Model, attack: str, eps: float | None) -> float | None:
     """The UAR that the attack leaves of the model itself; None where it was not tested with this budget."""
-    estimate = model.estimates.get(f"adversarial/{attack}")
+    estimate = (model.unseen or model.estimates).get(f"adversarial/{attack}")
     settings = [measure.evaluation.attack(measure.variant) for measure in estimate.measures] if estimate else []
     return estimate.uar if settings and all(each.eps == eps for each in settings) else None
