@@ -13,7 +13,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from fedser.errors import InputError
-from fedser.report import overview, tables, text
+from fedser.report import cards, overview, tables, text
+from fedser.report.analysis.card import Card
+from fedser.report.analysis.card import cards as cards_of
 from fedser.report.analysis.claims import Claim, claims
 from fedser.report.analysis.flags import Check, checks
 from fedser.report.analysis.models import Corpus, corpora
@@ -24,7 +26,7 @@ from fedser.report.charts.pictures import Picture, all_pictures
 
 log = logging.getLogger(__name__)
 MADE_BY = "Made by fedser-report"
-LINK = re.compile(r'href="((?:figures|tables)/[^"/]+\.(?:png|svg|csv|md|tex))"')
+LINK = re.compile(r'href="((?:figures|tables|cards/[^"/]+)/[^"/]+\.(?:png|svg|csv|md|tex|html|safetensors))"')
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Content:
     pictures: dict[str, Picture]
     claims: Sequence[Claim]
     checks: Sequence[Check]
+    cards: dict[str, Card]  # by their folders
 
 
 def write(runs: Sequence[Run], folder: str | Path) -> list[Path]:
@@ -51,10 +54,11 @@ def write(runs: Sequence[Run], folder: str | Path) -> list[Path]:
         with drawn.quiet():
             contents = [content(corpus, alone=len(found) == 1) for corpus in found]
             figures = [path for each in contents for path in _figures(each, folder / "figures")]
+            trusted = [file for each in contents for file in _cards(each, folder / "cards")]
             runs_table = overview.runs_table(found)
             index.write_text(page(contents, runs_table, folder / "figures"), encoding="utf-8")
         made = [*(table for each in contents for table in each.tables.values()), runs_table]
-        written = [index, *figures, *(path for table in made for path in _table(table, folder / "tables"))]
+        written = [index, *figures, *trusted, *(path for table in made for path in _table(table, folder / "tables"))]
         for stale in set(earlier) - set(written):
             stale.unlink(missing_ok=True)
         return written
@@ -71,7 +75,13 @@ def content(corpus: Corpus, alone: bool) -> Content:
         return {thing.name: replace(thing, name=prefix + thing.name) for thing in things}
 
     made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), all_pictures(corpus)))
-    return Content(corpus, prefix, *made, claims(corpus), checks(corpus))
+    trusted = cards_of(corpus)
+    folders = dict(zip(cards.names(trusted, prefix), trusted, strict=True))
+    return Content(corpus, prefix, *made, claims(corpus), checks(corpus), folders)
+
+
+def _cards(each: Content, folder: Path) -> list[Path]:
+    return [path for name, card in each.cards.items() for path in cards.write(each.corpus, card, folder / name)]
 
 
 def _written_before(index: Path) -> list[Path]:

@@ -193,7 +193,7 @@ class Corpus:
             return attack.eps
         return float(condition.settings["eps"]) if "eps" in condition.settings else None
 
-    def _judges(self, model: Model, kind: str) -> dict[str, Estimate]:
+    def judges(self, model: Model, kind: str) -> dict[str, Estimate]:
         """What a model is judged by, by attack: those of this kind with the budget that most runs have, also with more
         steps or otherwise varied."""
         found = {
@@ -205,13 +205,13 @@ class Corpus:
 
     def worst(self, model: Model, kind: str) -> Estimate | None:
         """The model's lowest UAR of those that it is judged by."""
-        return min(self._judges(model, kind).values(), key=lambda estimate: estimate.uar, default=None)
+        return min(self.judges(model, kind).values(), key=lambda estimate: estimate.uar, default=None)
 
     def strongest(self, kind: str) -> str | None:
         """Of the attacks that most models are judged by, the one that leaves least on average."""
         found: dict[str, list[float]] = {}
         for model in self.models:
-            for attack, estimate in self._judges(model, kind).items():
+            for attack, estimate in self.judges(model, kind).items():
                 found.setdefault(attack, []).append(estimate.uar)
         return min(found, key=lambda name: (-len(found[name]), sum(found[name]) / len(found[name])), default=None)
 

@@ -84,6 +84,11 @@ class Run:
         return {}
 
     @property
+    def weights(self) -> Path:
+        """Of the trained model; there may be none."""
+        return self.folder / "model.safetensors"
+
+    @property
     def rounds(self) -> int | None:
         """Rounds done."""
         return self.history[-1]["round"] if self.history else self.summary.get("rounds")

@@ -19,6 +19,7 @@ class Level:
     """
 
     model: Model
+    condition: str  # without randomisation
     attack: str
     snr: float
     uar: dict[str, float]
@@ -46,7 +47,7 @@ def _of(model: Model) -> list[Level]:
         told = [measure.examples for measure in estimate.measures]
         success, rms = (_mean([each.get(key) for each in told]) for key in ("success", "rms"))
         attack = condition.variant.partition("@")[0]
-        found.append(Level(model, attack, float(settings[0]["snr"]), uars, success, rms))
+        found.append(Level(model, name, attack, float(settings[0]["snr"]), uars, success, rms))
     return found
 
 

@@ -1,0 +1,172 @@
+"""A model on one page: figures, each with its interval, its protocol, and what was published of the same setting."""
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import NamedTuple
+
+from fedser.report.analysis import fairness, flags
+from fedser.report.analysis.claims import PAPER
+from fedser.report.analysis.conditions import ATTACKED, attack_title, parse, title
+from fedser.report.analysis.estimates import Estimate
+from fedser.report.analysis.models import Corpus, Model
+from fedser.report.analysis.runs import Run
+from fedser.report.analysis.safety import levels
+from fedser.report.cells import between, number, percent
+
+TRUST_SER = json.loads((files("fedser.report") / "trust_ser.json").read_text(encoding="utf-8"))
+LEVEL = 45.0  # dB, at which Trust-SER attacks
+KNOWS = {
+    "adversarial": "no randomisation",
+    "randomised_adversarial": "randomised, not known",
+    "adaptive": "randomised, known",
+}
+
+
+class Figure(NamedTuple):
+    """One line of a card; `published` is empty where nobody published it of this setting."""
+
+    measure: str
+    value: str
+    interval: str
+    protocol: str
+    published: str = ""
+
+
+class Part(NamedTuple):
+    """What belongs together; `command` measures it, where there are no figures yet."""
+
+    title: str
+    figures: list[Figure]
+    command: str
+
+
+class Card(NamedTuple):
+    """One model."""
+
+    model: Model
+    run: Run  # of its first seed, whose weights go with the card
+    facts: dict[str, str]
+    notes: list[str]  # what a reader must know before any figure
+    parts: list[Part]
+
+
+def cards(corpus: Corpus) -> list[Card]:
+    """One for each model that was evaluated, of its first seed that left weights."""
+    return [_card(corpus, model) for model in corpus.models if model.estimates]
+
+
+def _card(corpus: Corpus, model: Model) -> Card:
+    runs = sorted(
+        model.runs, key=lambda run: (not (run.folder / "model.safetensors").is_file(), str(run.setting("seed")))
+    )
+    evaluate = "fedser-evaluate RUN"
+    found = [
+        Part("Recognition", list(_recognition(model)), evaluate),
+        Part("Robustness", list(_robustness(corpus, model)), f"{evaluate} evaluation=matrix"),
+        Part("Safety on the waveform", list(_safety(model)), f"{evaluate} evaluation=safety"),
+        Part("Fairness", list(_fairness(corpus, model)), f"{evaluate} evaluation=matrix"),
+    ]
+    return Card(model, runs[0], _facts(corpus, model), _notes(model), found)
+
+
+def _facts(corpus: Corpus, model: Model) -> dict[str, str]:
+    run = model.runs[0]
+    settings = {
+        "Network": "model.name",
+        "Aggregation": "strategy.name",
+        "Rounds": "rounds",
+        "Partition": "partition.name",
+    }
+    found = {"Corpus": corpus.name, "Classes": ", ".join(corpus.classes), "Trained": model.label}
+    found |= {term: str(run.setting(key)) for term, key in settings.items() if run.setting(key) is not None}
+    found |= {"Seeds": ", ".join(map(str, model.seeds)), "fedser": str(run.summary.get("version") or "")}
+    return {term: words for term, words in found.items() if words}
+
+
+def _notes(model: Model) -> list[str]:
+    found = []
+    if any(_random(run) for run in model.runs):
+        found.append("The backbone has random weights: no figure here says anything about a trained one.")
+    raised = {flag.title or flag.flag: flag.detail for flag in flags.of_model(model) if flag.status == "raised"}
+    return found + [f"Check raised: {name} ({detail})." for name, detail in raised.items()]
+
+
+def _random(run: Run) -> bool:
+    return run.setting("model.backbone") is not None and run.setting("model.checkpoint") is None
+
+
+def _recognition(model: Model) -> Iterator[Figure]:
+    for name in ("original", "randomised"):
+        if estimate := model.estimates.get(name):
+            published = _chang(model, name) or _trust(model, "uar") * (name == "original")
+            yield _uar(f"UAR, {title(name)}", estimate, "speakers who are trained on", published)
+        if estimate := model.unseen.get(name):
+            yield _uar(f"UAR, {title(name)}, unseen speakers", estimate, "speakers whom nobody trained on")
+
+
+def _robustness(corpus: Corpus, model: Model) -> Iterator[Figure]:
+    for kind in ATTACKED:
+        if not (worst := corpus.worst(model, kind)):
+            continue
+        among, eps = len(corpus.judges(model, kind)), corpus.eps(worst.condition)
+        how = f"the worst of {among} attack{'s' * (among > 1)} at ε {number(eps)} σ of a mel bin"
+        name = f"UAR, {attack_title(worst.condition.variant)}, {KNOWS[kind]}"
+        yield _uar(name, worst, how, _chang(model, worst.condition.name))
+
+
+def _safety(model: Model) -> Iterator[Figure]:
+    found = levels([model])
+    snrs = {level.snr for level in found}
+    chosen = LEVEL if LEVEL in snrs else max(snrs, default=LEVEL)
+    for level in (level for level in found if level.snr == chosen):
+        estimate = model.estimates[level.condition]
+        how = f"{number(level.snr)} dB below the speech, on the waveform"
+        yield _uar(f"UAR, {attack_title(level.attack)}", estimate, how)
+        if level.success is not None:
+            published = _trust(model, "success") * (level.attack == "snr_fgsm" and level.snr == LEVEL)
+            yield Figure(
+                f"Success, {attack_title(level.attack)}", f"{percent(level.success)} %", "",
+                f"of clips that are right at first; {how}", published,
+            )  # fmt: skip
+
+
+def _fairness(corpus: Corpus, model: Model) -> Iterator[Figure]:
+    for each in fairness.shown(corpus):
+        if each.model is not model or not each.sex:
+            continue
+        row, metric = each.record, "statistical_parity"
+        name = f"Statistical parity by sex, {title(each.estimate.condition.name)}" + ", unseen speakers" * each.unseen
+        sizes = " and ".join(f"{n} {sex}" for sex, n in each.sex.sizes.items())
+        how = f"{sizes} speakers; 0 is fair, groups drawn at random come to {percent(row[f'{metric}/sex/chance'])}"
+        published = _trust(model, "fairness") * (each.estimate.condition.name == "original")
+        interval = between(row[f"{metric}/sex/low"], row[f"{metric}/sex/high"])
+        yield Figure(name, percent(row[f"{metric}/sex"]), interval, how, published)
+
+
+def _uar(name: str, estimate: Estimate, how: str, published: str = "") -> Figure:
+    sd, interval, seeds = estimate.over_seeds.sd, estimate.interval, len(estimate.measures)
+    value = percent(estimate.uar) + (f" ± {percent(sd)}" if sd == sd else "") + " %"
+    counted = [f"{estimate.utterances} clips of {estimate.rows['speaker'].nunique()} speakers"]
+    counted += [f"{seeds} seeds, mean ± sd"] * (seeds > 1) + [f"{estimate.draws} draws"] * (estimate.draws > 1)
+    counted += [f"{percent(estimate.fraction, 0)} % of the clips"] * (estimate.fraction < 1)
+    return Figure(name, value, between(interval.low, interval.high), "; ".join([how, *counted]), published)
+
+
+def _chang(model: Model, name: str) -> str:
+    """Of Table 3, where corpus and network are the paper's."""
+    run = model.runs[0]
+    if (run.setting("dataset.name"), run.setting("model.name")) != ("demos", "vgg15"):
+        return ""
+    condition = parse(name)
+    found = PAPER["adversarial" if model.against else "nature"].get(condition.kind)
+    value = found.get(condition.attack or model.against) if isinstance(found, dict) else found
+    return f"{value} (Chang et al. 2022)" if value else ""
+
+
+def _trust(model: Model, key: str) -> str:
+    """Of Trust-SER's plots, means over its corpora, where the backbone is one of theirs, frozen and not random."""
+    run = model.runs[0]
+    found = TRUST_SER.get(str(run.setting("model.backbone")))
+    theirs = found and run.setting("model.tune") == "frozen" and not _random(run)
+    return f"{found[key]} (Feng et al. 2023, mean of their corpora)" if theirs else ""
