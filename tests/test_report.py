@@ -139,7 +139,7 @@ def test_page_is_whole_and_needs_nothing_else(written):
 
 
 def test_every_file_is_linked_once(written):
-    links = [link for link in Page(written[1][0]).having("href") if link.startswith(("figures/", "tables/"))]
+    links = [link for link in Page(written[1][0]).having("href") if link.startswith(("figures/", "tables/", "cards/"))]
     assert sorted(written[0] / link for link in links) == sorted(written[1][1:])
 
 
@@ -411,7 +411,7 @@ def test_command_prints_and_writes(tmp_path, capsys, monkeypatch, wide):
     out = capsys.readouterr().out
     for word in ("dataset emodb", "nature", "[two-stage]", "randomise", "written: report/index.html, and "):
         assert word in out
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["figures", "index.html", "tables"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["cards", "figures", "index.html", "tables"]
 
 
 def test_help_needs_no_heavy_import():
