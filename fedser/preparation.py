@@ -22,6 +22,9 @@ from fedser.config import components, identity, interfaces
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
+from fedser.corruption.field import Field, Recorded
+from fedser.corruption.field import built as built_corruption
+from fedser.corruption.field import check as check_corruption
 from fedser.data import corpora
 from fedser.data.corpora import Corpus
 from fedser.data.partition import ClientSplit, partition, repeated, warn_of_gaps
@@ -137,6 +140,7 @@ class Preparation:
         federation = server_app.Federation(
             grid, len(self.splits), experiment, stop, least, window, *self._batch_norm(), moments=list(moments)
         )
+        federation.present = Field.of(self.settings, len(self.classes)).present
         federation.handshake()
         return federation
 
@@ -200,9 +204,13 @@ def prepare(settings: Settings) -> Preparation:
     interfaces.conform(settings.partition.split, interfaces.Split)
     protocols = Protocols.of(settings)
     corpus = corpora.load(settings.dataset, settings.partition.column)
-    _check_splits(partition(corpus.table, settings.partition, settings.seed), settings)
+    conditions = Field.of(settings, len(corpus.classes))
+    splits = partition(corpus.table, settings.partition, settings.seed)
+    _check_splits(conditions.dealt(splits, corpus.table["label"].to_numpy())[0], settings)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
-    splits = partition(store.table, settings.partition, settings.seed)
+    splits, _ = conditions.dealt(partition(store.table, settings.partition, settings.seed), store.labels)
+    if recorded := conditions.recorded(splits):
+        store = client_data.again(corpus, store, settings.features, recorded)
     warn_of_gaps(store.table, splits, corpus.classes)
     model = _initial_model(settings, len(corpus.classes))
     _check_lengths(store, model, settings)
@@ -210,17 +218,21 @@ def prepare(settings: Settings) -> Preparation:
     pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
     _check_client_fraction(settings, pooled)
     norm = batch_norm.chosen(settings, model, pooled)
-    return Preparation(
-        settings, protocols, corpus, store, splits, model, norm, _forms(corpus, store, model, settings, protocols)
-    )
+    forms = _forms(corpus, store, model, settings, protocols, recorded)
+    return Preparation(settings, protocols, corpus, store, splits, model, norm, forms)
 
 
 def _forms(
-    corpus: Corpus, store: FeatureStore, model: torch.nn.Module, settings: Settings, protocols: Protocols
+    corpus: Corpus,
+    store: FeatureStore,
+    model: torch.nn.Module,
+    settings: Settings,
+    protocols: Protocols,
+    recorded: Recorded | None,
 ) -> dict[str, FeatureStore]:
     """Other forms of the store's clips that the clients need, row for row."""
     forms = {STATES: cached(store, settings.features, model, _why_live(settings))}
-    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings, protocols.attacks.values())
+    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings, protocols.attacks.values(), recorded)
     return {name: form for name, form in forms.items() if form is not None}
 
 
@@ -250,8 +262,11 @@ def _check_lengths(store: FeatureStore, model: torch.nn.Module, settings: Settin
 
 
 def _check_client_fraction(settings: Settings, pooled: bool) -> None:
-    """Raises InputError where a share of the clients is to train by the objective, and one client trains for all."""
+    """Raises InputError where a share of the clients is to train by the objective, or some are not to answer, and one
+    client trains for all."""
     training = settings.defence.training
+    if pooled and (gone := Field.of(settings, 2).names("rounds")):
+        raise InputError(f"corruption.{gone[0]}: strategy={settings.strategy.name} has one client, who can't drop out.")
     if pooled and training and getattr(training.build(), "client_fraction", 1) != 1:
         raise InputError(
             f"{training.key}.client_fraction: strategy={settings.strategy.name} has one client, who trains for all."
@@ -331,6 +346,8 @@ class _Trial:
             self._schedule(self.settings.client.schedule)
             for component in self.settings.augment.values():
                 self._augmentation(component)
+            for component in self.settings.corruption.values():
+                self._corruption(component)
             if self.settings.averaging:
                 interfaces.conform(self.settings.averaging, interfaces.Averaging, self.settings.averaging.build())
 
@@ -435,6 +452,11 @@ class _Trial:
             )
             if not same or not made.x.isfinite().all():
                 raise InputError(f"it must return Samples of the same shape {list(x.shape)}, without NaN")
+
+    def _corruption(self, component: Component) -> None:
+        interfaces.conform(component, interfaces.Corruption, corruption := built_corruption(component, self.classes))
+        with self._named(component):
+            check_corruption(corruption, self.classes)
 
     def _inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and their lengths."""
