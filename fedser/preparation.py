@@ -44,6 +44,7 @@ from fedser.federation import batch_norm, client_data, optimizer_state, server_a
 from fedser.federation.client_data import STATES, WAVEFORMS
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.embedding import check_embed
+from fedser.models.flops import flops
 from fedser.models.lengths import logits
 from fedser.models.weights import trained
 from fedser.randomness import derive
@@ -54,6 +55,7 @@ from fedser.simulation.plan import Plan
 from fedser.simulation.probe import probe
 from fedser.training.objective import Samples, Step
 
+SECONDS = 6  # of the clip that a pass is counted for, the longest in Trust-SER
 LATE = 10**6  # a round in which every objective does all that it ever does
 
 
@@ -116,6 +118,26 @@ class Preparation:
         apart = [split for split in self.splits if not split.seen]
         parts = {part: [each.name for each in apart if len(getattr(each, part))] for part in ("test", "validation")}
         return parts if apart else {}
+
+    def cost(self) -> dict[str, float]:
+        """What model and training take: `parameters`, those `trained`, `gflop` of a pass of a clip of 6 s, bytes
+        of arrays that a client has `received` and `sent` after a round, and how many `clients` do."""
+        weights, strategy = self.weights, self.settings.strategy
+        own = weights[batch_norm.LOCAL][0].nbytes if batch_norm.LOCAL in weights else 0
+        pooled = strategies.pooled(strategies.build_strategy(strategy, self.trainers))
+        count = {"parameters": self.parameters, "trained": sum(each.numel() for each in trained(self.model))}
+        size = {"received": self.reply_bytes + own, "sent": self.reply_bytes}
+        size["clients"] = 1 if pooled else strategies.clients_per_round(strategy, self.trainers)
+        return count | {"gflop": self._gflop()} | size
+
+    def _gflop(self) -> float:
+        features = self.settings.features
+        steps, width = features.shape
+        if features.ragged:
+            most = (features.limit, getattr(self.model, "most", None))
+            steps = min([SECONDS * features.sample_rate, *filter(None, most)])
+        x = torch.linspace(-1, 1, steps * width).view(1, 1, steps, width)
+        return flops(self.model, x, torch.tensor([steps])) / 1e9
 
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""

@@ -39,7 +39,15 @@ def all_tables(corpus: Corpus) -> list[Table]:
         flips(corpus),
         speakers(corpus),
     ]
-    made += [fairness(corpus), parts(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
+    made += [
+        cost(corpus),
+        fairness(corpus),
+        parts(corpus),
+        class_recalls(corpus),
+        *tests(corpus),
+        checks(corpus),
+        everything(corpus),
+    ]
     return [table for table in made if table]
 
 
@@ -273,6 +281,27 @@ def safety(corpus: Corpus) -> Table:
         data[-1] |= {"success": each.success, "rms": each.rms}
     columns = ["Model", "Attack", "SNR (dB)", "UAR", "UAR, randomised", "and known", "success (%)", "change (σ)"]
     return Table("safety", *prose("safety"), columns, rows, pd.DataFrame(data), words=2)
+
+
+COST = {"parameters": 1, "trained": 1, "gflop": 1, "received": 1e6, "sent": 1e6, "clients": 1, "seconds": 1}  # units
+
+
+def cost(corpus: Corpus) -> Table:
+    """What each model takes to train and to use, as its runs wrote it down."""
+    rows, data = [], []
+    for model in corpus.models:
+        if not (found := [run.summary["cost"] for run in model.runs if isinstance(run.summary.get("cost"), dict)]):
+            continue
+        times = [each["seconds"] for each in found if "seconds" in each]  # not of who took another's model
+        known = found[0] | {"seconds": float(np.median(times)) if times else math.nan}
+        rows.append([model.label, *(_cell(known[key] / unit, _counted) for key, unit in COST.items())])
+        data.append({"model": model.label, **{key: known[key] for key in COST}})
+    columns = ["Model", "parameters", "trained", "GFLOP at 6 s", "received (MB)", "sent (MB)", "clients", "seconds"]
+    return Table("cost", *prose("cost"), columns, rows, pd.DataFrame(data))
+
+
+def _counted(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else number(value)
 
 
 BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkeys(
