@@ -34,10 +34,11 @@ from fedser.defences import inference
 from fedser.detectors.detector import Detector, Watched
 from fedser.display import Display
 from fedser.errors import FedserError, InputError
-from fedser.evaluation import record
+from fedser.evaluation import groups, record
 from fedser.evaluation.detection import moments
+from fedser.evaluation.groups import SEXES
 from fedser.evaluation.parts import Parts
-from fedser.evaluation.results import SEXES, Results
+from fedser.evaluation.results import Results
 from fedser.features.front_end import on_waveforms
 from fedser.features.normalisation import Sums, of_unknown
 from fedser.federation import batch_norm, client_data, optimizer_state, server_app, strategies, transport
@@ -225,7 +226,9 @@ def prepare(settings: Settings) -> Preparation:
     interfaces.conform(settings.partition.component, interfaces.Partition)
     interfaces.conform(settings.partition.split, interfaces.Split)
     protocols = Protocols.of(settings)
-    corpus = corpora.load(settings.dataset, settings.partition.column)
+    corpus = corpora.load(settings.dataset, settings.partition.column, *settings.evaluation.groups)
+    for column in settings.evaluation.groups:
+        groups.check(corpus.table, column, "evaluation.groups")
     conditions = Field.of(settings, len(corpus.classes))
     splits = partition(corpus.table, settings.partition, settings.seed)
     _check_splits(conditions.dealt(splits, corpus.table["label"].to_numpy())[0], settings)

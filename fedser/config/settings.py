@@ -227,6 +227,8 @@ class Evaluation(Group):
     utterances: bool
     example: bool
     validation: bool = False  # runs of before had no choice
+    groups: Names = ()
+    min_support: Count = 5
     batch_size: Count
     precision: Precision
 

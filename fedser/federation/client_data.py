@@ -19,6 +19,7 @@ from fedser.data.arrays import Ragged
 from fedser.data.partition import ClientSplit, partition, split, stratified
 from fedser.data.store import FeatureStore, extract
 from fedser.errors import InputError
+from fedser.evaluation import groups
 from fedser.features.front_end import on_waveforms
 from fedser.features.normalisation import Sums
 from fedser.randomness import derive
@@ -70,6 +71,12 @@ class ClientData:
         """How many frames of each are real, int64 [n]."""
         return self._lengths[rows]
 
+    def groups(self, column: str, rows: np.ndarray) -> list[str]:
+        """The value of a column of the corpus for each, empty where it is missing. Raises InputError without it."""
+        if column not in self._table:
+            raise InputError(f"evaluation.groups: its corpus has no column {column}.")
+        return groups.values(self._table[column].iloc[rows])
+
 
 class Simulated:
     """The clients of a simulation, which share one store."""
@@ -93,7 +100,7 @@ class Own:
     """The one client that a machine of its own is: whatever the corpus at `dataset.root` holds, under this name."""
 
     def __init__(self, name: str, settings: Settings):
-        corpus = corpora.load(settings.dataset, settings.partition.column)
+        corpus = corpora.load(settings.dataset, settings.partition.column, *settings.evaluation.groups)
         self.store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
         found = split(self.store.table, {name: np.arange(len(self.store))}, settings.partition, settings.seed)
         if [each.name for each in found] != [name]:

@@ -387,18 +387,21 @@ def _speaker_record(estimate: Estimate, values: Sequence[float]) -> dict[str, fl
 
 
 def fairness(corpus: Corpus) -> Table:
-    """How differently each model treats the sexes, and single speakers."""
+    """How differently each model treats the sexes, single speakers, and groups by other columns."""
     found, who = fair.shown(corpus), fair.whose(corpus)
-    shown = [by for by in ("sex", "speaker") if any(getattr(each, by) for each in found)]
+    shown = list(dict.fromkeys(by for each in found for by in each.groups))
+    told = {column for each in found for column in fair.told_of(each.estimate)}
+    heads = {by: who if by == fair.ALONE and by not in told else by for by in shown}
+    others = [by for by in shown if by != fair.ALONE]
     rows = []
     for each in found:
         name = title(each.estimate.condition.name) + ", unseen speakers" * each.unseen
         cells = [_fairness_cell(each.record, f"{metric}/{by}") for by in shown for metric in fair.SHOWN]
         rows.append([name, each.model.label, *cells])
     columns = ["Test data", "Model", *(name.replace("_", " ") for _ in shown for name in fair.SHOWN)]
-    groups = [("", 2), *((f"By {by if by == 'sex' else who}", len(fair.SHOWN)) for by in shown)]
+    groups = [("", 2), *((f"By {heads[by]}", len(fair.SHOWN)) for by in shown)]
     data = pd.DataFrame([each.record for each in fair.treated(corpus)])
-    words, notes = prose("fairness", who=who, sexes="sex" in shown), fair.told(found, who)
+    words, notes = prose("fairness", who=who, others=" and ".join(others)), fair.told(found, who)
     return Table("fairness", *words, columns, rows, data, groups=groups, words=2, notes=notes)
 
 
