@@ -1,10 +1,11 @@
 """Conditions of the field: hand-worked values, training clips only, the same on any actors, and clear refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from conftest import FIXTURES, SMALL
 
 from fedser import compose, run
 from fedser.corruption.dropout import Dropout
@@ -12,7 +13,7 @@ from fedser.corruption.field import Field
 from fedser.corruption.labels import LabelNoise, MissingLabels
 from fedser.corruption.noise import Noise
 from fedser.errors import InputError
-from fedser.federation.client_data import WAVEFORMS, Simulated
+from fedser.federation.client_data import WAVEFORMS, Own, Simulated
 from fedser.preparation import prepare
 
 ALL = "corruption=[label_noise,noise,missing_labels,dropout]"
@@ -105,17 +106,29 @@ def test_training_clips_are_corrupted_and_no_others(settings):
     assert prepare(settings("partition.validation=0.2", "attack=snr_noise", "corruption=none")).data == clean.data
 
 
-@pytest.mark.parametrize("chosen", ["label_noise", "noise", "missing_labels", "dropout"])
-def test_each_changes_the_training_and_is_evaluated_clean(small, tmp_path, chosen):
+def test_who_drops_out_is_in_no_mean_and_named(small, tmp_path):
     words = ["defence=none", "attack=none", "rounds=1", "partition=iid", "partition.clients=4"]
-    words += ["corruption.dropout.rate=0.7"] if chosen == "dropout" else []
-    clean = small(*words[:5], folder=tmp_path / "clean")
-    made = small(*words[:5], f"corruption=[{chosen}]", *words[5:], folder=tmp_path / chosen)
-    tested = [json.loads((each.folder / "evaluation.json").read_text())["clients"] for each in (clean, made)]
+    made = [
+        small(*words, *more, folder=tmp_path / str(len(more)))
+        for more in ([], ["corruption=[dropout]", "corruption.dropout.rate=0.7"])
+    ]
+    tested = [json.loads((each.folder / "evaluation.json").read_text())["clients"] for each in made]
     assert tested[0] == tested[1]
-    assert made.history[0]["train/loss"] != clean.history[0]["train/loss"]
-    answered, missing = made.history[0]["train/clients"], made.history[0].get("train/missing", [])
-    assert answered + len(missing) == 4 and bool(missing) == (chosen == "dropout")
+    whole, row = (each.history[0] for each in made)
+    assert whole["train/clients"] == 4 and 1 <= row["train/clients"] == 4 - len(row["train/missing"])
+    assert row["train/loss"] != whole["train/loss"] and set(row["train/missing"]) < set(tested[0])
+
+
+def test_a_client_on_its_own_machine_has_what_it_has_in_a_simulation(settings, tmp_path):
+    for clip in FIXTURES.glob("emodb/wav/15*"):
+        shutil.copy(clip, tmp_path)
+    words = ["corruption=[label_noise,noise,missing_labels]", "defence=none", "attack=none"]
+    prepared = prepare(settings(*words))
+    simulated = Simulated(prepared.store.folder, prepared.settings).client(1)
+    own = Own("15", settings(*words, f"dataset.root={tmp_path}")).client(1)
+    rows = [each.rows("train") for each in (simulated, own)]
+    assert np.array_equal(simulated.frames(rows[0]), own.frames(rows[1]))
+    assert np.array_equal(simulated.labels(rows[0]), own.labels(rows[1]))
 
 
 @pytest.mark.ray
