@@ -11,6 +11,7 @@ record                           the run's folder, a checkpoint, the dashboard, 
 import contextlib
 import logging
 import shutil
+import statistics
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -237,6 +238,7 @@ class Attempt:
             "counts": self.prepared.counts(),
             **{key: found for key in ("unseen", "repeated") if (found := facts[key])},
             "parameters": self.prepared.parameters,
+            "cost": self.prepared.cost(),
             "plan": str(self.plan),
         }
 
@@ -356,6 +358,8 @@ class Attempt:
         self.summary |= {"error": error} if error else {}
         if seconds := self.state.train_seconds:
             self.summary |= {"train_seconds": seconds, "seconds_per_round": round_to(sum(seconds) / len(seconds), 3)}
+            if not self.summary.get("reused"):
+                self.summary["cost"]["seconds"] = round_to(statistics.median(seconds), 3)  # a round
         self.summary |= {"resumed_after": self.state.resumed} if self.state.resumed else {}
         try:
             self.place.write("summary.json", dumps(self.summary, indent=2))

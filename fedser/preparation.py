@@ -22,6 +22,9 @@ from fedser.config import components, identity, interfaces
 from fedser.config.components import Component
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
+from fedser.corruption.field import Field, Recorded
+from fedser.corruption.field import built as built_corruption
+from fedser.corruption.field import check as check_corruption
 from fedser.data import corpora
 from fedser.data.corpora import Corpus
 from fedser.data.partition import ClientSplit, partition, repeated, warn_of_gaps
@@ -31,16 +34,18 @@ from fedser.defences import inference
 from fedser.detectors.detector import Detector, Watched
 from fedser.display import Display
 from fedser.errors import FedserError, InputError
-from fedser.evaluation import record
+from fedser.evaluation import groups, record
 from fedser.evaluation.detection import moments
+from fedser.evaluation.groups import SEXES
 from fedser.evaluation.parts import Parts
-from fedser.evaluation.results import SEXES, Results
+from fedser.evaluation.results import Results
 from fedser.features.front_end import on_waveforms
 from fedser.features.normalisation import Sums, of_unknown
 from fedser.federation import batch_norm, client_data, optimizer_state, server_app, strategies, transport
 from fedser.federation.client_data import STATES, WAVEFORMS
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.embedding import check_embed
+from fedser.models.flops import flops
 from fedser.models.lengths import logits
 from fedser.models.weights import trained
 from fedser.randomness import derive
@@ -51,6 +56,7 @@ from fedser.simulation.plan import Plan
 from fedser.simulation.probe import probe
 from fedser.training.objective import Samples, Step
 
+SECONDS = 6  # of the clip that a pass is counted for, the longest in Trust-SER
 LATE = 10**6  # a round in which every objective does all that it ever does
 
 
@@ -114,6 +120,26 @@ class Preparation:
         parts = {part: [each.name for each in apart if len(getattr(each, part))] for part in ("test", "validation")}
         return parts if apart else {}
 
+    def cost(self) -> dict[str, float]:
+        """What model and training take: `parameters`, those `trained`, `gflop` of a pass of a clip of 6 s, bytes
+        of arrays that a client has `received` and `sent` after a round, and how many `clients` do."""
+        weights, strategy = self.weights, self.settings.strategy
+        own = weights[batch_norm.LOCAL][0].nbytes if batch_norm.LOCAL in weights else 0
+        pooled = strategies.pooled(strategies.build_strategy(strategy, self.trainers))
+        count = {"parameters": self.parameters, "trained": sum(each.numel() for each in trained(self.model))}
+        size = {"received": self.reply_bytes + own, "sent": self.reply_bytes}
+        size["clients"] = 1 if pooled else strategies.clients_per_round(strategy, self.trainers)
+        return count | {"gflop": self._gflop()} | size
+
+    def _gflop(self) -> float:
+        features = self.settings.features
+        steps, width = features.shape
+        if features.ragged:
+            most = (features.limit, getattr(self.model, "most", None))
+            steps = min([SECONDS * features.sample_rate, *filter(None, most)])
+        x = torch.linspace(-1, 1, steps * width).view(1, 1, steps, width)
+        return flops(self.model, x, torch.tensor([steps])) / 1e9
+
     def plan(self) -> Plan:
         """Where the clients run and how many at a time, by what one was measured to take."""
         shape = self.forms.get(STATES, self.store).shape
@@ -137,6 +163,7 @@ class Preparation:
         federation = server_app.Federation(
             grid, len(self.splits), experiment, stop, least, window, *self._batch_norm(), moments=list(moments)
         )
+        federation.present = Field.of(self.settings, len(self.classes)).present
         federation.handshake()
         return federation
 
@@ -199,10 +226,16 @@ def prepare(settings: Settings) -> Preparation:
     interfaces.conform(settings.partition.component, interfaces.Partition)
     interfaces.conform(settings.partition.split, interfaces.Split)
     protocols = Protocols.of(settings)
-    corpus = corpora.load(settings.dataset, settings.partition.column)
-    _check_splits(partition(corpus.table, settings.partition, settings.seed), settings)
+    corpus = corpora.load(settings.dataset, settings.partition.column, *settings.evaluation.groups)
+    for column in settings.evaluation.groups:
+        groups.check(corpus.table, column, "evaluation.groups")
+    conditions = Field.of(settings, len(corpus.classes))
+    splits = partition(corpus.table, settings.partition, settings.seed)
+    _check_splits(conditions.dealt(splits, corpus.table["label"].to_numpy())[0], settings)
     store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
-    splits = partition(store.table, settings.partition, settings.seed)
+    splits, _ = conditions.dealt(partition(store.table, settings.partition, settings.seed), store.labels)
+    if recorded := conditions.recorded(splits):
+        store = client_data.again(corpus, store, settings.features, recorded)
     warn_of_gaps(store.table, splits, corpus.classes)
     model = _initial_model(settings, len(corpus.classes))
     _check_lengths(store, model, settings)
@@ -210,17 +243,21 @@ def prepare(settings: Settings) -> Preparation:
     pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
     _check_client_fraction(settings, pooled)
     norm = batch_norm.chosen(settings, model, pooled)
-    return Preparation(
-        settings, protocols, corpus, store, splits, model, norm, _forms(corpus, store, model, settings, protocols)
-    )
+    forms = _forms(corpus, store, model, settings, protocols, recorded)
+    return Preparation(settings, protocols, corpus, store, splits, model, norm, forms)
 
 
 def _forms(
-    corpus: Corpus, store: FeatureStore, model: torch.nn.Module, settings: Settings, protocols: Protocols
+    corpus: Corpus,
+    store: FeatureStore,
+    model: torch.nn.Module,
+    settings: Settings,
+    protocols: Protocols,
+    recorded: Recorded | None,
 ) -> dict[str, FeatureStore]:
     """Other forms of the store's clips that the clients need, row for row."""
     forms = {STATES: cached(store, settings.features, model, _why_live(settings))}
-    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings, protocols.attacks.values())
+    forms[WAVEFORMS] = client_data.waveforms(corpus, store, settings, protocols.attacks.values(), recorded)
     return {name: form for name, form in forms.items() if form is not None}
 
 
@@ -250,8 +287,11 @@ def _check_lengths(store: FeatureStore, model: torch.nn.Module, settings: Settin
 
 
 def _check_client_fraction(settings: Settings, pooled: bool) -> None:
-    """Raises InputError where a share of the clients is to train by the objective, and one client trains for all."""
+    """Raises InputError where a share of the clients is to train by the objective, or some are not to answer, and one
+    client trains for all."""
     training = settings.defence.training
+    if pooled and (gone := Field.of(settings, 2).names("rounds")):
+        raise InputError(f"corruption.{gone[0]}: strategy={settings.strategy.name} has one client, who can't drop out.")
     if pooled and training and getattr(training.build(), "client_fraction", 1) != 1:
         raise InputError(
             f"{training.key}.client_fraction: strategy={settings.strategy.name} has one client, who trains for all."
@@ -331,6 +371,8 @@ class _Trial:
             self._schedule(self.settings.client.schedule)
             for component in self.settings.augment.values():
                 self._augmentation(component)
+            for component in self.settings.corruption.values():
+                self._corruption(component)
             if self.settings.averaging:
                 interfaces.conform(self.settings.averaging, interfaces.Averaging, self.settings.averaging.build())
 
@@ -435,6 +477,11 @@ class _Trial:
             )
             if not same or not made.x.isfinite().all():
                 raise InputError(f"it must return Samples of the same shape {list(x.shape)}, without NaN")
+
+    def _corruption(self, component: Component) -> None:
+        interfaces.conform(component, interfaces.Corruption, corruption := built_corruption(component, self.classes))
+        with self._named(component):
+            check_corruption(corruption, self.classes)
 
     def _inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and their lengths."""

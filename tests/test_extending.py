@@ -25,6 +25,7 @@ KINDS = {
     "attack": ["attack=corners", "evaluation.attacks=[fgsm,corners]"],
     "objective": ["defence/training=smoothed"],
     "augmentation": ["augment=[backwards]"],
+    "corruption": ["corruption=[swapped]", "corruption.swapped.clients=1"],
     "inference defence": ["defence/inference=noisy"],
     "model": ["model=meannet"],
     "normalisation": ["features.normalisation=centred"],

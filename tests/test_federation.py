@@ -222,7 +222,7 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         federation.evaluate(1, weights, Protocol(["fgsm"], randomised=False))
         detector = federation.detector(1, weights, ["fgsm"], LDA(), Parts(tmp_path / "parts", ""))
         dimensions.append(len(detector.weights))
-        shown = Protocol(["fgsm"], randomised=False, utterances=True)
+        shown = Protocol(["fgsm"], randomised=False, utterances=True, groups=["sex"])
         federation.evaluate(1, weights, shown, detector=detector)
 
     dimensions = []
@@ -244,6 +244,9 @@ def test_the_server_is_told_numbers_only(settings, tmp_path):
         "sums.sums": 2 * (1 + dimensions[0]) ** 2,
         **{f"config.answer.detector.{condition}.{key}": size for condition in ("original", "adversarial/fgsm")
            for key, size in {"clips": 1, "caught": 1, "wrong": 1, "slipped": 1, "score": most, "unsure": most}.items()},
+        # The speakers' sexes are told only as names of further matrices, where they are asked for.
+        **{f"config.answer.groups.sex.{sex}.{condition}": 49 for sex in ("female", "male")
+           for condition in ("original", "adversarial/fgsm")},
         **{f"config.answer.utterances.{name}": most for name in ("row", "original", "adversarial/fgsm")},
     }  # fmt: skip
 

@@ -64,6 +64,18 @@ class Augmentation(Protocol):
     def __call__(self, samples, draws): ...
 
 
+class Corruption(Protocol):
+    """What is wrong in the field: with a client's training clips, in every round the same, or with who answers.
+
+    The attribute `of` says what is given and comes back: "labels", int64 [n] of a client's clips, −1 where one is
+    missing; "waveforms", float32 [samples] of a clip; "rounds", a round's number → whether the client answers in it.
+    `client` and `random` are NumPy generators, the client's (the same again for each of its clips and rounds) and one
+    of the clip, or the round. An option `classes` is told how many there are.
+    """
+
+    def __call__(self, given, client: "np.random.Generator", random: "np.random.Generator"): ...
+
+
 class Schedule(Protocol):
     """A round, counted from 1 → what `client.lr` is multiplied by in it."""
 

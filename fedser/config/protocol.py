@@ -47,6 +47,8 @@ class Protocol:
     gradients: whether to count the samples at which the loss has no gradient.
     utterances: whether clients report what became of each test utterance, and not only their confusion matrices.
     example: whether the first client shows one utterance and what the attacks made of it.
+    groups: columns of the corpus by whose values clients count too.
+    min_support: clips of a client, of a smaller group of which it says nothing.
     validation: whether the validation utterances are tested under all of it too, and not only without attacks.
     only: of all this only one part: `original`, which is all without attacks, or a set of adversarial examples.
     part: of whose utterances: the clients' "test" or "validation" ones.
@@ -60,6 +62,8 @@ class Protocol:
     gradients: bool = False
     utterances: bool = False
     example: bool = False
+    groups: Sequence[str] = ()
+    min_support: int = 1
     validation: bool = False
     only: str | None = None
     part: str = "test"
@@ -118,7 +122,8 @@ class Protocols:
         """Raises InputError for a name that no attack file has, for a variation of a key that it has not, and for an
         attack on a detector where there is none."""
         names, chosen = _Names(settings), settings.evaluation
-        shared = chosen.model_dump(include={"draws", "fraction", "gradients", "utterances", "example", "validation"})
+        parts = {"draws", "fraction", "gradients", "utterances", "example", "validation", "groups", "min_support"}
+        shared = chosen.model_dump(include=parts)
         shared["example"] &= not settings.features.ragged  # it is a picture of a log-Mel
         names.check_detector()
         final = Protocol(**names.by_knowledge(names.final(), names.adaptive()), **shared)

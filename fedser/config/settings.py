@@ -227,6 +227,8 @@ class Evaluation(Group):
     utterances: bool
     example: bool
     validation: bool = False  # runs of before had no choice
+    groups: Names = ()
+    min_support: Count = 5
     batch_size: Count
     precision: Precision
 
@@ -281,6 +283,7 @@ class Settings(Group):
     attack: _node("attack")
     attacks: _by_name("attacks")
     augment: _by_name("augment") = Field(default_factory=dict)
+    corruption: _by_name("corruption") = Field(default_factory=dict)
     defence: Defence
     strategy: Strategy
     batch_norm: Literal["auto", "aggregate", "local", "recompute"] = "aggregate"
@@ -330,5 +333,5 @@ class Settings(Group):
         yield from (group.component for group in (self.dataset, self.partition, self.model, self.strategy))
         yield self.partition.split
         yield from (self.features.normalisation, self.client.optimizer, self.client.schedule, self.logger)
-        yield from (self.averaging, self.detector, *self.augment.values())
+        yield from (self.averaging, self.detector, *self.augment.values(), *self.corruption.values())
         yield from filter(None, (self.defence.training, self.defence.inference))

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,9 @@ from fedser.errors import InputError, RunError
 from fedser.features import audio
 from fedser.features.front_end import front_end
 from fedser.runs import cache
+
+if TYPE_CHECKING:
+    from fedser.corruption.field import Recorded
 
 log = logging.getLogger(__name__)
 
@@ -109,20 +112,25 @@ class FeatureStore:
 
 
 def extract(
-    corpus: Corpus, features: Features, on_bad_audio: str = "error", workers: int | None = None
+    corpus: Corpus,
+    features: Features,
+    on_bad_audio: str = "error",
+    workers: int | None = None,
+    recorded: "Recorded | None" = None,
 ) -> FeatureStore:
     """The features of every clip in `corpus`, from the cache if they are there.
 
     A clip that can't be used raises InputError naming it
     (`on_bad_audio="error"`) or is left out with a warning (`"skip"`). `workers` threads, by default one per core.
+    `recorded` says what a row's waveform is really like.
     """
     workers = workers or len(os.sched_getaffinity(0))
     base = os.path.commonpath([os.path.dirname(path) for path in corpus.table["path"]])
-    folder = cache.folder("features", _key(corpus, base, features, on_bad_audio, workers))
+    folder = cache.folder("features", _key(corpus, base, features, on_bad_audio, workers, recorded))
     if (store := _known(folder)) is None:
         try:
             with cache.publish(folder) as scratch:
-                _write(scratch, corpus, base, features, on_bad_audio, workers)
+                _write(scratch, corpus, base, features, on_bad_audio, workers, recorded)
         except OSError as error:
             raise InputError(
                 f"the feature cache {folder.parent} can't be written: {error.strerror or error}; "
@@ -160,7 +168,9 @@ def _file_digest(path: str) -> str:
         return ""  # reading it as audio will say what is wrong
 
 
-def _key(corpus: Corpus, base: str, features: Features, on_bad_audio: str, workers: int) -> str:
+def _key(
+    corpus: Corpus, base: str, features: Features, on_bad_audio: str, workers: int, recorded: "Recorded | None"
+) -> str:
     """The hash of the clips' bytes, the table with paths relative to `base`, and all settings that matter.
 
     Normalisation is the clients' business and changes nothing here.
@@ -169,6 +179,7 @@ def _key(corpus: Corpus, base: str, features: Features, on_bad_audio: str, worke
         clips = list(pool.map(_file_digest, corpus.table["path"]))
     _warn_of_twins(corpus.table["path"], clips)
     identity = [VERSION, clips, _index(corpus.table, base), corpus.classes, features.front_end, on_bad_audio]
+    identity += [recorded.key] if recorded else []
     return _digest(json.dumps(identity, sort_keys=True).encode())
 
 
@@ -198,11 +209,19 @@ def _parse_index(text: bytes) -> pd.DataFrame:
     return table.astype({key: kind for key, kind in DTYPES.items() if key in table})
 
 
-def _write(folder: Path, corpus: Corpus, base: str, features: Features, on_bad_audio: str, workers: int) -> None:
+def _write(
+    folder: Path,
+    corpus: Corpus,
+    base: str,
+    features: Features,
+    on_bad_audio: str,
+    workers: int,
+    recorded: "Recorded | None",
+) -> None:
     """Extracts `corpus` into `folder` as `FeatureStore.open` wants it."""
     array = Growing(folder / "frames.npy", features.shape[1:] if features.ragged else features.shape, features.ragged)
     good, bad = [], {}
-    for position, clip in enumerate(_clips(corpus, features, workers)):
+    for position, clip in enumerate(_clips(corpus, features, workers, recorded)):
         if isinstance(clip, audio.BadAudio):
             bad[position] = str(clip)
         else:
@@ -248,7 +267,7 @@ def _complaint(bad: list[str], total: int) -> str:
 
 
 def _clips(
-    corpus: Corpus, features: Features, workers: int
+    corpus: Corpus, features: Features, workers: int, recorded: "Recorded | None"
 ) -> Iterator[tuple[np.ndarray, float, int] | audio.BadAudio]:
     """For every clip, in the table's order, what is wrong with it, or its frames [frames, …], how many seconds it
     lasts, and how many of the frames are its own and no repetition. With a bar on stderr where that is a terminal."""
@@ -257,11 +276,12 @@ def _clips(
 
     made, rate = front_end(features), features.sample_rate
 
-    def one(path: str) -> tuple[np.ndarray, float, int] | audio.BadAudio:
+    def one(row: int, path: str) -> tuple[np.ndarray, float, int] | audio.BadAudio:
         try:
             waveform = audio.read(path, rate, min_samples=features.least)
         except audio.BadAudio as error:
             return error
+        waveform = recorded(row, waveform) if recorded else waveform
         with torch.inference_mode():
             # Clip by clip and on one thread: batching would let the numbers depend on the neighbours.
             frames, real = made(torch.from_numpy(waveform))
@@ -272,7 +292,7 @@ def _clips(
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = pool.map(one, corpus.table["path"])
+            found = pool.map(one, range(total), corpus.table["path"])
             yield from track(found, words, total, console=console, transient=True, disable=not sys.stderr.isatty())
     finally:
         torch.set_num_threads(threads)

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from fedser.errors import InputError
+from fedser.evaluation import groups as by_value
 from fedser.evaluation import statistics
 from fedser.evaluation.statistics import Interval
 
@@ -143,14 +144,11 @@ def grouped(counts: Mapping[str, ArrayLike], groups: Mapping[str, str | None], m
 
 def by_column(table: pd.DataFrame, column: str) -> dict[str, str | None]:
     """The group of each `client` of a corpus's table by one of its columns, None where it is missing."""
-    if column not in table:
-        raise InputError(f"groups: the corpus's table has no column {column} ({', '.join(map(str, table))})")
+    by_value.check(table, column)
     values = table.groupby(table["client"].astype(str))[column]
     found = {client: sorted(set(each.dropna().astype(str))) for client, each in values}
     if mixed := [client for client, each in found.items() if len(each) > 1]:
         raise InputError(f"groups: {column} is not the same in all utterances of client {mixed[0]}")
-    if len(known := sorted({value for each in found.values() for value in each})) < 2:
-        raise InputError(f"groups: {column} tells no groups apart, its values are: {', '.join(known) or 'none'}")
     return {client: each[0] if each else None for client, each in found.items()}
 
 

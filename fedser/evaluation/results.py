@@ -17,11 +17,11 @@ import pandas as pd
 from fedser import __version__
 from fedser.config.protocol import UNSEEN, Condition, Protocol
 from fedser.evaluation import detection
+from fedser.evaluation.groups import SEXES
 from fedser.evaluation.measure import Measured
 from fedser.evaluation.metrics import METRICS, confusion, uar
 
 FORMAT = 1  # of evaluation.json
-SEXES = {"f": "female", "m": "male"}  # a corpus's table has letters
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Results:
     answers: per client, in plain values, `counts` {condition: [draws, classes, classes]}, `examples` {set: {measure:
         [n]}}, `validation` {condition: [classes, classes]}, counts on the validation utterances, and, where asked for,
         `utterances` {"row": [n], condition: [n] draws that were classified correctly}; with a detector `detector`
-        {condition: counts, and scores where asked for} (see `detection.answer`).
+        {condition: counts, and scores where asked for} (see `detection.answer`); where asked for `groups` {column:
+        {value: {condition: [classes, classes]}}}, counts over all draws (see `groups.counts`).
     example: an .npz of one utterance and its perturbations (see `example`), where asked for.
     missing: the names of the clients who did not answer.
     unseen: the same of the clients that do not train, of whom there is nothing in the rest; None where all do.
@@ -133,7 +134,17 @@ class Results:
             "matrix": total,
             "by_draw": by_draw,
             "by_client": {name: counts.sum(axis=0) for name, counts in by_client.items()},
+            **({"by_group": self._by_group(condition.name)} if self.protocol.groups else {}),
         }
+
+    def _by_group(self, condition: str) -> dict[str, dict[str, dict[str, list]]]:
+        """Per column, value and client that tells of it the counts."""
+        found: dict[str, dict] = {column: {} for column in self.protocol.groups}
+        for client, answer in self.answers.items():
+            for column, told in answer["groups"].items():
+                for value, matrices in told.items():
+                    found[column].setdefault(value, {})[client] = matrices[condition]
+        return found
 
     def _examples(self, name: str) -> dict:
         """How far a set's examples are from their originals: medians over those that moved, and the largest cell."""
@@ -191,11 +202,15 @@ def answer(measured: Measured, y, rows: np.ndarray, classes: int, utterances: bo
 def joined(parts: list[dict], protocol: Protocol) -> dict:
     """A client's answers to the parts of a protocol, as its answer to the whole protocol."""
     counts, examples, rows, watched = ({}, {}, {}, {})
+    told: dict[str, dict] = {column: {} for column in protocol.groups}
     for part in parts:
         counts |= part["counts"]
         examples |= part["examples"]
         rows |= part["utterances"] or {}
         watched |= part.get("detector", {})
+        for column, values in part.get("groups", {}).items():
+            for value, matrices in values.items():
+                told[column].setdefault(value, {}).update(matrices)
     if protocol.gradients:
         seen = {
             name.startswith("adaptive/"): examples[name]["flat"] for name in protocol.sets if "flat" in examples[name]
@@ -208,6 +223,7 @@ def joined(parts: list[dict], protocol: Protocol) -> dict:
         "utterances": {name: rows[name] for name in ("row", *names)} if rows else None,
         "validation": {name: matrix for part in parts for name, matrix in part["validation"].items()},
         **({"detector": watched} if watched else {}),
+        **({"groups": told} if told else {}),
     }
 
 

@@ -28,7 +28,7 @@ from fedser.config import components
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.detectors.detector import Detector
-from fedser.evaluation import detection, measure
+from fedser.evaluation import detection, groups, measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
 from fedser.features.front_end import fitted, log_mel, on_waveforms
@@ -362,6 +362,9 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
             known, spoken = state.samples(data, own, normalise), state.spoken(data, own, normalise)
             validation = _validation(state, known, protocol, derive(seed, "validation"), detector, spoken)
     reply = answer(measured, samples.y, rows, len(state.classes), protocol.utterances) | {"validation": validation}
+    for column in protocol.groups:
+        of_each = data.groups(column, rows), len(state.classes), protocol.min_support
+        reply.setdefault("groups", {})[column] = groups.counts(measured.predictions, samples.y.cpu(), *of_each)
     sent = {"name": data.name, "answer": json.dumps(reply)}
     if protocol.example and data.number == config.get("shown", 0) and len(rows):
         sent["example"] = example(measured, data.name, state.classes)

@@ -57,6 +57,7 @@ class Federation:
     moments: list[int] = field(default_factory=list)  # after which round client i last kept its optimizer's, 0: never
     committed: list[int] = field(default_factory=list)  # … and of which round they were at the last checkpoint
     remarks: set[str] = field(default_factory=set)  # what clients' objectives had to say, shown already
+    present: Callable[[list[str], int], list[str]] | None = None  # which of these clients answer in a round; None: all
 
     @property
     def trainers(self) -> list[int]:
@@ -100,14 +101,18 @@ class Federation:
             beside[MOMENTS] = transport.to_record(MOMENTS, weights[MOMENTS], shared=True)
         for node, message in by_node.items():
             message.content.update(beside | self._local_record(weights, node))
-        asked = [client for client in self._longest_first(chosen) if self._nodes[client] in by_node]
+        # A strategy waits for all that it may have, so who drops out is left out behind it: as if the reply were lost.
+        here = self.present([self.names[client] for client in chosen], round) if self.present else self.names
+        absent = [self.names[client] for client in chosen if self.names[client] not in here]
+        there = [client for client in self._longest_first(chosen) if self.names[client] in here]
+        asked = [client for client in there if self._nodes[client] in by_node]
         rows = weights[LOCAL].copy() if self.local else None
         exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._seen(round, rows))
         gather = _averaged if strategies.adds_up(strategy) else _collected
         expected = sum(self.sizes if pooled else (self.sizes[client] for client in asked))
         means = {key: transport.Average(expected, np.float64) for key in beside}
         replies = gather(exchange, means, expected)
-        missing = exchange.missing
+        missing = sorted([*exchange.missing, *absent])
         answered = {client for client in asked if self.names[client] not in missing}
         self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]
         aggregated, metrics = strategy.aggregate_train(round, replies)

@@ -39,7 +39,15 @@ def all_tables(corpus: Corpus) -> list[Table]:
         flips(corpus),
         speakers(corpus),
     ]
-    made += [fairness(corpus), parts(corpus), class_recalls(corpus), *tests(corpus), checks(corpus), everything(corpus)]
+    made += [
+        cost(corpus),
+        fairness(corpus),
+        parts(corpus),
+        class_recalls(corpus),
+        *tests(corpus),
+        checks(corpus),
+        everything(corpus),
+    ]
     return [table for table in made if table]
 
 
@@ -275,6 +283,27 @@ def safety(corpus: Corpus) -> Table:
     return Table("safety", *prose("safety"), columns, rows, pd.DataFrame(data), words=2)
 
 
+COST = {"parameters": 1, "trained": 1, "gflop": 1, "received": 1e6, "sent": 1e6, "clients": 1, "seconds": 1}  # units
+
+
+def cost(corpus: Corpus) -> Table:
+    """What each model takes to train and to use, as its runs wrote it down."""
+    rows, data = [], []
+    for model in corpus.models:
+        if not (found := [run.summary["cost"] for run in model.runs if isinstance(run.summary.get("cost"), dict)]):
+            continue
+        times = [each["seconds"] for each in found if "seconds" in each]  # not of who took another's model
+        known = found[0] | {"seconds": float(np.median(times)) if times else math.nan}
+        rows.append([model.label, *(_cell(known[key] / unit, _counted) for key, unit in COST.items())])
+        data.append({"model": model.label, **{key: known[key] for key in COST}})
+    columns = ["Model", "parameters", "trained", "GFLOP at 6 s", "received (MB)", "sent (MB)", "clients", "seconds"]
+    return Table("cost", *prose("cost"), columns, rows, pd.DataFrame(data))
+
+
+def _counted(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else number(value)
+
+
 BUDGETS = {"linf": "max", "moved": "min", "zero_gradient": "max"} | dict.fromkeys(
     ("l2", "rms", "snr_db", "seconds"), "mean"
 )
@@ -358,18 +387,21 @@ def _speaker_record(estimate: Estimate, values: Sequence[float]) -> dict[str, fl
 
 
 def fairness(corpus: Corpus) -> Table:
-    """How differently each model treats the sexes, and single speakers."""
+    """How differently each model treats the sexes, single speakers, and groups by other columns."""
     found, who = fair.shown(corpus), fair.whose(corpus)
-    shown = [by for by in ("sex", "speaker") if any(getattr(each, by) for each in found)]
+    shown = list(dict.fromkeys(by for each in found for by in each.groups))
+    told = {column for each in found for column in fair.told_of(each.estimate)}
+    heads = {by: who if by == fair.ALONE and by not in told else by for by in shown}
+    others = [by for by in shown if by != fair.ALONE]
     rows = []
     for each in found:
         name = title(each.estimate.condition.name) + ", unseen speakers" * each.unseen
         cells = [_fairness_cell(each.record, f"{metric}/{by}") for by in shown for metric in fair.SHOWN]
         rows.append([name, each.model.label, *cells])
     columns = ["Test data", "Model", *(name.replace("_", " ") for _ in shown for name in fair.SHOWN)]
-    groups = [("", 2), *((f"By {by if by == 'sex' else who}", len(fair.SHOWN)) for by in shown)]
+    groups = [("", 2), *((f"By {heads[by]}", len(fair.SHOWN)) for by in shown)]
     data = pd.DataFrame([each.record for each in fair.treated(corpus)])
-    words, notes = prose("fairness", who=who, sexes="sex" in shown), fair.told(found, who)
+    words, notes = prose("fairness", who=who, others=" and ".join(others)), fair.told(found, who)
     return Table("fairness", *words, columns, rows, data, groups=groups, words=2, notes=notes)
 
 

@@ -45,20 +45,20 @@ class Corpus:
     classes: list[str]
 
 
-def load(dataset: Dataset, column: str | None = None) -> Corpus:
+def load(dataset: Dataset, *columns: str | None) -> Corpus:
     """The corpus that the settings describe.
 
     Emotions in `dataset.drop` are left out; `dataset.classes` fixes the labels' order (null: all emotions that are
     there, sorted); with a `dataset.target` other than the emotion the classes are that column's values.
     `dataset.client` is the column whose values are the federated clients; it is missing for a clip without a speaker,
-    whom a partition may do without. `label` and `client` columns that a reader brings itself are replaced. `column` is
-    one more that somebody reads (`partition.split.column`).
+    whom a partition may do without. `label` and `client` columns that a reader brings itself are replaced. `columns`
+    are others that somebody reads (`partition.split.column`, `evaluation.groups`).
 
     Raises InputError where the audio is not found, or the table does not fit the configuration.
     """
     table = _read(dataset)
     _check(table, dataset.name)
-    _warn_of_others(table.attrs.get("others", []), dataset, (SENTENCE, dataset.client, column))
+    _warn_of_others(table.attrs.get("others", []), dataset, (SENTENCE, dataset.client, *columns))
     for emotion in sorted(set(dataset.drop) - set(table["emotion"])):
         log.warning("dataset.drop: %s has no %s (it has %s)", dataset.name, emotion, _names(table["emotion"]))
     table = table[~table["emotion"].isin(dataset.drop)].reset_index(drop=True)
@@ -159,8 +159,8 @@ def _warn_of_others(columns: list[str], dataset: Dataset, read: Iterable[str | N
     """A column of the user's own list that nothing reads may be a misspelt one."""
     if unread := [column for column in columns if column not in read]:
         log.warning(
-            "%s: nothing reads its columns %s (read are path, speaker, emotion, sex, text, and what dataset.client and "
-            "partition.split.column name)", dataset.root, ", ".join(unread),
+            "%s: nothing reads its columns %s (read are path, speaker, emotion, sex, text, and what dataset.client, "
+            "partition.split.column and evaluation.groups name)", dataset.root, ", ".join(unread),
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from fedser.report.analysis.runs import Attack, Run
 log = logging.getLogger(__name__)
 
 TRAINING = (
-    *("dataset", "features", "partition", "model", "client", "augment", "strategy", "rounds"),
+    *("dataset", "features", "partition", "model", "client", "augment", "corruption", "strategy", "rounds"),
     *("batch_norm", "averaging", "selection"),
 )
 # Settings that change where a model is trained, not what it becomes.

@@ -267,7 +267,14 @@ def _check_condition(path: Path, name: str, record: Any, classes: int) -> bool:
 
     require(isinstance(record, dict), " is not an object")
     clients = record.get("by_client") or {}
-    for place, matrix in [("matrix", record.get("matrix")), *((f"client {c}", m) for c, m in clients.items())]:
+    columns = record.get("by_group") or {}
+    told = [
+        (f"{column} {value}, client {client}", matrix)
+        for column, values in columns.items()
+        for value, clients_ in values.items()
+        for client, matrix in clients_.items()
+    ]
+    for place, matrix in [("matrix", record.get("matrix")), *((f"client {c}", m) for c, m in clients.items()), *told]:
         rows = matrix if isinstance(matrix, list) else []
         lengths = [len(row) if isinstance(row, list) else 0 for row in rows]
         require(lengths == [classes] * classes, f": {place} is not a {classes} × {classes} matrix")
