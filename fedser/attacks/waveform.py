@@ -17,6 +17,7 @@ from fedser.models.lengths import logits
 
 ROWS = 1 << 20  # utterances that a ticket can tell apart
 SLACK = 1e-3  # dB, for rounding
+CHUNK = 8  # clips attacked at a time on a CPU: waveforms are long
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ class WaveformAdversary(Adversary):
         lengths = torch.full((len(x),), x.shape[2], device=x.device) if lengths is None else lengths
         real = (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None, :, None]
         scale = self._scale(x * real, lengths)
+        batch_size = batch_size or (CHUNK if x.device.type == "cpu" else len(x))
         if randomise is not None:
-            model, batch_size = model.behind(randomise, self.eot), max(1, (batch_size or len(x)) // self.eot)
+            model, batch_size = model.behind(randomise, self.eot), max(1, batch_size // self.eot)
         scaled = _Scaled(model, scale)
         tickets = lengths.long() * ROWS + torch.arange(len(x), device=x.device)
         known = None if randomise is not None else predictions
@@ -119,6 +121,12 @@ class WaveformAdversary(Adversary):
             right = _predicted(model, x, lengths) == y if known is None else known == y
             change = change * right.view(-1, 1, 1, 1)
         return self._within(x, self._levelled(change, lengths) * scale, lengths)
+
+    def _attack(self, attack, inner, rows, x, y, predictions):
+        """Clips that are attacked together are as long as the longest of them, and the rest as it was."""
+        longest = int(inner.length.max()) // ROWS
+        made = super()._attack(attack, inner, rows, x[:, :, :longest], y, predictions)
+        return torch.cat([made, x[rows, :, longest:]], 2)
 
     def _scale(self, x: Tensor, lengths: Tensor) -> Tensor:
         """What ε = 1 stands for, per utterance [B, 1, 1, 1]: an RMS over real samples, or the length of a change."""
@@ -153,11 +161,14 @@ class _Scaled(nn.Module):
     def __init__(self, model: nn.Module, scale: Tensor):
         super().__init__()
         self.model, self.scale = model, scale
+        self.tickets: Tensor | None = None  # of the clips that passed last, and what these are multiplied by
 
     def _heard(self, v: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         real = lengths // ROWS
-        keep = torch.arange(v.shape[2], device=v.device) < real[:, None]
-        return v * self.scale[lengths % ROWS] * keep[:, None, :, None], real
+        if self.tickets is None or not torch.equal(self.tickets, lengths):
+            keep = torch.arange(v.shape[2], device=v.device) < real[:, None]
+            self.tickets, self.gain = lengths.clone(), self.scale[lengths % ROWS] * keep[:, None, :, None]
+        return v * self.gain, real
 
     def forward(self, v: Tensor, lengths: Tensor) -> Tensor:
         return logits(self.model, *self._heard(v, lengths))
