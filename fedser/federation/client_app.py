@@ -12,9 +12,10 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -267,7 +268,7 @@ def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
 def statistics(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """What the model's batch-norm layers see of the client's training utterances, as they are: sums."""
     state.load(message.content)
-    samples = state.samples(data.form(STATES), data.rows("train"), _normaliser(state, data, message.content["config"]))
+    samples = state.samples(data.form(STATES), data.rows("train"), normaliser(state, data, message.content["config"]))
     size = state.settings.evaluation.batch_size
     sums = batch_norm.statistics(state.model, samples.x, samples.lengths, size)
     return RecordDict({SUMS: transport.to_record(SUMS, sums)})
@@ -277,7 +278,7 @@ def watch(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Sums over logits and embeddings of the client's training clips: as they are, and under each of some attacks."""
     config, settings, model = message.content["config"], state.settings, state.model
     state.load(message.content)
-    samples = state.samples(data, data.rows("train"), _normaliser(state, data, config))
+    samples = state.samples(data, data.rows("train"), normaliser(state, data, config))
     size = settings.evaluation.batch_size
     seed = derive(settings.seed, "detector", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
@@ -308,7 +309,7 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
         group["lr"] = rate
     samples = Samples.joined(
         [
-            state.training_samples(part, _normaliser(state, part, config), round)
+            state.training_samples(part, normaliser(state, part, config), round)
             for part in (state.clients.everyone() if config.get("pooled") else [data])
         ]
     )
@@ -347,7 +348,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     protocol = Protocol(**json.loads(config["protocol"]))
     detector = Detector(**json.loads(config["detector"])) if "detector" in config else None
     state.load(message.content)
-    normalise = _normaliser(state, data, config)
+    normalise = normaliser(state, data, config)
     data = data if protocol.sets else data.form(STATES)  # what is attacked is what is heard
     rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
@@ -390,7 +391,7 @@ def _validation(
     return {name: sum(draws).tolist() for name, draws in counts.items()}
 
 
-def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
+def normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
     """The client's, which is the same in all messages of an experiment; one that does not train is unknown to all."""
     if data.number not in state.normalisers:
         everyone, own, make = Sums.from_plain(config), data.rows("train"), state.normalisation
@@ -410,8 +411,12 @@ def _imported() -> ClientApp:
     return app
 
 
-def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[ClientApp] = ClientApp) -> ClientApp:
-    """A ClientApp with its handlers; `data` opens what its clients have."""
+def make_app(
+    data: Callable[[dict, Settings], Clients] = simulated,
+    kind: type[ClientApp] = ClientApp,
+    more: Mapping[str, Handler] = MappingProxyType({}),
+) -> ClientApp:
+    """A ClientApp with its handlers; `data` opens what its clients have, `more` are handlers of queries by action."""
 
     @functools.lru_cache(maxsize=2)
     def state_of(experiment: str) -> ClientState:
@@ -421,7 +426,8 @@ def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[C
     app = kind()
     app.query()(guarded(query, state_of))
     app.query(STATISTICS)(guarded(statistics, state_of))
-    app.query(detection.NAME)(guarded(watch, state_of))
+    for action, handle in ({detection.NAME: watch} | more).items():
+        app.query(action)(guarded(handle, state_of))
     app.train()(guarded(train, state_of))
     app.evaluate()(guarded(evaluate, state_of))
     return app

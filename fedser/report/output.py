@@ -21,6 +21,7 @@ from fedser.report.analysis.runs import Run
 from fedser.report.cells import Cell, Table
 from fedser.report.charts import Chart, Panel, build, drawn, plots
 from fedser.report.charts.pictures import Picture, all_pictures
+from fedser.report.listening import Listening, listening
 
 log = logging.getLogger(__name__)
 MADE_BY = "Made by fedser-report"
@@ -38,6 +39,7 @@ class Content:
     pictures: dict[str, Picture]
     claims: Sequence[Claim]
     checks: Sequence[Check]
+    listening: Listening | None = None
 
 
 def write(runs: Sequence[Run], folder: str | Path) -> list[Path]:
@@ -71,7 +73,7 @@ def content(corpus: Corpus, alone: bool) -> Content:
         return {thing.name: replace(thing, name=prefix + thing.name) for thing in things}
 
     made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), all_pictures(corpus)))
-    return Content(corpus, prefix, *made, claims(corpus), checks(corpus))
+    return Content(corpus, prefix, *made, claims(corpus), checks(corpus), listening(corpus))
 
 
 def _written_before(index: Path) -> list[Path]:
