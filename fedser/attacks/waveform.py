@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedser.attacks.adversary import Adversary, BudgetError, Labels, defended
+from fedser.attacks.adversary import Adversary, BudgetError, Labels, defended, undisturbed
 from fedser.config.schema import Count
 from fedser.models.lengths import logits
 
@@ -66,7 +66,7 @@ class WaveformAdversary(Adversary):
     exact: whether the change is scaled to exactly that level, as a single step is in Trust-SER.
     right_only: whether utterances that are misclassified already are left alone, as there.
 
-    The result stays within full scale, ±1. Everything else is `Adversary`'s.
+    The result stays within full scale, ±1, or what a clip itself reaches beyond it. Everything else is `Adversary`'s.
     """
 
     of_waveforms = True
@@ -118,7 +118,7 @@ class WaveformAdversary(Adversary):
         made = super().__call__(scaled, x / scale, y, seed, predictions=known, batch_size=batch_size, lengths=tickets)
         change = (made - x / scale) * real
         if self.right_only and y is not None:
-            right = _predicted(model, x, lengths) == y if known is None else known == y
+            right = _predicted(model, x, lengths, batch_size, seed) == y if known is None else known == y
             change = change * right.view(-1, 1, 1, 1)
         return self._within(x, self._levelled(change, lengths) * scale, lengths)
 
@@ -143,7 +143,7 @@ class WaveformAdversary(Adversary):
 
     def _within(self, x: Tensor, change: Tensor, lengths: Tensor) -> Tensor:
         """x + change within full scale; raises BudgetError where rounding has made it louder than it may be."""
-        made = torch.where(change == 0, x, (x + change).clamp(-1, 1))
+        made = torch.where(change == 0, x, (x + change).clamp(x.clamp(max=-1), x.clamp(min=1)))
         lowest = snr(x, made, lengths).min()
         if lowest < self.snr - SLACK:
             raise BudgetError(f"Attack {self.name} broke its budget: {lowest:.4f} dB where snr={self.snr:g}.")
@@ -185,6 +185,8 @@ def snr(x: Tensor, made: Tensor, lengths: Tensor) -> Tensor:
     return 10 * torch.log10(before.square().sum(1) / change.square().sum(1))
 
 
-@torch.no_grad()
-def _predicted(model: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    return logits(model, x, lengths).argmax(1)
+def _predicted(model: nn.Module, x: Tensor, lengths: Tensor, batch_size: int, seed: int) -> Tensor:
+    """Classes [B] in eval mode; the model may be in training."""
+    with undisturbed(model, x.device, seed), torch.no_grad():
+        parts = zip(x.split(batch_size), lengths.split(batch_size), strict=True)
+        return torch.cat([logits(model, *part).argmax(1) for part in parts])

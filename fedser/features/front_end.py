@@ -61,6 +61,7 @@ class _Fitted(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, waveforms: Tensor, log_mel: LogMel, count: int, real: list[int]) -> Tensor:
         window, hop, bank = log_mel.window, log_mel.hop, log_mel.bank
         made, ctx.kept = waveforms.new_empty(len(waveforms), count, bank.shape[1]), []
@@ -75,6 +76,7 @@ class _Fitted(torch.autograd.Function):
         return made
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         window, hop, bank = ctx.log_mel.window, ctx.log_mel.hop, ctx.log_mel.bank
@@ -128,7 +130,8 @@ def fitted(log_mel: LogMel, count: int, waveforms: Tensor, lengths: Tensor) -> t
     real = (1 + (lengths - window) // log_mel.hop).clamp(max=count)
     if waveforms.device.type == "cpu" and waveforms.requires_grad and torch.is_grad_enabled():
         return _Fitted.apply(waveforms, log_mel, count, real.tolist()), real
-    found = log_mel(waveforms[..., : window + (count - 1) * log_mel.hop])  # what comes later is cropped
+    with torch.autocast(waveforms.device.type, enabled=False):
+        found = log_mel(waveforms[..., : window + (count - 1) * log_mel.hop])  # what comes later is cropped
     order = torch.arange(count, device=real.device) % real[:, None]
     return found.gather(1, order[..., None].expand(-1, -1, found.shape[2])), real
 

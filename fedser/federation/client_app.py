@@ -7,6 +7,7 @@ is answered with a Flower error that names the client and carries its traceback.
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedser.attacks.waveform import Spoken
+from fedser.attacks.waveform import Listening, Spoken
 from fedser.augmentation.draws import Draws
 from fedser.config import components
 from fedser.config.protocol import Protocol
@@ -107,22 +108,37 @@ class ClientState:
         """A fresh one for the model's parameters."""
         return self.settings.client.build_optimizer(trained(self.model))
 
-    def training_samples(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
-        """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented."""
-        client, samples = self.settings.client, self._spoken(data, normalise, round)
+    def training_samples(self, data: ClientData, normalise: Normaliser, round: int, listens: bool = False) -> Samples:
+        """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented; where
+        the model `listens`, waveforms, and what is augmented behind the front end is so there."""
+        client = self.settings.client
+        samples = self._waveforms(data, round) if listens else self._spoken(data, normalise, round)
         if client.class_weights == "balanced":
             samples = samples.balanced()
         if client.label_smoothing or self.augment:
             samples = samples.softened(len(self.classes), client.label_smoothing)
-        return self._augmented(samples, data, round, of_waveforms=False)
+        return samples if listens else self._augmented(samples, data, round, of_waveforms=False)
+
+    def listening(self, data: ClientData, normalise: Normaliser, round: int) -> Listening:
+        """The model behind its front end, for training on waveforms: in train mode augmentations of log-Mels stand
+        between, drawn anew in each pass, as dropout is."""
+        front, passes = self.front(normalise), itertools.count()
+
+        def heard(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            made, real = front(x, lengths)
+            if not self.model.training:
+                return made, real
+            samples = Samples.of(made, torch.zeros_like(real), real)
+            samples = self._augmented(samples, data, round, False, next(passes))
+            return samples.x, samples.lengths
+
+        return Listening(self.model, heard)
 
     def _spoken(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
         """The training samples as the network hears them, whose waveforms may be augmented."""
-        rows = data.rows("train")
         if not any(on_waveforms(augment) for augment in self.augment.values()):
-            return self.samples(data.form(STATES), rows, normalise)
-        spoken = self.samples(data.form(WAVEFORMS), rows, Normaliser.of(0, 1))
-        spoken = self._augmented(spoken, data, round, of_waveforms=True)
+            return self.samples(data.form(STATES), data.rows("train"), normalise)
+        spoken = self._waveforms(data, round)
         if self.front_end is None:
             return spoken
         front, ends = self.front(normalise), spoken.lengths.tolist()
@@ -130,6 +146,11 @@ class ClientState:
         made = [front(spoken.x[[row], :, :end], spoken.lengths[[row]]) for row, end in enumerate(ends)]
         x, lengths = (torch.cat(part) for part in zip(*made, strict=True))
         return replace(spoken, x=x, lengths=lengths)
+
+    def _waveforms(self, data: ClientData, round: int) -> Samples:
+        """The training samples' waveforms, augmented."""
+        spoken = self.samples(data.form(WAVEFORMS), data.rows("train"), Normaliser.of(0, 1))
+        return self._augmented(spoken, data, round, of_waveforms=True)
 
     def front(self, normalise: Normaliser) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """From waveforms [n, 1, samples, 1] and real samples [n] to normalised log-Mels and their real frames."""
@@ -149,10 +170,10 @@ class ClientState:
         samples = self.samples(data.form(WAVEFORMS), rows, Normaliser.of(0, 1))
         return Spoken(samples.x, samples.lengths, self.front(normalise))
 
-    def _augmented(self, samples: Samples, data: ClientData, round: int, of_waveforms: bool) -> Samples:
+    def _augmented(self, samples: Samples, data: ClientData, round: int, of_waveforms: bool, *drawn: int) -> Samples:
         for name, augment in self.augment.items():
             if on_waveforms(augment) == of_waveforms:
-                seed = derive(self.settings.seed, "augment", name, round, data.name)
+                seed = derive(self.settings.seed, "augment", name, round, data.name, *drawn)
                 samples = augment(samples, Draws.of(seed, torch.arange(len(samples), device=self.device)))
         return samples
 
@@ -307,18 +328,22 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
         optimizer_state.fill(optimizer, transport.from_record(message.content[MOMENTS]))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
         group["lr"] = rate
+    objective = state.objective_of(data.number)
+    listens = state.front_end is not None and on_waveforms(objective)
     samples = Samples.joined(
         [
-            state.training_samples(part, normaliser(state, part, config), round)
+            state.training_samples(part, normaliser(state, part, config), round, listens)
             for part in (state.clients.everyone() if config.get("pooled") else [data])
         ]
     )
-    number, objective = len(samples), state.objective_of(data.number)
+    number, model = len(samples), state.model
+    if listens:
+        model = state.listening(data, normaliser(state, data, config), round)
     with autocast(client.attack_precision, state.device):
         seed = derive(settings.seed, "defence", round, data.name)
-        samples = objective.start_round(state.model, samples, round=round, seed=seed)
+        samples = objective.start_round(model, samples, round=round, seed=seed)
     loss = train_locally(
-        state.model,
+        model,
         optimizer,
         samples,
         objective,

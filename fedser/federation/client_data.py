@@ -107,8 +107,10 @@ class Own:
 def waveforms(
     corpus: corpora.Corpus, store: FeatureStore, settings: Settings, attacks: Iterable[Component]
 ) -> FeatureStore | None:
-    """The waveforms of a store of log-Mels, row for row, where an augmentation or an attack changes them; else None."""
-    changing = any(on_waveforms(component.build()) for component in (*settings.augment.values(), *attacks))
+    """The waveforms of a store of log-Mels, row for row, where an augmentation, an attack or an objective changes them;
+    else None."""
+    components = (*settings.augment.values(), *attacks, *filter(None, [settings.defence.training]))
+    changing = any(on_waveforms(component.build()) for component in components)
     if settings.features.ragged or not changing:
         return None
     table = store.table.drop(columns=["seconds", "frames"])  # without clips that were left out
