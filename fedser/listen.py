@@ -41,9 +41,7 @@ def listen(
     Raises InputError for what `fedser.evaluate.evaluate` refuses, and for an attack that changes no waveform.
     """
     from fedser import evaluate
-    from fedser.config.protocol import Protocols
     from fedser.federation import listening
-    from fedser.models import recogniser, weights
     from fedser.runs.folder import RunFolder
     from fedser.simulation import backend, interrupt
 
@@ -52,11 +50,14 @@ def listen(
     names = [f"{name}@snr={level:g}" for name in attacks for level in levels]
     words = [word for word in overrides if not word.startswith("round=")]
     chosen = [*OWN, "evaluation.attacks=[" + ",".join(f"'{name}'" for name in names) + "]", *words]
-    settings = evaluate.settings_of(place, chosen, config_dir, checkpoint)
-    _check(Protocols.of(settings).attacks)
     if checkpoint:
-        file = place.path / "model.safetensors"
-        recogniser.check_frozen(str(checkpoint), weights.read(file)[1].get("frozen"), file)
+        _check_checkpoint(str(checkpoint), place.path / "model.safetensors")
+    try:
+        settings = evaluate.settings_of(place, chosen, config_dir, checkpoint)
+    except InputError:  # of the level, which an attack on features has not: say that first
+        _check(evaluate.settings_of(place, words, config_dir, checkpoint).attacks, attacks)
+        raise
+    _check(settings.attacks, attacks)
     prepared = evaluate.prepared_as(place, settings)
     target = Path(output).absolute() if output else place.path.absolute() / listening.FOLDER
     plan, stop = prepared.plan(), threading.Event()
@@ -71,13 +72,22 @@ def listen(
     return [json.loads(file.read_text()) | {"folder": str(file.parent)} for file in found]
 
 
-def _check(attacks: dict) -> None:
+def _check(known: dict, attacks: Sequence[str]) -> None:
     """Raises InputError for an attack that changes the network's inputs, of which nothing can be heard."""
     from fedser.features.front_end import on_waveforms
 
-    for name, component in attacks.items():
-        if not on_waveforms(component.build()):
-            raise InputError(f"--attack {name.partition('@')[0]}: it changes features, which nobody can listen to.")
+    for name in attacks:
+        if name in known and not on_waveforms(known[name].build()):
+            raise InputError(f"--attack {name}: it changes features, which nobody can listen to.")
+
+
+def _check_checkpoint(checkpoint: str, file: Path) -> None:
+    """Raises InputError where the run's model has no frozen part, or one of another checkpoint."""
+    from fedser.models import recogniser, weights
+
+    if not (frozen := weights.read(file)[1].get("frozen")):
+        raise InputError(f"--checkpoint {checkpoint}: {file} has no frozen part that lies elsewhere.")
+    recogniser.check_frozen(checkpoint, frozen, file)
 
 
 def _shares(splits: Sequence, clips: int) -> list[int]:
