@@ -7,8 +7,8 @@ CPU, one thread; the sides take turns, medians are shown.
 - reading: every clip out of the ragged store, and decoded again. Goal: at least 5 × faster.
 - states: a round of all clients on the kept states of a frozen backbone (random weights: of its size), and the same
   steps of the same network on states in memory in a bare loop, the head alone. Goal: at most 1.2 ×.
-- attacks: ten steps of PGD through the front end (snr_pgd), and on the log-Mels of the same clips (pgd_strong); CPU time.
-  Goal: at most 1.3 ×.
+- attacks: PGD of ten steps through the front end (snr_pgd), and on the log-Mels of the same clips (pgd_strong), CPU
+  time. Goal: at most 1.3 ×.
 - augmentation: a round of the default network with noise or speed on the waveform, and without. Goal: at most 1.5 ×.
 """
 

@@ -35,15 +35,14 @@ def listen(
     """Writes so many test clips of a finished run under each attack at each level (dB); returns what each `clip.json`
     says, with its `folder`.
 
-    Clients give one after the other a clip that is recognised, and hear it as in the evaluation, without
-    randomisation. `checkpoint` is where the frozen part of a speech backbone lies now.
+    Clients give in turns a clip that is recognised, heard as in the evaluation, without randomisation. `checkpoint` is
+    where the frozen part of a speech backbone lies now.
 
     Raises InputError for what `fedser.evaluate.evaluate` refuses, and for an attack that changes no waveform.
     """
     from fedser import evaluate
     from fedser.federation import listening
     from fedser.runs.folder import RunFolder
-    from fedser.simulation import backend, interrupt
 
     place = RunFolder(Path(folder))
     round, packed = evaluate.weights_of(place, overrides)
@@ -58,18 +57,25 @@ def listen(
         _check(evaluate.settings_of(place, words, config_dir, checkpoint).attacks, attacks)
         raise
     _check(settings.attacks, attacks)
-    prepared = evaluate.prepared_as(place, settings)
     target = Path(output).absolute() if output else place.path.absolute() / listening.FOLDER
+    _write(evaluate.prepared_as(place, settings), round, packed, clips, target)
+    found = [file for name in names for file in sorted((target / name).glob(f"*/{listening.FILE}"))]
+    return [json.loads(file.read_text()) | {"folder": str(file.parent)} for file in found]
+
+
+def _write(prepared, round: int, weights: dict, clips: int, target: Path) -> None:
+    """Has the clients write so many clips together."""
+    from fedser.federation import listening
+    from fedser.simulation import backend, interrupt
+
     plan, stop = prepared.plan(), threading.Event()
 
     def serve(grid) -> None:
         federation = prepared.federation(grid, plan, stop, target)
-        federation.ask(listening.ACTION, round, packed, clips=_shares(prepared.splits, clips), folder=str(target))
+        federation.ask(listening.ACTION, round, weights, clips=_shares(prepared.splits, clips), folder=str(target))
 
     with interrupt.listening(stop, plan):
         backend.simulate(serve, listening.app, len(prepared.splits), plan, stop)
-    found = [file for name in names for file in sorted((target / name).glob(f"*/{listening.FILE}"))]
-    return [json.loads(file.read_text()) | {"folder": str(file.parent)} for file in found]
 
 
 def _check(known: dict, attacks: Sequence[str]) -> None:

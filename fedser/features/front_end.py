@@ -131,7 +131,11 @@ def fitted(log_mel: LogMel, count: int, waveforms: Tensor, lengths: Tensor) -> t
     if waveforms.device.type == "cpu" and waveforms.requires_grad and torch.is_grad_enabled():
         return _Fitted.apply(waveforms, log_mel, count, real.tolist()), real
     with torch.autocast(waveforms.device.type, enabled=False):
-        found = log_mel(waveforms[..., : window + (count - 1) * log_mel.hop])  # what comes later is cropped
+        if waveforms.device.type == "cpu":
+            seen = (window + (real - 1) * log_mel.hop).tolist()  # what comes later is cropped
+            made = [log_mel(clip[:end]) for clip, end in zip(waveforms, seen, strict=True)]
+            return torch.stack([fit(clip, count) for clip in made]), real
+        found = log_mel(waveforms[..., : window + (count - 1) * log_mel.hop])
     order = torch.arange(count, device=real.device) % real[:, None]
     return found.gather(1, order[..., None].expand(-1, -1, found.shape[2])), real
 

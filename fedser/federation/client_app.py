@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedser.attacks.waveform import Listening, Spoken
 from fedser.augmentation.draws import Draws
@@ -329,16 +329,8 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
         group["lr"] = rate
     objective = state.objective_of(data.number)
-    listens = state.front_end is not None and on_waveforms(objective)
-    samples = Samples.joined(
-        [
-            state.training_samples(part, normaliser(state, part, config), round, listens)
-            for part in (state.clients.everyone() if config.get("pooled") else [data])
-        ]
-    )
-    number, model = len(samples), state.model
-    if listens:
-        model = state.listening(data, normaliser(state, data, config), round)
+    model, samples = _to_train(state, data, config, objective)
+    number = len(samples)
     with autocast(client.attack_precision, state.device):
         seed = derive(settings.seed, "defence", round, data.name)
         samples = objective.start_round(model, samples, round=round, seed=seed)
@@ -362,6 +354,15 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     if MOMENTS in message.content:
         sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
     return RecordDict(transport.to_records(sent) | {"metrics": metrics} | state.remarks())
+
+
+def _to_train(state: ClientState, data: ClientData, config: ConfigRecord, objective) -> tuple[nn.Module, Samples]:
+    """The model and what it is trained on in a round: behind its front end, and waveforms, where these are attacked."""
+    listens = state.front_end is not None and on_waveforms(objective)
+    round, parts = int(config["server-round"]), state.clients.everyone() if config.get("pooled") else [data]
+    samples = [state.training_samples(part, normaliser(state, part, config), round, listens) for part in parts]
+    model = state.listening(data, normaliser(state, data, config), round) if listens else state.model
+    return model, Samples.joined(samples)
 
 
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:
