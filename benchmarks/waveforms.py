@@ -1,11 +1,14 @@
 """What it costs to keep waveforms and hidden states, to train on them, and to augment waveforms.
 
     python benchmarks/waveforms.py --root DIR [--dataset emodb] [--backbone whisper_tiny] [--rounds 4] [--json PATH]
+    python benchmarks/waveforms.py --root DIR --only attacks
 
 CPU, one thread; the sides take turns, medians are shown.
 - reading: every clip out of the ragged store, and decoded again. Goal: at least 5 × faster.
 - states: a round of all clients on the kept states of a frozen backbone (random weights: of its size), and the same
   steps of the same network on states in memory in a bare loop, the head alone. Goal: at most 1.2 ×.
+- attacks: PGD of ten steps through the front end (snr_pgd), and on the log-Mels of the same clips (pgd_strong), CPU
+  time. Goal: at most 1.3 ×.
 - augmentation: a round of the default network with noise or speed on the waveform, and without. Goal: at most 1.5 ×.
 """
 
@@ -20,11 +23,13 @@ import torch
 from torch.nn import functional
 
 import fedser
+from fedser.attacks.waveform import Listening
 from fedser.config.compose import compose
 from fedser.config.validation import validate
 from fedser.data.store import FeatureStore
 from fedser.features import audio
-from fedser.models.lengths import as_inputs
+from fedser.features.front_end import fitted, log_mel
+from fedser.models.lengths import as_inputs, logits
 from fedser.models.weights import trained
 from fedser.preparation import prepare
 
@@ -71,6 +76,46 @@ def bare(overrides: list[str], rounds: int) -> float:
     return statistics.median(times[1:])
 
 
+def attacks(overrides: list[str], name: str, clips: int, repeats: int) -> tuple[float, float]:
+    """CPU seconds of PGD on the waveforms of so many clips, and on their log-Mels: the same network, in turns."""
+    settings = validate(compose([*COMMON, *overrides, f"model={name}", "evaluation.attacks=[snr_pgd,pgd_strong]"]))
+    prepared = prepare(settings)
+    rows = torch.linspace(0, len(prepared.store) - 1, clips).long().numpy()
+    network, front = prepared.model.eval(), log_mel(settings.features)
+    waveforms = prepared.forms["waveforms"]
+    spoken, samples = as_inputs(waveforms.take(rows)), torch.tensor(waveforms.lengths[rows])
+    mean, deviation = prepared.store.take(rows).mean((0, 1)), prepared.store.take(rows).std((0, 1))
+
+    def heard(x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        made, real = fitted(front, settings.features.frames, x[:, 0, :, 0], lengths)
+        return as_inputs((made - mean) / deviation), real
+
+    with torch.no_grad():
+        x, real = heard(spoken, samples)
+        y = logits(network, x, real).argmax(1)
+    through, direct = (prepared.protocols.attacks[each].build() for each in ("snr_pgd", "pgd_strong"))
+    work = {
+        "waveform": lambda: through(Listening(network, heard), spoken, y, 0, lengths=samples),
+        "log-Mel": lambda: direct(network, x, y, 0, lengths=real),
+    }
+    seconds = {side: [] for side in work}
+    for _ in range(repeats):
+        for side, attack in work.items():
+            began = time.process_time()
+            attack()
+            seconds[side].append(time.process_time() - began)
+    return tuple(statistics.median(each) for each in seconds.values())
+
+
+def compared(corpus: list[str], arguments: argparse.Namespace) -> None:
+    """Prints both networks' attacks."""
+    for name, clips in (("statcnn", 32), ("cnn4", 8)):
+        through, direct = attacks(corpus, name, clips, arguments.repeats)
+        print(
+            f"{name:10} {clips} clips: waveform {through:.2f} s, log-Mel {direct:.2f} s, ratio {through / direct:.2f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True)
@@ -79,9 +124,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=["attacks"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     corpus = [f"dataset={arguments.dataset}", f"dataset.root={arguments.root}", f"rounds={arguments.rounds}"]
+    compared(corpus, arguments)
+    if arguments.only:
+        return
     kept = [*corpus, "features=waveform", "features.cache=states", "model=ssl", f"model.backbone={arguments.backbone}"]
     kept += ["augment=[]", "client.optimizer_state=reset"]
     store = prepare(validate(compose([*COMMON, *kept]))).store

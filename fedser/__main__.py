@@ -36,6 +36,11 @@ def predict() -> NoReturn:
     _leave("fedser-predict", lambda: importlib.import_module("fedser.predict").main())
 
 
+def listen() -> NoReturn:
+    """Entry point of `fedser-listen`."""
+    _leave("fedser-listen", lambda: importlib.import_module("fedser.listen").main())
+
+
 def report() -> NoReturn:
     """Entry point of `fedser-report`."""
     _leave("fedser-report", lambda: importlib.import_module("fedser.report").main())

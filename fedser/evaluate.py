@@ -30,7 +30,7 @@ from fedser.display import Display, duration
 from fedser.errors import FedserError, InputError, Interrupted
 from fedser.evaluation import record as records
 from fedser.federation.client_app import app as client_app
-from fedser.preparation import prepare
+from fedser.preparation import Preparation, prepare
 from fedser.runs.files import disk_error
 from fedser.runs.folder import RunFolder, run_folders
 from fedser.simulation import backend, interrupt
@@ -49,9 +49,9 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), config_dir: str 
     the training's; RunError when a client fails.
     """
     place = RunFolder(Path(folder))
-    round, weights = _weights(place, overrides)
+    round, weights = weights_of(place, overrides)
     words = [word for word in overrides if not word.startswith(("round=", "reuse="))]
-    settings = _settings(place, words, config_dir)
+    settings = settings_of(place, words, config_dir)
     attacks, device = Protocols.of(settings).attacks, identity.device(settings)
     made_by = identity.measured(settings, attacks) | {"round": round, "version": __version__, "device": device}
     name = f"{settings.evaluation.name}-{identity.digest(made_by)}"
@@ -59,15 +59,21 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), config_dir: str 
     if "reuse=false" not in overrides and (known := records.read(target)):
         log.warning("%s was measured before (reuse=false measures it again)", target)
         return known
+    prepared = prepared_as(place, settings)
+    record = _measure(prepared, target, round, weights)
+    _track(place, settings, target, record)
+    return record
+
+
+def prepared_as(place: RunFolder, settings: Settings) -> Preparation:
+    """What a run was trained with, prepared again. Raises InputError where the data have changed since."""
     prepared = prepare(settings)
     if prepared.data != place.summary().get("data"):
         raise InputError(
             f"{place.path} was trained on other data than dataset.root={settings.dataset.root} has now: "
             "evaluate it where its audio and features are as they were."
         )
-    record = _measure(prepared, target, round, weights)
-    _track(place, settings, target, record)
-    return record
+    return prepared
 
 
 def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
@@ -95,7 +101,7 @@ def _track(place: RunFolder, settings: Settings, target: Path, record: dict) -> 
         log.warning("%s is not on the dashboard: %s", target, error)
 
 
-def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
+def weights_of(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
     """The round to evaluate, by default the last, and the model's weights after it."""
     summary = place.summary()
     if summary is None:
@@ -112,8 +118,14 @@ def _weights(place: RunFolder, overrides: Sequence[str]) -> tuple[int, dict]:
     return round, place.weights(round)
 
 
-def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path | None = None) -> Settings:
-    """The run's settings, with what the overrides say of the groups that an evaluation may change."""
+def settings_of(
+    place: RunFolder,
+    overrides: Sequence[str],
+    config_dir: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+) -> Settings:
+    """The run's settings, with what the overrides say of the groups that an evaluation may change, and where the
+    `checkpoint` of a backbone lies now."""
     keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
     for word, key in zip(overrides, keys, strict=True):
         if re.split(r"[./@]", key)[0] not in FROM_THE_COMMAND and not INFERENCE.match(key):
@@ -132,6 +144,8 @@ def _settings(place: RunFolder, overrides: Sequence[str], config_dir: str | Path
     for key in keys:
         if "." in key and not key.startswith(("evaluation.", "simulation.")):
             OmegaConf.update(settings, key, OmegaConf.select(composed, key))
+    if checkpoint:
+        settings.model.checkpoint = str(checkpoint)
     return validate(settings)
 
 

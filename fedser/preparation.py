@@ -241,7 +241,7 @@ def prepare(settings: Settings) -> Preparation:
     _check_lengths(store, model, settings)
     _Trial(settings, len(corpus.classes)).everything(protocols, model)
     pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
-    _check_client_fraction(settings, pooled)
+    _check_pooled(settings, pooled)
     norm = batch_norm.chosen(settings, model, pooled)
     forms = _forms(corpus, store, model, settings, protocols, recorded)
     return Preparation(settings, protocols, corpus, store, splits, model, norm, forms)
@@ -286,13 +286,19 @@ def _check_lengths(store: FeatureStore, model: torch.nn.Module, settings: Settin
             )
 
 
-def _check_client_fraction(settings: Settings, pooled: bool) -> None:
-    """Raises InputError where a share of the clients is to train by the objective, or some are not to answer, and one
-    client trains for all."""
+def _check_pooled(settings: Settings, pooled: bool) -> None:
+    """Raises InputError where one client trains for all, and a share of the clients is to train by the objective, some
+    are not to answer, or the objective's attack goes through each client's own normalisation."""
     training = settings.defence.training
     if pooled and (gone := Field.of(settings, 2).names("rounds")):
         raise InputError(f"corruption.{gone[0]}: strategy={settings.strategy.name} has one client, who can't drop out.")
-    if pooled and training and getattr(training.build(), "client_fraction", 1) != 1:
+    objective = training.build() if pooled and training else None
+    if on_waveforms(objective) and not settings.features.ragged:
+        raise InputError(
+            f"{training.key}.attack attacks waveforms in front of each client's own normalisation: "
+            f"strategy={settings.strategy.name} has one client, who trains for all."
+        )
+    if objective and getattr(objective, "client_fraction", 1) != 1:
         raise InputError(
             f"{training.key}.client_fraction: strategy={settings.strategy.name} has one client, who trains for all."
         )
@@ -419,8 +425,7 @@ class _Trial:
             x, lengths = self._inputs(1)
             x, victim = low + (high - low) * x, self.little
             if on_waveforms(method):
-                x, lengths = torch.rand(1, 1, 4000, 1) - 0.5, torch.tensor([3000])
-                victim = Listening(self.little, lambda x, _: (functional.adaptive_avg_pool2d(x, self.shape), None))
+                victim, x, lengths = self._listening(1)
             with self._named(component, name, f"{getattr(method, 'name', name)} can't attack with its settings: "):
                 victim = Watched(self.little, self.detector) if getattr(method, "evades", False) else victim
                 made = method(victim, x, logits(victim, x, lengths).argmax(1), 0, randomise=knows, lengths=lengths)
@@ -449,10 +454,11 @@ class _Trial:
             with self._named(component), undisturbed(model, torch.device("cpu"), 0):
                 check_model(model, *self._inputs(2))
         objective = components.build(_one_step(component.node), key=component.key)
-        samples = Samples.of(self._inputs(4)[0], torch.arange(4) % self.classes)
+        little, x, lengths = self._listening(4) if on_waveforms(built) else (self.little, *self._inputs(4))
+        samples = Samples.of(x, torch.arange(4) % self.classes, lengths)
         with self._named(component):
-            samples = objective.start_round(self.little, samples, round=LATE, seed=0)
-            loss = objective(self.little, samples, Step(LATE, 0, 0, 0))
+            samples = objective.start_round(little, samples, round=LATE, seed=0)
+            loss = objective(little, samples, Step(LATE, 0, 0, 0))
             if not isinstance(loss, torch.Tensor) or loss.shape != () or not loss.requires_grad:
                 raise InputError("its loss must be a single number with a gradient")
 
@@ -472,6 +478,12 @@ class _Trial:
         samples = Samples.of(x, torch.arange(4) % self.classes, lengths).softened(self.classes, 0.0)
         with self._named(component):
             made = augment(samples, Draws.of(0, torch.arange(4)))
+            training = self.settings.defence.training
+            behind = training and on_waveforms(training.build()) and not self.settings.features.ragged
+            if behind and not torch.equal(made.targets, samples.targets):
+                raise InputError(
+                    f"it mixes labels, and {training.key}.attack attacks waveforms before that: leave it out"
+                )
             same = isinstance(made, Samples) and (
                 made.x.shape == x.shape or (on_waveforms(augment) and made.x.dim() == 4)
             )
@@ -482,6 +494,11 @@ class _Trial:
         interfaces.conform(component, interfaces.Corruption, corruption := built_corruption(component, self.classes))
         with self._named(component):
             check_corruption(corruption, self.classes)
+
+    def _listening(self, count: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+        """What attacks on waveforms are tried on: the little network behind a front end, waveforms, their lengths."""
+        victim = Listening(self.little, lambda x, _: (functional.adaptive_avg_pool2d(x, self.shape), None))
+        return victim, torch.rand(count, 1, 4000, 1) - 0.5, torch.full((count,), 3000)
 
     def _inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and their lengths."""

@@ -94,7 +94,7 @@ def test_a_subset_is_smaller_and_stratified(finished):
 
 
 def test_the_run_keeps_its_training_and_its_defence(finished):
-    settings = evaluate._settings(evaluate.RunFolder(finished.folder), ["evaluation=full", "evaluation.eps=0.1"])
+    settings = evaluate.settings_of(evaluate.RunFolder(finished.folder), ["evaluation=full", "evaluation.eps=0.1"])
     own = yaml.safe_load((finished.folder / "config.yaml").read_text())
     for key in ("dataset", "features", "partition", "model", "client", "strategy", "rounds", "seed", "defence"):
         assert settings.plain[key] == own[key]
@@ -106,13 +106,13 @@ def test_the_run_keeps_its_training_and_its_defence(finished):
 def test_attacks_are_the_runs_unless_told_otherwise(small, tmp_path):
     run = small("attack.eps=0.1", "attacks.pgd.steps=7", "rounds=1", folder=tmp_path / "run").folder
     place = evaluate.RunFolder(run)
-    as_it_was = evaluate._settings(place, ["evaluation.attacks=[fgsm,pgd]"])
+    as_it_was = evaluate.settings_of(place, ["evaluation.attacks=[fgsm,pgd]"])
     assert (as_it_was.attack.get("eps"), as_it_was.attacks["pgd"].get("steps")) == (0.1, 7)
-    changed = evaluate._settings(place, ["attack.eps=0.2", "attacks.pgd.steps=9"])
+    changed = evaluate.settings_of(place, ["attack.eps=0.2", "attacks.pgd.steps=9"])
     assert (changed.attack.get("eps"), changed.attacks["pgd"].get("steps")) == (0.2, 9)
-    assert evaluate._settings(place, ["attack=pgd"]).attack.name == "pgd"
-    assert evaluate._settings(place, []).logger.name == "none"
-    assert evaluate._settings(place, ["logger=wandb"]).logger.name == "wandb"
+    assert evaluate.settings_of(place, ["attack=pgd"]).attack.name == "pgd"
+    assert evaluate.settings_of(place, []).logger.name == "none"
+    assert evaluate.settings_of(place, ["logger=wandb"]).logger.name == "wandb"
 
 
 @pytest.mark.parametrize(

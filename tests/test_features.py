@@ -27,7 +27,7 @@ from fedser.data import corpora, store
 from fedser.data.store import DamagedStore, FeatureStore, extract
 from fedser.errors import InputError
 from fedser.features import audio
-from fedser.features.front_end import LogMel, fit
+from fedser.features.front_end import LogMel, fit, fitted
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -480,3 +480,22 @@ def test_whole_corpora_are_extracted(data_folder, name, clips):
     speed = store.table["seconds"].sum() / (time.process_time() - begin)
     assert store.frames.shape == (clips, 373, 64) and np.isfinite(store.frames).all()
     assert speed > 200  # a fifth of what it should be: a shared machine is no stopwatch, benchmarks/features.py is
+
+
+@pytest.mark.parametrize(("window", "hop"), [(512, 256), (400, 160), (401, 160), (300, 300)])
+def test_the_backward_pass_of_attacks_is_autograds(window, hop):
+    front, count, lengths = LogMel(window=window, hop=hop, mels=16), 30, torch.tensor([5000, 2100, 12000])
+    x = (
+        0.1
+        * torch.randn(3, 12000, generator=torch.Generator().manual_seed(0))
+        * (torch.arange(12000) < lengths[:, None])
+    )
+    weights = torch.randn(3, count, 16, generator=torch.Generator().manual_seed(1))
+    attacked, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    made, real = fitted(front, count, attacked, lengths)
+    (made * weights).sum().backward()
+    by_clip = [fit(front(clip[:length]), count) for clip, length in zip(plain, lengths.tolist(), strict=True)]
+    (torch.stack(by_clip) * weights).sum().backward()
+    assert torch.allclose(made, torch.stack(by_clip), atol=1e-5)
+    assert real.tolist() == [min(count, 1 + (length - window) // hop) for length in lengths.tolist()]
+    assert (attacked.grad - plain.grad).abs().max() < 1e-4 * plain.grad.abs().max()

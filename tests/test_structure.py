@@ -101,7 +101,7 @@ def functions():
 
 
 def test_sizes():
-    assert len(list(PACKAGE.glob("*.py"))) <= 9
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
     # Where it stands with robust training, waveforms and the backbones, and no further.
     assert sum(len(file.read_text().splitlines()) for file in FILES.values()) <= 22_500
     sizes = dict(functions())

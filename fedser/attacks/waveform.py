@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedser.attacks.adversary import Adversary, BudgetError, Labels, defended
+from fedser.attacks.adversary import Adversary, BudgetError, Labels, defended, undisturbed
 from fedser.config.schema import Count
 from fedser.models.lengths import logits
 
 ROWS = 1 << 20  # utterances that a ticket can tell apart
 SLACK = 1e-3  # dB, for rounding
+CHUNK = 8  # clips attacked at a time on a CPU: waveforms are long
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class WaveformAdversary(Adversary):
     exact: whether the change is scaled to exactly that level, as a single step is in Trust-SER.
     right_only: whether utterances that are misclassified already are left alone, as there.
 
-    The result stays within full scale, ±1. Everything else is `Adversary`'s.
+    The result stays within full scale, ±1, or what a clip itself reaches beyond it. Everything else is `Adversary`'s.
     """
 
     of_waveforms = True
@@ -108,17 +109,24 @@ class WaveformAdversary(Adversary):
         lengths = torch.full((len(x),), x.shape[2], device=x.device) if lengths is None else lengths
         real = (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None, :, None]
         scale = self._scale(x * real, lengths)
+        batch_size = batch_size or (CHUNK if x.device.type == "cpu" else len(x))
         if randomise is not None:
-            model, batch_size = model.behind(randomise, self.eot), max(1, (batch_size or len(x)) // self.eot)
+            model, batch_size = model.behind(randomise, self.eot), max(1, batch_size // self.eot)
         scaled = _Scaled(model, scale)
         tickets = lengths.long() * ROWS + torch.arange(len(x), device=x.device)
         known = None if randomise is not None else predictions
         made = super().__call__(scaled, x / scale, y, seed, predictions=known, batch_size=batch_size, lengths=tickets)
         change = (made - x / scale) * real
         if self.right_only and y is not None:
-            right = _predicted(model, x, lengths) == y if known is None else known == y
+            right = _predicted(model, x, lengths, batch_size, seed) == y if known is None else known == y
             change = change * right.view(-1, 1, 1, 1)
         return self._within(x, self._levelled(change, lengths) * scale, lengths)
+
+    def _attack(self, attack, inner, rows, x, y, predictions):
+        """Clips that are attacked together are as long as the longest of them, and the rest as it was."""
+        longest = int(inner.length.max()) // ROWS
+        made = super()._attack(attack, inner, rows, x[:, :, :longest], y, predictions)
+        return torch.cat([made, x[rows, :, longest:]], 2)
 
     def _scale(self, x: Tensor, lengths: Tensor) -> Tensor:
         """What ε = 1 stands for, per utterance [B, 1, 1, 1]: an RMS over real samples, or the length of a change."""
@@ -135,7 +143,7 @@ class WaveformAdversary(Adversary):
 
     def _within(self, x: Tensor, change: Tensor, lengths: Tensor) -> Tensor:
         """x + change within full scale; raises BudgetError where rounding has made it louder than it may be."""
-        made = torch.where(change == 0, x, (x + change).clamp(-1, 1))
+        made = torch.where(change == 0, x, (x + change).clamp(x.clamp(max=-1), x.clamp(min=1)))
         lowest = snr(x, made, lengths).min()
         if lowest < self.snr - SLACK:
             raise BudgetError(f"Attack {self.name} broke its budget: {lowest:.4f} dB where snr={self.snr:g}.")
@@ -153,11 +161,14 @@ class _Scaled(nn.Module):
     def __init__(self, model: nn.Module, scale: Tensor):
         super().__init__()
         self.model, self.scale = model, scale
+        self.tickets: Tensor | None = None  # of the clips that passed last, and what these are multiplied by
 
     def _heard(self, v: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         real = lengths // ROWS
-        keep = torch.arange(v.shape[2], device=v.device) < real[:, None]
-        return v * self.scale[lengths % ROWS] * keep[:, None, :, None], real
+        if self.tickets is None or not torch.equal(self.tickets, lengths):
+            keep = torch.arange(v.shape[2], device=v.device) < real[:, None]
+            self.tickets, self.gain = lengths.clone(), self.scale[lengths % ROWS] * keep[:, None, :, None]
+        return v * self.gain, real
 
     def forward(self, v: Tensor, lengths: Tensor) -> Tensor:
         return logits(self.model, *self._heard(v, lengths))
@@ -174,6 +185,8 @@ def snr(x: Tensor, made: Tensor, lengths: Tensor) -> Tensor:
     return 10 * torch.log10(before.square().sum(1) / change.square().sum(1))
 
 
-@torch.no_grad()
-def _predicted(model: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
-    return logits(model, x, lengths).argmax(1)
+def _predicted(model: nn.Module, x: Tensor, lengths: Tensor, batch_size: int, seed: int) -> Tensor:
+    """Classes [B] in eval mode; the model may be in training."""
+    with undisturbed(model, x.device, seed), torch.no_grad():
+        parts = zip(x.split(batch_size), lengths.split(batch_size), strict=True)
+        return torch.cat([logits(model, *part).argmax(1) for part in parts])

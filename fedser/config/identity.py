@@ -22,6 +22,7 @@ from fedser.runs import files
 # fail), what is kept, shown or reused, and names that only people read.
 IDLE = ("simulation", "logger", "reuse", "resume", "checkpoint", "optimized_metric", "modules", "variant")
 IDLE_OF_CLIENT = ("timeout", "state_folder")
+IDLE_OF_DATASET = ("credit",)  # and of each part of mixed ones
 # What is done with a trained model: of no effect on its weights.
 MEASURED = ("evaluation", "attack", "attacks", "defence", "detector")
 
@@ -34,6 +35,7 @@ def training(settings: Settings) -> dict:
     plain["client"] = {key: value for key, value in plain["client"].items() if key not in IDLE_OF_CLIENT}
     if settings.model.checkpoint:
         plain["model"] = plain["model"] | {"checkpoint": files.content_digest(settings.model.checkpoint)}
+    plain["dataset"] = _dataset(plain["dataset"])
     if settings.dataset.root:
         plain["dataset"] = plain["dataset"] | {"root": str(Path(settings.dataset.root).expanduser().absolute())}
     if "split" in plain["partition"]:
@@ -126,6 +128,13 @@ def device(settings: Settings) -> str:
         return wanted
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
     return "cuda" if visible and Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+def _dataset(node: dict) -> dict:
+    """A corpus's settings as they count, those of each part of mixed ones likewise."""
+    counted = {key: value for key, value in node.items() if key not in IDLE_OF_DATASET}
+    parts = node.get("corpora")
+    return counted | ({"corpora": {name: _dataset(part) for name, part in parts.items()}} if parts else {})
 
 
 def _essence(node):

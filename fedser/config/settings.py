@@ -49,6 +49,7 @@ class Dataset(Open):
     client: str = "speaker"
     target: Literal["emotion", "speaker", "sex"] = "emotion"  # runs of before had no choice
     on_bad_audio: Literal["error", "skip"] = "error"
+    credit: str | None = None  # runs of before had none
     frames: Count | None = None
     rounds: Count | None = None
 

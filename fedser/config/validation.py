@@ -178,7 +178,7 @@ def _check_training_norm(config: DictConfig | dict, settings: Settings) -> None:
     training, tested = settings.defence.training, settings.attack
     inner = training.get("attack") if training else None
     node = OmegaConf.select(config, "defence.training.attack") if isinstance(config, DictConfig) else None
-    if not isinstance(inner, dict) or node is None or not OmegaConf.is_interpolation(node, "eps"):
+    if not isinstance(inner, dict) or node is None or "eps" not in node or not OmegaConf.is_interpolation(node, "eps"):
         return
     own, other, taken = inner.get("norm"), tested.get("norm"), inner.get("eps")
     if taken is not None and tested.get("eps") is None and other is None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedser.features.audio import PCM
 from fedser.features.normalisation import Sums
 
-PCM = 1 << 15  # int16 stands for −1 to 1
 PIECE = 1 << 22  # numbers copied at a time
 
 

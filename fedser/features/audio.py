@@ -1,10 +1,14 @@
 """Audio files: one clip in, one clean mono waveform out, or an error that says what is wrong with the file."""
 
+import wave
 from pathlib import Path
 
 import numpy as np
 
 from fedser.errors import InputError
+from fedser.runs.files import replacing
+
+PCM = 1 << 15  # int16 stands for −1 to 1
 
 
 class BadAudio(InputError):
@@ -45,6 +49,30 @@ def clean(waveform: np.ndarray, rate: int, sample_rate: int, min_samples: int = 
     if len(waveform) < min_samples:
         raise BadAudio(f"{path}: too short, {len(waveform)} samples at {sample_rate} Hz where {min_samples} are needed")
     return waveform
+
+
+def to_pcm(waveform: np.ndarray) -> np.ndarray:
+    """Floats of full scale ±1 as int16, rounded, kept within full scale."""
+    return clipped(np.rint(waveform * PCM))
+
+
+def clipped(samples: np.ndarray) -> np.ndarray:
+    """Numbers in units of int16 as such, kept within its range."""
+    return samples.clip(-PCM, PCM - 1).astype(np.int16)
+
+
+def from_pcm(samples: np.ndarray) -> np.ndarray:
+    """Integers as float32 of full scale ±1, as `read` gives them."""
+    return (samples / PCM).astype(np.float32)
+
+
+def write(path: Path, samples: np.ndarray, sample_rate: int) -> None:
+    """A WAV file of int16 [samples], mono. Raises OSError."""
+    with replacing(path) as scratch, wave.open(str(scratch), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def _decode(path: str | Path) -> tuple[np.ndarray, int]:

@@ -7,22 +7,24 @@ is answered with a Flower error that names the client and carries its traceback.
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedser.attacks.waveform import Spoken
+from fedser.attacks.waveform import Listening, Spoken
 from fedser.augmentation.draws import Draws
 from fedser.config import components
 from fedser.config.protocol import Protocol
@@ -106,22 +108,37 @@ class ClientState:
         """A fresh one for the model's parameters."""
         return self.settings.client.build_optimizer(trained(self.model))
 
-    def training_samples(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
-        """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented."""
-        client, samples = self.settings.client, self._spoken(data, normalise, round)
+    def training_samples(self, data: ClientData, normalise: Normaliser, round: int, listens: bool = False) -> Samples:
+        """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented; where
+        the model `listens`, waveforms, and what is augmented behind the front end is so there."""
+        client = self.settings.client
+        samples = self._waveforms(data, round) if listens else self._spoken(data, normalise, round)
         if client.class_weights == "balanced":
             samples = samples.balanced()
         if client.label_smoothing or self.augment:
             samples = samples.softened(len(self.classes), client.label_smoothing)
-        return self._augmented(samples, data, round, of_waveforms=False)
+        return samples if listens else self._augmented(samples, data, round, of_waveforms=False)
+
+    def listening(self, data: ClientData, normalise: Normaliser, round: int) -> Listening:
+        """The model behind its front end, for training on waveforms: in train mode augmentations of log-Mels stand
+        between, drawn anew in each pass, as dropout is."""
+        front, passes = self.front(normalise), itertools.count()
+
+        def heard(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            made, real = front(x, lengths)
+            if not self.model.training:
+                return made, real
+            samples = Samples.of(made, torch.zeros_like(real), real)
+            samples = self._augmented(samples, data, round, False, next(passes))
+            return samples.x, samples.lengths
+
+        return Listening(self.model, heard)
 
     def _spoken(self, data: ClientData, normalise: Normaliser, round: int) -> Samples:
         """The training samples as the network hears them, whose waveforms may be augmented."""
-        rows = data.rows("train")
         if not any(on_waveforms(augment) for augment in self.augment.values()):
-            return self.samples(data.form(STATES), rows, normalise)
-        spoken = self.samples(data.form(WAVEFORMS), rows, Normaliser.of(0, 1))
-        spoken = self._augmented(spoken, data, round, of_waveforms=True)
+            return self.samples(data.form(STATES), data.rows("train"), normalise)
+        spoken = self._waveforms(data, round)
         if self.front_end is None:
             return spoken
         front, ends = self.front(normalise), spoken.lengths.tolist()
@@ -129,6 +146,11 @@ class ClientState:
         made = [front(spoken.x[[row], :, :end], spoken.lengths[[row]]) for row, end in enumerate(ends)]
         x, lengths = (torch.cat(part) for part in zip(*made, strict=True))
         return replace(spoken, x=x, lengths=lengths)
+
+    def _waveforms(self, data: ClientData, round: int) -> Samples:
+        """The training samples' waveforms, augmented."""
+        spoken = self.samples(data.form(WAVEFORMS), data.rows("train"), Normaliser.of(0, 1))
+        return self._augmented(spoken, data, round, of_waveforms=True)
 
     def front(self, normalise: Normaliser) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """From waveforms [n, 1, samples, 1] and real samples [n] to normalised log-Mels and their real frames."""
@@ -148,10 +170,10 @@ class ClientState:
         samples = self.samples(data.form(WAVEFORMS), rows, Normaliser.of(0, 1))
         return Spoken(samples.x, samples.lengths, self.front(normalise))
 
-    def _augmented(self, samples: Samples, data: ClientData, round: int, of_waveforms: bool) -> Samples:
+    def _augmented(self, samples: Samples, data: ClientData, round: int, of_waveforms: bool, *drawn: int) -> Samples:
         for name, augment in self.augment.items():
             if on_waveforms(augment) == of_waveforms:
-                seed = derive(self.settings.seed, "augment", name, round, data.name)
+                seed = derive(self.settings.seed, "augment", name, round, data.name, *drawn)
                 samples = augment(samples, Draws.of(seed, torch.arange(len(samples), device=self.device)))
         return samples
 
@@ -267,7 +289,7 @@ def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
 def statistics(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """What the model's batch-norm layers see of the client's training utterances, as they are: sums."""
     state.load(message.content)
-    samples = state.samples(data.form(STATES), data.rows("train"), _normaliser(state, data, message.content["config"]))
+    samples = state.samples(data.form(STATES), data.rows("train"), normaliser(state, data, message.content["config"]))
     size = state.settings.evaluation.batch_size
     sums = batch_norm.statistics(state.model, samples.x, samples.lengths, size)
     return RecordDict({SUMS: transport.to_record(SUMS, sums)})
@@ -277,7 +299,7 @@ def watch(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Sums over logits and embeddings of the client's training clips: as they are, and under each of some attacks."""
     config, settings, model = message.content["config"], state.settings, state.model
     state.load(message.content)
-    samples = state.samples(data, data.rows("train"), _normaliser(state, data, config))
+    samples = state.samples(data, data.rows("train"), normaliser(state, data, config))
     size = settings.evaluation.batch_size
     seed = derive(settings.seed, "detector", int(config["server-round"]), data.name)
     with autocast(settings.evaluation.precision, state.device):
@@ -306,18 +328,14 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
         optimizer_state.fill(optimizer, transport.from_record(message.content[MOMENTS]))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
         group["lr"] = rate
-    samples = Samples.joined(
-        [
-            state.training_samples(part, _normaliser(state, part, config), round)
-            for part in (state.clients.everyone() if config.get("pooled") else [data])
-        ]
-    )
-    number, objective = len(samples), state.objective_of(data.number)
+    objective = state.objective_of(data.number)
+    model, samples = _to_train(state, data, config, objective)
+    number = len(samples)
     with autocast(client.attack_precision, state.device):
         seed = derive(settings.seed, "defence", round, data.name)
-        samples = objective.start_round(state.model, samples, round=round, seed=seed)
+        samples = objective.start_round(model, samples, round=round, seed=seed)
     loss = train_locally(
-        state.model,
+        model,
         optimizer,
         samples,
         objective,
@@ -338,6 +356,15 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     return RecordDict(transport.to_records(sent) | {"metrics": metrics} | state.remarks())
 
 
+def _to_train(state: ClientState, data: ClientData, config: ConfigRecord, objective) -> tuple[nn.Module, Samples]:
+    """The model and what it is trained on in a round: behind its front end, and waveforms, where these are attacked."""
+    listens = state.front_end is not None and on_waveforms(objective)
+    round, parts = int(config["server-round"]), state.clients.everyone() if config.get("pooled") else [data]
+    samples = [state.training_samples(part, normaliser(state, part, config), round, listens) for part in parts]
+    model = state.listening(data, normaliser(state, data, config), round) if listens else state.model
+    return model, Samples.joined(samples)
+
+
 def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """What became of the client's own test utterances under the message's protocol (see `evaluation.results`).
 
@@ -347,7 +374,7 @@ def evaluate(state: ClientState, data: ClientData, message: Message) -> RecordDi
     protocol = Protocol(**json.loads(config["protocol"]))
     detector = Detector(**json.loads(config["detector"])) if "detector" in config else None
     state.load(message.content)
-    normalise = _normaliser(state, data, config)
+    normalise = normaliser(state, data, config)
     data = data if protocol.sets else data.form(STATES)  # what is attacked is what is heard
     rows = data.rows(protocol.part, protocol.fraction, settings.seed)
     samples = state.samples(data, rows, normalise)
@@ -393,7 +420,7 @@ def _validation(
     return {name: sum(draws).tolist() for name, draws in counts.items()}
 
 
-def _normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
+def normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> Normaliser:
     """The client's, which is the same in all messages of an experiment; one that does not train is unknown to all."""
     if data.number not in state.normalisers:
         everyone, own, make = Sums.from_plain(config), data.rows("train"), state.normalisation
@@ -413,8 +440,12 @@ def _imported() -> ClientApp:
     return app
 
 
-def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[ClientApp] = ClientApp) -> ClientApp:
-    """A ClientApp with its handlers; `data` opens what its clients have."""
+def make_app(
+    data: Callable[[dict, Settings], Clients] = simulated,
+    kind: type[ClientApp] = ClientApp,
+    more: Mapping[str, Handler] = MappingProxyType({}),
+) -> ClientApp:
+    """A ClientApp with its handlers; `data` opens what its clients have, `more` are handlers of queries by action."""
 
     @functools.lru_cache(maxsize=2)
     def state_of(experiment: str) -> ClientState:
@@ -424,7 +455,8 @@ def make_app(data: Callable[[dict, Settings], Clients] = simulated, kind: type[C
     app = kind()
     app.query()(guarded(query, state_of))
     app.query(STATISTICS)(guarded(statistics, state_of))
-    app.query(detection.NAME)(guarded(watch, state_of))
+    for action, handle in ({detection.NAME: watch} | more).items():
+        app.query(action)(guarded(handle, state_of))
     app.train()(guarded(train, state_of))
     app.evaluate()(guarded(evaluate, state_of))
     return app

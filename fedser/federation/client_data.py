@@ -131,8 +131,10 @@ def waveforms(
     attacks: Iterable[Component],
     recorded: Recorded | None = None,
 ) -> FeatureStore | None:
-    """The waveforms of a store of log-Mels, row for row, where an augmentation or an attack changes them; else None."""
-    changing = any(on_waveforms(component.build()) for component in (*settings.augment.values(), *attacks))
+    """The waveforms of a store of log-Mels, row for row, where an augmentation, an attack or an objective changes them;
+    else None."""
+    components = (*settings.augment.values(), *attacks, *filter(None, [settings.defence.training]))
+    changing = any(on_waveforms(component.build()) for component in components)
     if settings.features.ragged or not changing:
         return None
     return again(corpus, store, settings.features.waveforms, recorded)

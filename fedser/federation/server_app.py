@@ -157,6 +157,16 @@ class Federation:
         sums = self._sums(detection.NAME, lambda node: RecordDict(content | self._local_record(weights, node)))
         return list(map(Moments.from_flat, np.split(sums, 2)))
 
+    def ask(self, action: str, round: int, weights: dict[str, np.ndarray], **asked) -> None:
+        """Puts a query to every client, with the weights after a round and what else is `asked`."""
+        content = self._records(weights) | {
+            "config": ConfigRecord(dict(self._config) | {"server-round": round} | asked)
+        }
+        whole = [RecordDict(content | self._local_record(weights, node)) for node in self._nodes]
+        kind = f"{MessageType.QUERY}.{action}"
+        for _ in Exchange(self, [Message(part, node, kind) for part, node in zip(whole, self._nodes, strict=True)]):
+            pass
+
     def evaluate(
         self,
         round: int,

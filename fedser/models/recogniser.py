@@ -205,7 +205,7 @@ def load(
 
     moved = {"checkpoint": str(checkpoint)} if checkpoint else {}
     if about.frozen:
-        _check_frozen(str((about.network | moved)["checkpoint"]), about.frozen, file)
+        check_frozen(str((about.network | moved)["checkpoint"]), about.frozen, file)
     network = build(about.network | moved, classes=len(about.classes))
     weights.fill(network, tensors, file)
     recogniser = Recogniser(about.classes, network, about.features, build(about.inference) if about.inference else None)
@@ -218,7 +218,7 @@ def load(
     return recogniser.eval()
 
 
-def _check_frozen(checkpoint: str, digest: str, file: Path) -> None:
+def check_frozen(checkpoint: str, digest: str, file: Path) -> None:
     """Raises InputError where the checkpoint is not the one that the model was trained on."""
     if not Path(checkpoint).expanduser().exists():
         raise InputError(

@@ -23,6 +23,7 @@ from fedser.report.analysis.runs import Run
 from fedser.report.cells import Cell, Table
 from fedser.report.charts import Chart, Panel, build, drawn, plots
 from fedser.report.charts.pictures import Picture, all_pictures
+from fedser.report.listening import Listening, listening
 
 log = logging.getLogger(__name__)
 MADE_BY = "Made by fedser-report"
@@ -41,6 +42,7 @@ class Content:
     claims: Sequence[Claim]
     checks: Sequence[Check]
     cards: dict[str, Card]  # by their folders
+    listening: Listening | None = None
 
 
 def write(runs: Sequence[Run], folder: str | Path) -> list[Path]:
@@ -77,7 +79,7 @@ def content(corpus: Corpus, alone: bool) -> Content:
     made = map(named, (tables.all_tables(corpus), build.all_charts(corpus), all_pictures(corpus)))
     trusted = cards_of(corpus)
     folders = dict(zip(cards.names(trusted, prefix), trusted, strict=True))
-    return Content(corpus, prefix, *made, claims(corpus), checks(corpus), folders)
+    return Content(corpus, prefix, *made, claims(corpus), checks(corpus), folders, listening(corpus))
 
 
 def _cards(each: Content, folder: Path) -> list[Path]:

@@ -22,11 +22,13 @@ import torch
 
 from fedser import __version__
 from fedser.attacks import CPU_CHUNK, undisturbed
+from fedser.attacks.waveform import Listening
 from fedser.config import identity
 from fedser.config.components import Component, build
 from fedser.config.settings import Settings
 from fedser.defences import inference
 from fedser.evaluation.measure import predict
+from fedser.features.front_end import LogMel, fitted, on_waveforms
 from fedser.features.normalisation import Sums, zscore
 from fedser.models.lengths import as_inputs, logits
 from fedser.models.weights import trained
@@ -85,6 +87,7 @@ def probe(
         "client": client.model_dump(include={"threads", "batch_size", "precision"}),
         "optimizer": client.optimizer.node,
         "training": defence.training.node if defence.training else None,
+        "front_end": None if settings.features.ragged else settings.features.front_end,
         "inference": defence.inference.node if defence.inference else None,
         "shape": list(shape),
         "mu": settings.strategy.component.get("proximal_mu") or 0.0,
@@ -152,10 +155,24 @@ class _Client:
         self.model = build(job["model"], key="model", classes=job["classes"]).to(self.device)
         self.adversaries = [build(attack, key="attack") for attack in job["attacks"]]
         self.objective = build(job["training"], key="defence.training") if job["training"] else CrossEntropy()
+        self.trained, self.shape = self.model, job["shape"]
+        if on_waveforms(self.objective) and job["front_end"]:
+            self.trained, self.shape = self._listening(dict(job["front_end"]))
+
+    def _listening(self, features: dict) -> tuple[Listening, list[int]]:
+        """The model behind its front end, and clips as long as this hears, as an attack in training has them."""
+        frames = features.pop("frames")
+        front = LogMel(**features).to(self.device)
+
+        def heard(x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            made, real = fitted(front, frames, x[:, 0, :, 0], lengths)
+            return as_inputs(made), real
+
+        return Listening(self.model, heard), [features["window"] + (frames - 1) * features["hop"], 1]
 
     def train(self, count: int) -> tuple[float, float]:
         """One training step → seconds per sample trained on, and per sample of the objective's start of a round."""
-        samples = self._samples(count)
+        samples = self._samples(count, self.shape)
         few = samples[torch.arange(min(count, 2 * CPU_CHUNK if self.device.type == "cpu" else count))]
         starting = self._seconds(lambda: self._start(few[torch.arange(min(count, 2 * FEW))])) / min(count, 2 * FEW)
         if starting * len(few) < QUICK:
@@ -164,12 +181,12 @@ class _Client:
         optimizer = build(self.job["optimizer"], trained(self.model), key="client.optimizer")
         batch = samples[torch.arange(min(self.client["batch_size"], len(samples)))]
         options = {key: self.client[key] for key in ("batch_size", "precision")} | {"mu": self.job["mu"]}
-        step = lambda: train(self.model, optimizer, batch, self.objective, round=LATE, epochs=1, seed=0, **options)  # noqa: E731
+        step = lambda: train(self.trained, optimizer, batch, self.objective, round=LATE, epochs=1, seed=0, **options)  # noqa: E731
         return self._seconds(step) / len(batch), starting
 
     def evaluate(self, count: int) -> None:
         """Classifies and attacks as many samples at a time as the evaluation does."""
-        size, samples = self.job["tested_at_a_time"], self._samples(count)
+        size, samples = self.job["tested_at_a_time"], self._samples(count, self.job["shape"])
         x, lengths = samples.x, samples.lengths
         made = [x.clone() for _ in self.adversaries]
         if self.job["inference"] is not None:
@@ -185,15 +202,15 @@ class _Client:
         context = min(total - free - torch.cuda.memory_reserved(), CONTEXT_BYTES)
         return torch.cuda.max_memory_reserved() + context, total
 
-    def _samples(self, count: int) -> Samples:
+    def _samples(self, count: int, shape: Sequence[int]) -> Samples:
         """Samples made as a client makes them, since the steps in between take memory."""
-        few = np.random.default_rng(0).standard_normal((min(count, 64), *self.job["shape"]), dtype=np.float32)
+        few = np.random.default_rng(0).standard_normal((min(count, 64), *shape), dtype=np.float32)
         frames = few[np.arange(count) % len(few)]
         x = as_inputs(torch.from_numpy(zscore(Sums.of(frames))(frames))).to(self.device)
         return Samples.of(x, torch.arange(count, device=self.device) % self.job["classes"])
 
     def _start(self, samples: Samples) -> Samples:
-        return self.objective.start_round(self.model, samples, round=LATE, seed=0)
+        return self.objective.start_round(self.trained, samples, round=LATE, seed=0)
 
     def _gradient(self, samples: Samples) -> None:
         """One gradient with respect to the inputs; an attack takes one or many."""

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from fedser.attacks.adversary import Adversary, undisturbed
 from fedser.config.schema import Count, Whole
+from fedser.errors import InputError
 from fedser.randomness import derive
 from fedser.training.madry import Madry
 from fedser.training.objective import Samples, Step, scores
+from fedser.training.robust import Robust
 
 FEW = 16  # samples compared at a time
 GAP = 0.5  # of them right under the single step and not under PGD: catastrophic overfitting, which takes nearly all
@@ -33,6 +35,16 @@ class Fast(Madry):
         super().__init__(**options)
         self.check_every, self.check_steps = check_every, check_steps
         self.remarks = []
+
+    @staticmethod
+    def check_options(node: dict, key: str) -> None:
+        """Raises InputError for an attack in dB too: nothing watches it for catastrophic overfitting."""
+        Robust.check_options(node, key)
+        if "snr" in node["attack"]:
+            raise InputError(
+                f"{key}.attack={node['attack'].get('name')}: fast adversarial training is watched by a PGD in ε, which "
+                "an attack in dB has not: choose defence/training=madry."
+            )
 
     def attacked(self, model: nn.Module, batch: Samples, step: Step) -> Samples:
         """The batch with its adversarial examples."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 from fedser.config import components
 from fedser.config.schema import Count, Fraction, Positive, shown
 from fedser.errors import InputError
+from fedser.features.front_end import on_waveforms
 from fedser.models.lengths import takes_lengths
 from fedser.randomness import derive
 from fedser.training.awp import perturbed
@@ -19,7 +20,8 @@ from fedser.training.objective import CrossEntropy, Samples, Step, scores
 class Robust(CrossEntropy):
     """The base of objectives that train against an attack: a subclass has the `loss` of a batch.
 
-    attack: the attack to train against, see `fedser.config.interfaces.Attack`.
+    attack: the attack to train against, see `fedser.config.interfaces.Attack`. One on waveforms is given these, and a
+        model that has the front end in it; its examples go through both in training too.
     start_round: the first round of it; those before are of plain cross-entropy, as the model has little to attack yet.
     client_fraction: the share of the clients who train by it, drawn with the run's seed; the others train by plain
         cross-entropy.
@@ -33,7 +35,7 @@ class Robust(CrossEntropy):
         client_fraction: Fraction = 1.0,
         awp: Positive | None = None,
     ):
-        self.attack = attack
+        self.attack, self.of_waveforms = attack, on_waveforms(attack)
         self.first_round = start_round
         self.client_fraction = client_fraction
         self.awp = awp
@@ -48,7 +50,16 @@ class Robust(CrossEntropy):
                 f"{key}.attack={given} is no attack to train against: choose one, e.g. attack=fgsm or "
                 f"{key}.attack='${{attacks.fgsm}}', or train without it (defence=none or defence=randomise)."
             )
-        if attack.get("eps") is None and _has_budget(attack.get("method"), f"{key}.attack.method"):
+        if "snr" in attack and attack["snr"] is None:
+            raise InputError(
+                f"{key}.attack.snr=null: attack= has no level that training could take (attack.snr), so set its own, "
+                f"e.g. {key}.attack.snr=35."
+            )
+        if (
+            "snr" not in attack
+            and attack.get("eps") is None
+            and _has_budget(attack.get("method"), f"{key}.attack.method")
+        ):
             raise InputError(
                 f"{key}.attack.eps=null: attack= has no budget that training could take (attack.eps), so set its own, "
                 f"e.g. {key}.attack.eps=0.05."

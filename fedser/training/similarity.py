@@ -6,6 +6,7 @@ the mean of the squared differences over its D numbers, as in the released code;
 
 from torch import Tensor, nn
 
+from fedser.attacks.waveform import Listening
 from fedser.config.schema import Share
 from fedser.errors import InputError
 from fedser.models.embedding import check_embed, embeddings
@@ -38,7 +39,7 @@ class Similarity(Paired):
 
     def loss(self, model: nn.Module, batch: Samples) -> Tensor:
         """The loss of a batch with its adversarial examples."""
-        with embeddings(model) as kept:
+        with embeddings(model.network if isinstance(model, Listening) else model) as kept:
             clean, adversarial = (cross_entropy(each, batch) for each in self.both(model, batch))
         apart = (kept[0] - kept[1]).float().square().flatten(1).mean(1)
         rest = 1 - self.beta - self.gamma

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,7 +278,8 @@ def _training(run: Run) -> dict[str, Any]:
         value, idle = run.config.get(key), IDLE.get(key, ())
         found[key] = {k: v for k, v in value.items() if k not in idle} if isinstance(value, dict) else value
     found |= {"defence": run.setting("defence.training"), "code": run.summary.get("code")}
-    return dict(sorted(flat(found).items()))
+    # Who is to be credited where clips are played, also of the parts of mixed corpora, decides nothing.
+    return {key: value for key, value in sorted(flat(found).items()) if not re.fullmatch(r"dataset\..*credit", key)}
 
 
 def _but_defence(settings: Mapping[str, Any]) -> dict[str, Any]:
