@@ -36,6 +36,11 @@ def predict() -> NoReturn:
     _leave("fedser-predict", lambda: importlib.import_module("fedser.predict").main())
 
 
+def privacy() -> NoReturn:
+    """Entry point of `fedser-privacy`."""
+    _leave("fedser-privacy", lambda: importlib.import_module("fedser.privacy").main())
+
+
 def report() -> NoReturn:
     """Entry point of `fedser-report`."""
     _leave("fedser-report", lambda: importlib.import_module("fedser.report").main())

@@ -14,8 +14,8 @@ from fedser.features.normalisation import Sums
 
 @dataclass(frozen=True)
 class Withheld:
-    """What a client keeps to itself for a strategy that promises it privacy: losses, remarks, how much it has; sums over
-    its frames where nobody needs them.
+    """What a client keeps to itself for a strategy that promises it privacy: losses, remarks, how much it has, and sums
+    over its frames where nobody needs them.
 
     clipping_norm: of its update, where it clips and noises that itself; None where the server does.
     deviation: of the noise that it adds to each parameter then.

@@ -22,8 +22,8 @@ from fedser.federation import server_app, strategies
 from fedser.models.weights import BUFFERS, layout
 
 COVERS = (
-    "the models of all rounds, for each client as a whole, its updates there or zero; not what clients answer when they "
-    "are evaluated, nor noise that is known by the run's seed"
+    "the models of all rounds, for each client as a whole, its updates there or zero; not what clients answer when "
+    "they are evaluated, nor against who knows the run's seed, and by it the noise"
 )
 
 
