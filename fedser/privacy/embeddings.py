@@ -163,16 +163,17 @@ def _of_speaker(x: np.ndarray, values: np.ndarray, table: pd.DataFrame, source: 
     enough = np.bincount(who)[who] >= LEAST
     more = {"what": "speaker", "source": source}
     right = np.zeros(len(who), bool)
-    candidates = np.unique(who[enough], return_inverse=True)[1]
-    right[enough] = probe.cross_validated(x[enough], candidates, folds[enough]) == candidates
+    names, candidates = np.unique(who[enough], return_inverse=True)
+    if len(names) > 1:
+        right[enough] = probe.cross_validated(x[enough], candidates, folds[enough]) == candidates
     line = f"logistic regression among all speakers, {len(np.unique(folds))} folds of {apart}"
     pairs = f"cosine similarity of two clips, of different {apart}, whitened as learnt from other speakers"
     halves = np.where(table["seen"], probe.by_group(speakers, values, most=2, least=1), 2)
     z = probe.whitened(x, speakers, halves)
     found = []
     for whose, own in _groups(table):
-        known = own & enough
-        found += of_speakers(right, speakers, known, candidates.max() + 1, whose=whose, protocol=line, **more)
+        known = own & enough & (len(names) > 1)
+        found += of_speakers(right, speakers, known, len(names), whose=whose, protocol=line, **more)
         kinds = {"eer": [halves[own]], f"eer_within_{column}": [halves[own], values[own]]}
         for metric, alike in kinds.items() if own.any() else ():
             rate = probe.equal_error(z[own], speakers[own], said[own], alike)
