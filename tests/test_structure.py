@@ -103,7 +103,7 @@ def functions():
 def test_sizes():
     assert len(list(PACKAGE.glob("*.py"))) <= 9
     # Where it stands with robust training, waveforms and the backbones, and no further.
-    assert sum(len(file.read_text().splitlines()) for file in FILES.values()) <= 20_900
+    assert sum(len(file.read_text().splitlines()) for file in FILES.values()) <= 21_900
     sizes = dict(functions())
     assert statistics.median(sizes.values()) <= 7
     long = {name: size for name, size in sizes.items() if size > 45}

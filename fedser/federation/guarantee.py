@@ -98,6 +98,8 @@ def _broken(settings: Settings, model: nn.Module, norm: str, splits: Sequence[Cl
         yield "selection=best chooses by clients' validation utterances, counted without noise: last"
     if settings.detector:
         yield f"detector={settings.detector.name} is learnt from sums, sent without noise: none"
+    if getattr(strategy, "delta", 0) * sum(split.seen for split in splits) >= 1:
+        yield f"strategy.delta={strategy.delta:g} is no less than 1 / clients: a chance to tell one of them outright"
     if settings.defence.training and _sources(settings.defence.training):
         yield "defence.training attacks by another run's model, which may know these clients"
     yield from _unaccounted(strategy)

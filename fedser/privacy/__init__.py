@@ -29,10 +29,11 @@ def study(run: str | Path, column: str = "sex", shadows: Sequence[str | Path] = 
     from fedser.privacy import embeddings, findings, updates
 
     subject = embeddings.Subject.of(Path(run))
-    found = embeddings.findings(subject, column)
+    found = []
     if shadows or subject.settings.checkpoint.updates:
         others = [embeddings.Subject.of(Path(each)) for each in shadows]
-        found += updates.findings(subject, others, column)
+        found = updates.findings(subject, others, column)
+    found = [*embeddings.findings(subject, column), *found]
     return findings.written(subject.folder, subject.summary, column, found)
 
 
