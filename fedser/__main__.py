@@ -41,6 +41,11 @@ def listen() -> NoReturn:
     _leave("fedser-listen", lambda: importlib.import_module("fedser.listen").main())
 
 
+def privacy() -> NoReturn:
+    """Entry point of `fedser-privacy`."""
+    _leave("fedser-privacy", lambda: importlib.import_module("fedser.privacy").main())
+
+
 def report() -> NoReturn:
     """Entry point of `fedser-report`."""
     _leave("fedser-report", lambda: importlib.import_module("fedser.report").main())

@@ -53,7 +53,8 @@ class Display:
         now = time.monotonic()
         took, self._last = now - self._last, now
         self._each = took if self._each is None else (self._each + took) / 2
-        status = f"loss {row['train/loss']:.3f}  {self._uar}"
+        loss = f"loss {row['train/loss']:.3f}  " if "train/loss" in row else ""
+        status = f"{loss}{self._uar}"
         self._progress.update(self._task, completed=row["round"], status=status, left=self._left(row["round"]))
 
     @contextmanager
@@ -89,6 +90,8 @@ class Display:
         if aucs := [f"{key[13:]} {summary[key]:.3f}" for key in summary if key.startswith("detector/auc/")]:
             alarms = f"{summary['detector/false_alarms']:.1%} false alarms"
             lines.add_row(f"detector: AUC {', '.join(aucs)}; {alarms}")
+        if "privacy" in summary:
+            lines.add_row(f"privacy: {summary['privacy']['text']}")
         lines.add_row("")
         if note:
             lines.add_row(note)

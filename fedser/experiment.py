@@ -30,7 +30,7 @@ from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.evaluation import record
 from fedser.evaluation.metrics import METRICS
 from fedser.features.normalisation import Sums
-from fedser.federation import optimizer_state, server_app, strategies
+from fedser.federation import optimizer_state, server_app, strategies, updates
 from fedser.federation.client_app import app as client_app
 from fedser.federation.course import Course
 from fedser.models import recogniser
@@ -98,13 +98,16 @@ class Experiment:
             )
         experiment = cls(settings, place, name, known, earlier, prepare(settings))
         experiment._check_room()
+        if (told := experiment.prepared.guarantee) and told["why"]:
+            log.warning("%s", told["text"])
         return experiment
 
     def finished_before(self) -> dict | None:
         """The summary that is there already, of the same configuration, code and data."""
         earlier = self.earlier
         finished = earlier is not None and earlier["status"] == "finished" and earlier.get("data") == self.prepared.data
-        return earlier if finished and self.settings.reuse and self.settings.resume else None
+        whole = not self.settings.checkpoint.updates or updates.folder(self.place.path).is_dir()
+        return earlier if finished and whole and self.settings.reuse and self.settings.resume else None
 
     @property
     def persists(self) -> bool:
@@ -219,12 +222,14 @@ class Attempt:
     def _known(self, rounds: list[int]) -> "model_cache.Trained | None":
         """The trained model with the weights of these rounds, if it may be reused."""
         raw = [None] if self.settings.refines and rounds else []
-        return model_cache.Trained.find(self.prepared.model_key, [*rounds, *raw]) if self.settings.reuse else None
+        trained_anew = not self.settings.reuse or self.settings.checkpoint.updates  # these are seen in training alone
+        return None if trained_anew else model_cache.Trained.find(self.prepared.model_key, [*rounds, *raw])
 
     def _summary(self) -> dict:
         earlier, now = self.experiment.earlier, datetime.now(UTC).isoformat(timespec="seconds")
         components = [*self.settings.components(), *self.prepared.protocols.attacks.values()]
         facts = {"unseen": self.prepared.unseen, "repeated": self.prepared.repeated()}
+        facts["privacy"] = self.prepared.guarantee
         return {
             "status": "running",
             "name": self.experiment.name,
@@ -236,7 +241,7 @@ class Attempt:
             "clients": len(self.prepared.splits),
             "utterances": len(self.prepared.store),
             "counts": self.prepared.counts(),
-            **{key: found for key in ("unseen", "repeated") if (found := facts[key])},
+            **{key: found for key, found in facts.items() if found},
             "parameters": self.prepared.parameters,
             "cost": self.prepared.cost(),
             "plan": str(self.plan),
@@ -273,6 +278,8 @@ class Attempt:
         federation = self.prepared.federation(
             grid, self.plan, self.stop, self.experiment.state_folder, self.state.moments
         )
+        if each := self.settings.checkpoint.updates:
+            federation.updates = updates.Updates(updates.folder(self.place.path), each)
         course = known or self._course(federation)
         last = time.monotonic()
         for round, weights, row in course:

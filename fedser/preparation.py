@@ -4,6 +4,7 @@ Whatever a client would stumble over in the first round, or only after the train
 """
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -41,7 +42,15 @@ from fedser.evaluation.parts import Parts
 from fedser.evaluation.results import Results
 from fedser.features.front_end import on_waveforms
 from fedser.features.normalisation import Sums, of_unknown
-from fedser.federation import batch_norm, client_data, optimizer_state, server_app, strategies, transport
+from fedser.federation import (
+    batch_norm,
+    client_data,
+    guarantee,
+    optimizer_state,
+    server_app,
+    strategies,
+    transport,
+)
 from fedser.federation.client_data import STATES, WAVEFORMS
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.models.embedding import check_embed
@@ -104,6 +113,17 @@ class Preparation:
         return local.begin(weights, len(self.splits)) if local else weights
 
     @property
+    def private(self) -> dict | None:
+        """What clients withhold for the strategy, plain; None where it promises them no privacy."""
+        found = strategies.private(strategies.build_strategy(self.settings.strategy, self.trainers))
+        return found and found | {"sums": not guarantee.needs_sums(self.settings, self.splits)}
+
+    @functools.cached_property
+    def guarantee(self) -> dict | None:
+        """What a strategy that adds noise guarantees, or why it does not; None for others."""
+        return guarantee.of(self.settings, self.model, self.norm, self.splits)
+
+    @property
     def parameters(self) -> int:
         """How many parameters the model has."""
         return sum(parameter.numel() for parameter in self.model.parameters())
@@ -158,6 +178,7 @@ class Preparation:
             "path": sys.path,  # so that workers import what this process does
             "trainers": [split.number for split in self.splits if split.seen],
             "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
+            "private": self.private,
         }
         least, window = self.settings.simulation.min_reply_fraction, plan.window
         federation = server_app.Federation(

@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator, PrivateAttr
 
 from fedser.config import components
 from fedser.config.components import Component, component
-from fedser.config.schema import Count, Fraction, Group, Names, NonNegative, Positive, must, parse, shown
+from fedser.config.schema import Count, Fraction, Group, Names, NonNegative, Positive, Whole, must, parse, shown
 from fedser.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
@@ -250,6 +250,7 @@ class Simulation(Group):
 class Checkpoint(Group):
     every: Count | None
     keep: Literal["last", "evaluated"]
+    updates: Whole = 0  # runs of before had no choice
 
 
 class Selection(Group):

@@ -17,7 +17,17 @@ from fedser.errors import InputError
 
 PACKAGE = Path(__file__).parent.parent
 # What cannot change a number: it decides where clients run, and what is kept or shown of the results.
-SILENT = ("__main__.py", "display.py", "evaluate.py", "listen.py", "predict.py", "report", "runs", "simulation")
+SILENT = (
+    "__main__.py",
+    "display.py",
+    "evaluate.py",
+    "listen.py",
+    "predict.py",
+    "privacy",
+    "report",
+    "runs",
+    "simulation",
+)
 SILENT_IN_TRAINING = (*SILENT, "evaluation")
 
 

@@ -509,6 +509,11 @@ def _interval(replicates: np.ndarray, level: float, speakers: int | None = None)
     return Interval(float(low), float(high))
 
 
+def percentiles(replicates: np.ndarray, speakers: int, level: float = 0.95) -> Interval:
+    """Interval of any figure whose values over resamples of so many speakers these are; NaN of one speaker."""
+    return _interval(replicates, level, speakers)
+
+
 def _tail(level: float) -> float:
     _require(0 < level < 1, f"level: {level} is not between 0 and 1; for 95 % give 0.95")
     return (1 - level) / 2

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedser.config.schema import Positive
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -86,6 +88,17 @@ class ClientMinMax:
         return Normaliser.of(low, (high - low) or 1.0)
 
 
+class Fixed:
+    """Log-Mels by numbers that no clip was asked for."""
+
+    def __init__(self, shift: float, scale: Positive):
+        self.made = Normaliser.of(shift, scale)
+
+    def __call__(self, train: np.ndarray, everyone: Sums) -> Normaliser:
+        """(x − shift) / scale, everyone's."""
+        return self.made
+
+
 class Unchanged:
     """Log-Mels as they are."""
 
@@ -110,6 +123,18 @@ def of_unknown(normalisation: Callable[[np.ndarray, Sums], Normaliser], everyone
     None where there is neither."""
     found = getattr(normalisation, "unknown", None)
     return found(everyone) if found else shared(normalisation, everyone)
+
+
+def needs_everyone(normalisation: Callable[[np.ndarray, Sums], Normaliser], mels: int, unknown: bool) -> bool:
+    """Whether a normaliser goes by all clients' sums, of a client that trains or of one who is `unknown`. Found by
+    asking with sums that differ."""
+    train = np.arange(2.0 * mels, dtype=np.float32).reshape(1, 2, mels)
+    made = []
+    for scale in (1.0, 7.0):
+        everyone = Sums.of(scale * train + scale)
+        made += [(normalisation(train, everyone), of_unknown(normalisation, everyone) if unknown else None)]
+    plain = [[(each.shift.tolist(), each.scale.tolist()) for each in filter(None, pair)] for pair in made]
+    return plain[0] != plain[1]
 
 
 def zscore(sums: Sums) -> Normaliser:

@@ -38,7 +38,9 @@ from fedser.features.normalisation import Normaliser, Sums, of_unknown
 from fedser.federation import batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
 from fedser.federation.client_data import STATES, WAVEFORMS, ClientData, Clients, Simulated
+from fedser.federation.dp_fedavg import Withheld
 from fedser.federation.optimizer_state import MOMENTS, OptimizerState, folder_of
+from fedser.federation.transport import PARAMETERS
 from fedser.models.lengths import as_inputs
 from fedser.models.weights import trained
 from fedser.randomness import derive
@@ -76,6 +78,7 @@ class ClientState:
         self.normalisation = settings.features.normalisation.build()
         self.normalisers: dict[int, Normaliser] = {}  # of clients that this process has been, by number
         self.resident: Tensor | None = None
+        self.withheld = Withheld(**plain) if (plain := experiment.get("private")) else None
 
     def objective_of(self, client: int) -> Callable:
         """The objective that a client trains by, where only a share of them is to train by the chosen one.
@@ -283,6 +286,8 @@ def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Name, numbers of utterances, and per mel bin the sums over the client's training frames."""
     rows = data.rows("train")
     numbers = {"num-examples": len(rows)} | data.sums(rows).plain()
+    if state.withheld:
+        numbers = state.withheld.query(numbers)
     return RecordDict({"metrics": MetricRecord(numbers), "config": ConfigRecord({"name": data.name})})
 
 
@@ -318,6 +323,7 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     config, settings = message.content["config"], state.settings
     round, client = int(config["server-round"]), settings.client
     state.load(message.content)
+    start = state.weights.arrays()[PARAMETERS].copy() if state.withheld else None
     optimizer, moments = state.optimizer(), None
     rates = [group["lr"] * state.schedule(round) for group in optimizer.param_groups]
     if client.optimizer_state == "persist":
@@ -349,11 +355,18 @@ def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     )
     if moments:
         moments.save(optimizer, round, keep={before, config["committed"][data.number]})
-    metrics = MetricRecord({"num-examples": number, "loss": loss})
     sent = state.weights.arrays()
     if MOMENTS in message.content:
         sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
-    return RecordDict(transport.to_records(sent) | {"metrics": metrics} | state.remarks())
+    return _trained(state, sent, start, {"num-examples": number, "loss": loss}, derive(seed, "noise"))
+
+
+def _trained(state: ClientState, sent: dict, start: np.ndarray | None, metrics: dict, seed: int) -> RecordDict:
+    """The reply of a client that has trained; of a private one what it may say, from `start` on."""
+    if not state.withheld:
+        return RecordDict(transport.to_records(sent) | {"metrics": MetricRecord(metrics)} | state.remarks())
+    sent = sent | {PARAMETERS: state.withheld.update(start, sent[PARAMETERS], seed)}
+    return RecordDict(transport.to_records(sent) | {"metrics": MetricRecord(state.withheld.metrics)})
 
 
 def _to_train(state: ClientState, data: ClientData, config: ConfigRecord, objective) -> tuple[nn.Module, Samples]:

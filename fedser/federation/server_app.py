@@ -29,6 +29,7 @@ from fedser.federation import strategies, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS, Local, Recomputed
 from fedser.federation.optimizer_state import MOMENTS
 from fedser.federation.transport import BUFFERS, PARAMETERS
+from fedser.federation.updates import Updates
 from fedser.randomness import derive, seeded
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Federation:
     committed: list[int] = field(default_factory=list)  # … and of which round they were at the last checkpoint
     remarks: set[str] = field(default_factory=set)  # what clients' objectives had to say, shown already
     present: Callable[[list[str], int], list[str]] | None = None  # which of these clients answer in a round; None: all
+    updates: Updates | None = None  # where those of clients are kept for a study
 
     @property
     def trainers(self) -> list[int]:
@@ -107,7 +109,8 @@ class Federation:
         there = [client for client in self._longest_first(chosen) if self.names[client] in here]
         asked = [client for client in there if self._nodes[client] in by_node]
         rows = weights[LOCAL].copy() if self.local else None
-        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=self._seen(round, rows))
+        seen = self._seen(round, weights, rows)
+        exchange = Exchange(self, [by_node[self._nodes[client]] for client in asked], seen=seen)
         gather = _averaged if strategies.adds_up(strategy) else _collected
         expected = sum(self.sizes if pooled else (self.sizes[client] for client in asked))
         means = {key: transport.Average(expected, np.float64) for key in beside}
@@ -239,9 +242,9 @@ class Federation:
             return {}
         return {LOCAL: transport.to_record(LOCAL, weights[LOCAL][self._nodes.index(node)])}
 
-    def _seen(self, round: int, rows: np.ndarray | None) -> Callable[[Message], None]:
-        """What takes each client's batch-norm layers from its reply into its row [clients, N], and warns of what its
-        objective remarked."""
+    def _seen(self, round: int, weights: dict, rows: np.ndarray | None) -> Callable[[Message], None]:
+        """What takes each client's batch-norm layers from its reply into its row [clients, N], warns of what its
+        objective remarked, and keeps its update of these weights where that is asked for."""
 
         def see(reply: Message) -> None:
             client = self._nodes.index(reply.metadata.src_node_id)
@@ -249,6 +252,10 @@ class Federation:
                 if line not in self.remarks:
                     self.remarks.add(line)
                     log.warning("round %d, client '%s': %s", round, self.names[client], line)
+            if self.updates:
+                sent = self.local.put(weights, weights[LOCAL][client]) if self.local else weights
+                received = transport.from_record(reply.content[PARAMETERS])
+                self.updates.add(round, self.names[client], received - sent[PARAMETERS])
             if rows is not None:
                 rows[client] = self.local.of(transport.from_records(reply.content))
 
@@ -418,7 +425,8 @@ def train_rounds(
                 f"the global model became NaN or infinite in round {round} under {type(strategy).__name__} (its "
                 f"{' and '.join(broken)}); a smaller client.lr may help"
             )
-        row = {"round": round, "train/loss": metrics["loss"], "train/clients": len(chosen) - len(missing)}
+        loss = {"train/loss": metrics["loss"]} if "loss" in metrics else {}  # some strategies have clients withhold it
+        row = {"round": round, **loss, "train/clients": len(chosen) - len(missing)}
         yield round, weights, row | ({"train/missing": missing} if missing else {})
 
 

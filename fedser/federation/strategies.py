@@ -80,6 +80,12 @@ def pooled(strategy: flwr.Strategy) -> bool:
     return getattr(strategy, "pooled", False)
 
 
+def private(strategy: flwr.Strategy) -> dict | None:
+    """What clients withhold and do for a strategy that promises them privacy (`Withheld`), plain; None for others."""
+    found = getattr(strategy, "withheld", None)
+    return found and found.plain()
+
+
 def state(strategy: flwr.Strategy) -> tuple[dict, dict[str, np.ndarray]]:
     """A strategy's memory between rounds: plain values, and its arrays by name ("strategy/m_t/parameters").
 

@@ -12,6 +12,7 @@ import pandas as pd
 from fedser.evaluation import metrics, statistics
 from fedser.report.analysis import comparisons, conditions, flags
 from fedser.report.analysis import fairness as fair
+from fedser.report.analysis import privacy as private
 from fedser.report.analysis import ren2020 as ren
 from fedser.report.analysis.claims import PAPER
 from fedser.report.analysis.conditions import ATTACKED, CLEAN, KINDS, PAPER_ATTACKS, attack_title, of_set, parse, title
@@ -42,6 +43,7 @@ def all_tables(corpus: Corpus) -> list[Table]:
     made += [
         cost(corpus),
         fairness(corpus),
+        privacy(corpus),
         parts(corpus),
         class_recalls(corpus),
         *tests(corpus),
@@ -413,6 +415,22 @@ def _fairness_cell(record: dict[str, Any], key: str) -> Cell:
         chance = record[f"{key}/chance"]
         notes = [between(record[f"{key}/low"], record[f"{key}/high"]), f"chance {percent(chance)}" * (chance == chance)]
     return replace(_cell(record[key], percent), notes=tuple(filter(None, notes)))
+
+
+def privacy(corpus: Corpus) -> Table:
+    """What of the speakers is inferred from embeddings and updates."""
+    found, rows = private.inferred(corpus.models), []
+    for each in (each for each in found if each.shown):
+        told = each.record
+        words = [each.model.label, told["what"], told["source"], told["whose"], told["metric"].replace("_", " ")]
+        low, high = (math.nan if told[end] is None else told[end] for end in ("low", "high"))
+        ends = between(low, high)
+        cell = Cell(percent(told["value"]), (ends,) if ends else (), told["value"])
+        rows.append([*words, cell, _cell(told["chance"], percent), str(told.get("speakers", MISSING))])
+    data = pd.DataFrame([{"model": each.model.label, **each.record, "runs": each.runs} for each in found])
+    columns = ["Model", "Inferred", "from", "of speakers", "as", "%", "chance", "speakers"]
+    notes = private.guarantees(corpus.models)
+    return Table("privacy", *prose("privacy"), columns, rows, data, words=5, notes=notes)
 
 
 def parts(corpus: Corpus) -> Table:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -74,6 +74,7 @@ class Run:
     history: list[dict[str, Any]]  # one record per round, in order
     evaluations: list[Evaluation]  # the run's own first
     problems: list[str]  # a sentence for each file that could not be used
+    privacy: dict[str, Any] = field(default_factory=dict)  # what `fedser-privacy` found
 
     @property
     def uar(self) -> dict[str, float]:
@@ -162,6 +163,7 @@ def _load_run(folder: Path) -> Run:
         history=history,
         evaluations=list(filter(None, evaluations)),
         problems=problems,
+        privacy=attempt(_json, studied, {}) if (studied := folder / "privacy.json").is_file() else {},
     )
 
 
