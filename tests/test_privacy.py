@@ -287,7 +287,7 @@ def test_what_breaks_the_guarantee_is_named(overrides, culprit):
 
 def test_without_an_accountant_there_is_no_epsilon(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
-    assert 'pip install "fedser[privacy]"' in guaranteed()["text"]
+    assert "pip install '.[privacy]'" in guaranteed()["text"]
 
 
 def test_attacks_made_on_another_run_are_no_private_matter():

@@ -16,6 +16,7 @@ from torch import nn
 
 from fedser.config.components import Component
 from fedser.config.settings import Settings
+from fedser.corruption.field import Field
 from fedser.data.partition import ClientSplit
 from fedser.features.normalisation import needs_everyone
 from fedser.federation import server_app, strategies
@@ -94,6 +95,8 @@ def _broken(settings: Settings, model: nn.Module, norm: str, splits: Sequence[Cl
         )
     if settings.simulation.min_reply_fraction < 1:
         yield "simulation.min_reply_fraction below 1: the noise is for all of a round's clients"
+    for name in Field.of(settings, 2).names("rounds"):
+        yield f"corruption.{name} lets clients drop out: the noise is for all of a round's clients"
     if settings.selection.name == "best":
         yield "selection=best chooses by clients' validation utterances, counted without noise: last"
     if settings.detector:
@@ -120,4 +123,4 @@ def _unaccounted(strategy) -> Iterator[str]:
     try:
         import dp_accounting  # noqa: F401 - an extra of its own, and needed here alone
     except ImportError:
-        yield 'no accountant is installed: pip install "fedser[privacy]"'
+        yield "no accountant is installed: pip install '.[privacy]'"
