@@ -274,6 +274,7 @@ def test_a_client_is_counted_as_often_as_it_trains():
         (["client.optimizer_state=average"], "client.optimizer_state=average"),
         (["features/normalisation=zscore_global"], "features.normalisation=zscore_global"),
         (["simulation.min_reply_fraction=0.5"], "simulation.min_reply_fraction"),
+        (["corruption=[dropout]"], "corruption.dropout"),
         (["selection=best", "partition.validation=0.2"], "selection=best"),
         (["detector=lda", "attack=fgsm"], "detector=lda"),
         (["strategy.delta=0.5"], "strategy.delta=0.5"),
