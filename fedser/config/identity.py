@@ -22,7 +22,7 @@ from fedser.runs import files
 # fail), what is kept, shown or reused, and names that only people read.
 IDLE = ("simulation", "logger", "reuse", "resume", "checkpoint", "optimized_metric", "modules", "variant")
 IDLE_OF_CLIENT = ("timeout", "state_folder")
-IDLE_OF_DATASET = ("credit",)  # and of each part of mixed ones
+IDLE_OF_DATASET = ("credit", "language_code")  # and of each part of mixed ones
 # What is done with a trained model: of no effect on its weights.
 MEASURED = ("evaluation", "attack", "attacks", "defence", "detector")
 

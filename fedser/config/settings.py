@@ -50,6 +50,7 @@ class Dataset(Open):
     target: Literal["emotion", "speaker", "sex"] = "emotion"  # runs of before had no choice
     on_bad_audio: Literal["error", "skip"] = "error"
     credit: str | None = None  # runs of before had none
+    language_code: str | None = None
     frames: Count | None = None
     rounds: Count | None = None
 

@@ -11,19 +11,6 @@ from fedser.report import text
 from fedser.report.analysis.card import Card
 from fedser.report.analysis.models import Corpus
 
-LANGUAGES = {
-    **{
-        "emodb": "de",
-        "ravdess": "en",
-        "demos": "it",
-        "crema_d": "en",
-        "iemocap": "en",
-        "meld": "en",
-        "msp_improv": "en",
-    },
-    **{"msp_podcast": "en", "emovo": "it", "nemo": "pl", "tess": "en", "savee": "en"},
-}
-
 
 def names(cards: Sequence[Card], prefix: str) -> list[str]:
     """A folder's name for each."""
@@ -57,7 +44,8 @@ def metadata(corpus: Corpus, card: Card) -> str:
         "metrics": metrics,
     }
     head = {"library_name": "fedser", "pipeline_tag": "audio-classification"}
-    head |= {"language": LANGUAGES[dataset]} if dataset in LANGUAGES else {}
+    language = card.run.setting("dataset.language_code")
+    head |= {"language": language} if language else {}
     head |= {"tags": ["speech-emotion-recognition", "federated-learning", "adversarial-robustness"]}
     head |= {"datasets": [dataset], "metrics": ["recall"]}
     head |= {"model-index": [{"name": f"fedser {dataset} {card.model.label}", "results": [found]}]}

@@ -1,15 +1,18 @@
 """A model on one page: figures, each with its interval, its protocol, and what was published of the same setting."""
 
 import json
+import math
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
+from fedser.display import size
 from fedser.report.analysis import fairness, flags
 from fedser.report.analysis.claims import PAPER
 from fedser.report.analysis.conditions import ATTACKED, attack_title, parse, title
 from fedser.report.analysis.estimates import Estimate
 from fedser.report.analysis.models import Corpus, Model
+from fedser.report.analysis.privacy import inferred
 from fedser.report.analysis.runs import Run
 from fedser.report.analysis.safety import levels
 from fedser.report.cells import between, number, percent
@@ -66,6 +69,8 @@ def _card(corpus: Corpus, model: Model) -> Card:
         Part("Robustness", list(_robustness(corpus, model)), f"{evaluate} evaluation=matrix"),
         Part("Safety on the waveform", list(_safety(model)), f"{evaluate} evaluation=safety"),
         Part("Fairness", list(_fairness(corpus, model)), f"{evaluate} evaluation=matrix"),
+        Part("Privacy", list(_privacy(model)), "fedser-privacy RUN"),
+        Part("Cost", list(_cost(runs[0])), "fedser … (runs of 0.3.0 did not count)"),
     ]
     return Card(model, runs[0], _facts(corpus, model), _notes(model), found)
 
@@ -142,6 +147,40 @@ def _fairness(corpus: Corpus, model: Model) -> Iterator[Figure]:
         published = _trust(model, "fairness") * (each.estimate.condition.name == "original")
         interval = between(row[f"{metric}/sex/low"], row[f"{metric}/sex/high"])
         yield Figure(name, percent(row[f"{metric}/sex"]), interval, how, published)
+
+
+def _privacy(model: Model) -> Iterator[Figure]:
+    for each in (each for each in inferred([model]) if each.shown):
+        told = each.record
+        name = f"{told['what']} from {told['source']}, {told['metric'].upper().replace('_', ' ')}"
+        how = f"{told['whose']} speakers, chance {percent(told['chance'])}; {told.get('protocol', '')}"
+        theirs = (told["what"], told["metric"], told["source"]) == ("sex", "accuracy", "embeddings")
+        interval = between(*(math.nan if told[end] is None else told[end] for end in ("low", "high")))
+        yield Figure(name, f"{percent(told['value'])} %", interval, how, _trust(model, "sex") * theirs)
+    told = model.runs[0].summary.get("privacy")
+    if isinstance(told, dict) and "text" in told:
+        epsilon = told.get("epsilon")
+        value = f"ε = {number(epsilon)}" if epsilon is not None else "no guarantee"
+        yield Figure("Differential privacy", value, "", str(told["text"]))
+    else:
+        yield Figure("Differential privacy", "no guarantee", "", "no noise is added to what clients send")
+
+
+def _cost(run: Run) -> Iterator[Figure]:
+    told = run.summary.get("cost")
+    told = told if isinstance(told, dict) else {}
+    if "parameters" in told:
+        how = f"of which {told['trained']:,} are trained" if "trained" in told else ""
+        yield Figure("Parameters", f"{told['parameters']:,}", "", how)
+    if "gflop" in told:
+        yield Figure("Operations", f"{number(told['gflop'])} GFLOP", "", "one clip of 6 s, attention counted")
+    if "received" in told and "sent" in told:
+        value = f"{size(told['received'])} / {size(told['sent'])}"
+        yield Figure(
+            "Traffic", value, "", f"received / sent by each of {told.get('clients')} clients a round, arrays alone"
+        )
+    if "seconds" in told:
+        yield Figure("Time", f"{number(told['seconds'])} s", "", f"a round, median; {run.summary.get('plan', '')}")
 
 
 def _uar(name: str, estimate: Estimate, how: str, published: str = "") -> Figure:

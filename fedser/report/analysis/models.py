@@ -278,8 +278,12 @@ def _training(run: Run) -> dict[str, Any]:
         value, idle = run.config.get(key), IDLE.get(key, ())
         found[key] = {k: v for k, v in value.items() if k not in idle} if isinstance(value, dict) else value
     found |= {"defence": run.setting("defence.training"), "code": run.summary.get("code")}
-    # Who is to be credited where clips are played, also of the parts of mixed corpora, decides nothing.
-    return {key: value for key, value in sorted(flat(found).items()) if not re.fullmatch(r"dataset\..*credit", key)}
+    # What a report says of a corpus, also of the parts of mixed ones, decides nothing.
+    return {
+        key: value
+        for key, value in sorted(flat(found).items())
+        if not re.fullmatch(r"dataset\.(.*\.)?(credit|language_code)", key)
+    }
 
 
 def _but_defence(settings: Mapping[str, Any]) -> dict[str, Any]:
