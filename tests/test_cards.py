@@ -33,8 +33,10 @@ def test_every_figure_has_its_interval_and_protocol(corpus):
     assert f"{estimate.utterances} clips of 10 speakers; 2 seeds, mean ± sd" in clean.protocol
     for kind, figure in zip(("adversarial", "randomised_adversarial", "adaptive"), robust, strict=True):
         assert figure.value.startswith(f"{100 * corpus.worst(nature.model, kind).uar:.1f} ±")
-    assert [part.title for part in nature.parts if not part.figures and part.command] == ["Safety on the waveform"]
-    assert all(figure.interval and not figure.published for part in nature.parts for figure in part.figures)
+    assert [part.title for part in nature.parts if not part.figures] == ["Safety on the waveform", "Cost"]
+    assert [figure.value for figure in figures(nature, "Privacy")] == ["no guarantee"]
+    measured = [each for part in nature.parts for each in part.figures if part.title != "Privacy"]
+    assert all(figure.interval and not figure.published for figure in measured)
 
 
 def with_settings(folder, settings, made=None):
@@ -75,7 +77,7 @@ def test_a_cards_folder_can_be_published_as_it_is(tmp_path):
     _, head, text = (folder / "README.md").read_text().split("---\n", 2)
     (found,) = OmegaConf.to_container(OmegaConf.create(head))["model-index"][0]["results"]
     assert found["metrics"][0]["value"] == pytest.approx(100 * run.metrics["uar/original"], abs=0.05)
-    assert "| UAR, original |" in text
+    assert "| UAR, original |" in text and f"| Parameters | {run.metrics['cost']['parameters']:,} |" in text
     assert 'href="cards/nature/index.html"' in (tmp_path / "report/index.html").read_text()
     report.write(report.load([make_run(tmp_path / "other", full=False)]), tmp_path / "report")
     assert not (folder / "model.safetensors").exists()  # of the report that was here before

@@ -137,16 +137,19 @@ def _safety(model: Model) -> Iterator[Figure]:
 
 
 def _fairness(corpus: Corpus, model: Model) -> Iterator[Figure]:
-    for each in fairness.shown(corpus):
-        if each.model is not model or not each.sex:
-            continue
-        row, metric = each.record, "statistical_parity"
-        name = f"Statistical parity by sex, {title(each.estimate.condition.name)}" + ", unseen speakers" * each.unseen
-        sizes = " and ".join(f"{n} {sex}" for sex, n in each.sex.sizes.items())
-        how = f"{sizes} speakers; 0 is fair, groups drawn at random come to {percent(row[f'{metric}/sex/chance'])}"
-        published = _trust(model, "fairness") * (each.estimate.condition.name == "original")
-        interval = between(row[f"{metric}/sex/low"], row[f"{metric}/sex/high"])
-        yield Figure(name, percent(row[f"{metric}/sex"]), interval, how, published)
+    metric = "statistical_parity"
+    for each in (each for each in fairness.shown(corpus) if each.model is model):
+        for by, groups in each.groups.items():
+            if by == fairness.ALONE:
+                continue
+            row, of = each.record, each.estimate.condition.name
+            name = f"Statistical parity by {by}, {title(of)}" + ", unseen speakers" * each.unseen
+            sizes = " and ".join(f"{n} {value}" for value, n in groups.sizes.items())
+            chance = percent(row[f"{metric}/{by}/chance"])
+            how = f"{sizes} speakers; 0 is fair, groups drawn at random come to {chance}"
+            interval = between(row[f"{metric}/{by}/low"], row[f"{metric}/{by}/high"])
+            published = _trust(model, "fairness") * (of == "original" and by == "sex")
+            yield Figure(name, percent(row[f"{metric}/{by}"]), interval, how, published)
 
 
 def _privacy(model: Model) -> Iterator[Figure]:
