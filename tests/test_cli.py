@@ -98,7 +98,8 @@ def test_full_disk_fails_the_run_and_says_so(small, tmp_path):
 
 
 def test_sweep_runs_every_job_and_a_bad_one_does_not_stop_it(command, tmp_path):
-    done = command("-m", *SMALL, "rounds=1", "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
+    few = [*SMALL, "rounds=1", "features.frames=32", "evaluation.draws=2"]
+    done = command("-m", *few, "attack=fgsm,none", "attack.eps=0.05,0.1", "defence=none,two_stage")
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "outputs").glob("*/summary.json")]
     # fgsm × 2 ε × 2 defences work; attack=none can be tested without a defence but not trained against.
     assert statuses == ["finished"] * 5  # `none` has no ε: both its ε are the same run

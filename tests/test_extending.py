@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import FIXTURES, SMALL
 
-from fedser import compose, evaluate, run
+from fedser import compose, evaluate, report, run
 from fedser.config import interfaces
 from fedser.config.compose import compose as composed
 from fedser.config.identity import run_name
@@ -44,7 +44,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("extended")
     made = {}
     for kind, words in KINDS.items():
-        small = PLAIN if kind == "model" else SMALL
+        small = [*(PLAIN if kind == "model" else SMALL), "evaluation.every=null"]
         made[kind] = run(compose([*small, *words], config_dir=TEMPLATE), folder / kind.replace(" ", "-"))
     return made
 
@@ -111,22 +111,19 @@ def test_a_finished_run_that_knew_nothing_of_it_is_evaluated_under_it(small, tmp
 
 
 @pytest.mark.ray
-def test_on_workers_in_a_sweep_and_in_the_report(tmp_path):
+def test_on_workers_in_a_sweep_and_in_the_report(request, monkeypatch, command, tmp_path):
+    """Workers, and the process that evaluates later, have never heard of it; the sweep's is made to forget it."""
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(TEMPLATE)])
+    for file in TEMPLATE.glob("*.py"):
+        monkeypatch.delitem(sys.modules, file.stem, raising=False)
+    request.getfixturevalue("callers_ray")  # from here on, so that its workers do not inherit the path
+    assert str(TEMPLATE) not in os.environ["PYTHONPATH"]
     words = [word for word in PLAIN if not word.startswith("simulation")]
-    command = [
-        "-m",
-        "fedser",
-        "-m",
-        "--config-dir",
-        TEMPLATE,
-        *words,
-        "simulation=cpu",
-        "simulation.actors=1",
-        "rounds=1",
-    ]
-    command += ["attack=corners,fgsm", "model=meannet", "defence/training=smoothed", f"hydra.sweep.dir={tmp_path}/out"]
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    words += ["simulation=cpu", "simulation.actors=1", "rounds=1", "attack=corners,fgsm", "model=meannet"]
+    swept = command(
+        "-m", "--config-dir", str(TEMPLATE), *words, "defence/training=smoothed", f"hydra.sweep.dir={tmp_path}/out"
+    )
+    assert swept.returncode == 0, swept.stderr
     made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert len(made) == 2 and made[0].startswith("emodb-meannet-corners0.05-randomise-smoothed-seed0-")
     again = [sys.executable, "-m", "fedser.evaluate", *(str(tmp_path / "out" / name) for name in made)]
@@ -134,16 +131,7 @@ def test_on_workers_in_a_sweep_and_in_the_report(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stdout.count("conditions") == 2, done.stderr
-    report = [
-        sys.executable,
-        "-c",
-        "from fedser.__main__ import report; report()",
-        str(tmp_path / "out"),
-        "--output",
-        str(tmp_path / "page"),
-    ]
-    done = subprocess.run(report, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    assert report.main([str(tmp_path / "out"), "--output", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "index.html").read_text()
     assert "meannet" in page and "corners" in page
 
@@ -259,25 +247,31 @@ NET = NN + (
 )
 
 
-def command(folder, cwd, *words):
-    call = [sys.executable, "-m", "fedser", "--config-dir", folder, *PLAIN, "rounds=1", "hydra.run.dir=run", *words]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(list(map(str, call)), cwd=cwd, capture_output=True, text=True, env=environment)
+def commands(mine, cwd, *folders):
+    """One process for several commands that follow each other, into these folders → exit codes, and what was said."""
+    words = ["--config-dir", str(mine), *PLAIN, "rounds=1", "model=net"]
+    program = (
+        "import sys\nfrom fedser.__main__ import main\n"
+        f"for folder in {folders!r}:\n"
+        f"    sys.argv = ['fedser', *{words!r}, f'hydra.run.dir={{folder}}']\n"
+        "    try: main()\n"
+        "    except SystemExit as left: print('exit', left.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True)
+    return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("exit")], done
 
 
 def test_an_edited_model_is_another_run_and_is_trained_anew(tmp_path):
     mine = outside(tmp_path / "mine", "model", "net", {"edited_net": NET.format(helper="edited_helper")},
                    "_target_: edited_net.Net", edited_helper="WIDTH = 1.0\n")  # fmt: skip
-    first = command(mine, tmp_path, "model=net")
-    assert first.returncode == 0, first.stderr
-    assert "had finished before" in command(mine, tmp_path, "model=net").stdout
+    codes, done = commands(mine, tmp_path, "run", "run")
+    assert codes == [0, 0] and done.stdout.count("had finished before") == 1, done.stderr
     before = json.loads((tmp_path / "run" / "summary.json").read_text())
     (mine / "edited_helper.py").write_text("WIDTH = 0.5\n")  # not the class's own module, but one that it imports
-    again = command(mine, tmp_path, "model=net")
-    assert again.returncode == 2 and "of other code" in again.stderr
-    moved = command(mine, tmp_path, "model=net", "hydra.run.dir=other")
+    codes, done = commands(mine, tmp_path, "run", "other")
+    assert codes == [2, 0] and "of other code" in done.stderr and "had finished before" not in done.stdout
     after = json.loads((tmp_path / "other" / "summary.json").read_text())
-    assert moved.returncode == 0 and not after["reused"]
+    assert not after["reused"]
     assert before["code"]["fedser"] == after["code"]["fedser"] and before["code"] != after["code"]
 
 

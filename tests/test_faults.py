@@ -7,7 +7,7 @@ import pytest
 from fedser.errors import RunError
 
 COMMON = ["partition=iid", "partition.clients=2", "attack=fgsm", "defence=two_stage", "client.epochs=1", "reuse=false",
-          "client.optimizer_state=persist"]  # fmt: skip
+          "client.optimizer_state=persist", "features.frames=32", "evaluation.draws=2"]  # fmt: skip
 
 
 @pytest.fixture

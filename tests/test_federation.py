@@ -38,10 +38,8 @@ def by_strategy(tmp_path_factory):
     from fedser import compose, run
 
     folder = tmp_path_factory.mktemp("strategies")
-    return {
-        name: run(compose([*SMALL, *FOUR, "defence=none", "attack=none", f"strategy={name}"]), folder / name)
-        for name in STRATEGIES
-    }
+    words = [*SMALL, *FOUR, "defence=none", "attack=none", "features.frames=32", "evaluation.every=null"]
+    return {name: run(compose([*words, f"strategy={name}"]), folder / name) for name in STRATEGIES}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -104,7 +102,7 @@ def test_fedadam_averages_the_buffers_of_round_one(small, tmp_path):
 
 
 def test_mu_zero_is_fedavg_and_mu_pulls_towards_the_start(small, tmp_path, settings):
-    common = [*FOUR, "rounds=1", "client.epochs=15", "defence=none", "attack=none"]
+    common = [*FOUR, "rounds=1", "client.epochs=15", "defence=none", "attack=none", "features.frames=32"]
     zero = weights_of(small(*common, "strategy=fedprox", "strategy.proximal_mu=0.0", folder=tmp_path / "zero"))
     avg = weights_of(small(*common, folder=tmp_path / "avg"))
     strong = weights_of(small(*common, "strategy=fedprox", "strategy.proximal_mu=10.0", folder=tmp_path / "ten"))

@@ -27,7 +27,7 @@ def multirun(folder, *overrides):
 
 
 def test_it_makes_the_table_and_goes_on_where_it_was(tmp_path):
-    few = ["rounds=1", "evaluation.draws=2", "attacks.deepfool.steps=1"]
+    few = ["rounds=1", "evaluation.draws=2", "attacks.deepfool.steps=1", "features.frames=32"]
     done = multirun(tmp_path, *few)
     assert done.returncode == 0, done.stderr[-3000:]
     summaries = {file.parent: json.loads(file.read_text()) for file in (tmp_path / "out").glob("*/summary.json")}

@@ -14,7 +14,7 @@ from fedser.errors import RunError
 
 pytestmark = pytest.mark.ray
 TRAINED = ["partition=iid", "partition.clients=5", "attack=pgd", "defence=two_stage", "client.optimizer_state=persist",
-           "reuse=false"]  # fmt: skip
+           "reuse=false", "features.frames=32", "evaluation.draws=2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

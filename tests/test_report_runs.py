@@ -73,7 +73,7 @@ def test_a_run_that_lost_its_summary_is_one_of_unknown_status(tmp_path, kept):
     assert [run.status for run in report.load([lost])] == ["unknown"]
 
 
-def test_what_lies_in_or_above_runs_or_in_the_cache_is_no_run(tmp_path):
+def test_what_lies_in_or_above_runs_or_in_the_cache_is_no_run(tmp_path, tmp_path_factory):
     run = make_run(tmp_path / "sweep/0")
     lost = left_with(make_run(tmp_path / "sweep/1"), "config.yaml")
     for folder in (run, lost):
@@ -85,7 +85,8 @@ def test_what_lies_in_or_above_runs_or_in_the_cache_is_no_run(tmp_path):
     (tmp_path / "cache/models/0123").mkdir(parents=True)
     for name in ("history.jsonl", "round-00060.safetensors"):
         (tmp_path / "cache/models/0123" / name).write_text('{"round": 1}\n')
-    report.write(report.load([tmp_path]), tmp_path / "sweep/report")
+    other = by_hand(tmp_path_factory.mktemp("other"), {"original": MATRIX})  # a report of few figures is written soon
+    report.write(report.load([other]), tmp_path / "sweep/report")
     assert [found.folder for found in report.load([tmp_path])] == [run, lost]
     for path in (run / "evaluations", lost / "evaluations/full", lost / ".hydra", tmp_path / "sweep/report"):
         with pytest.raises(InputError, match="holds no run"):

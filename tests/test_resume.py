@@ -17,7 +17,9 @@ from fedser import compose, run
 from fedser.display import Display
 from fedser.errors import InputError, Interrupted, RunError
 
-FOUR = ["partition=iid", "partition.clients=4", "defence=two_stage", "rounds=4", "evaluation.every=2", "reuse=false"]
+FOUR = ["partition=iid", "partition.clients=4", "defence=two_stage", "rounds=4", "evaluation.every=2", "reuse=false",
+        "features.frames=32", "evaluation.draws=2"]  # fmt: skip
+TIME = "features.frames=128"  # for a process whose rounds another one shall find under way
 FILES = ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv", "example.npz")
 
 
@@ -270,7 +272,7 @@ def test_wandb_gets_one_unbroken_curve(small, interrupted, tmp_path):
 @pytest.mark.ray
 def test_killed_driver_loses_nothing_but_the_current_round(small, tmp_path):
     """kill -9 of the driver on Ray, in the middle of a round; the same command line goes on."""
-    more = ["rounds=8", "client.optimizer_state=persist", "evaluation.every=4"]
+    more = ["rounds=8", "client.optimizer_state=persist", "evaluation.every=4", TIME]
     whole = small(*FOUR, *more, folder=tmp_path / "whole")
     process = start(tmp_path, *SMALL, *FOUR, *more, "simulation=cpu", "hydra.run.dir=run")
     until(lambda: rounds(tmp_path / "run") >= 3, process)
@@ -283,7 +285,7 @@ def test_killed_driver_loses_nothing_but_the_current_round(small, tmp_path):
     assert again.metrics["resumed_after"][0] >= done - 1 >= 2
 
 
-WAITING = ["reuse=true", "rounds=30", "defence=none", "attack=none", "evaluation.every=30"]
+WAITING = ["reuse=true", "rounds=30", "defence=none", "attack=none", "evaluation.every=30", TIME]
 
 
 def test_two_processes_train_a_model_once(small, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """What jobs return to a sweeper, on whatever launcher, and what comes back: exit codes, messages, Ctrl-C."""
 
+import importlib
 import importlib.metadata
 import json
 import math
@@ -30,6 +31,19 @@ CLIMB = [
 ]
 JOBLIB = pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib")
 SUBMITIT = pytest.param(["hydra/launcher=submitit_local"], id="submitit")
+
+
+@pytest.fixture
+def climb(command, monkeypatch):
+    """climb(*arguments) → what an optimising sweep came to in this process, which learns of the plugin as Hydra would."""
+    from hydra.core.plugins import Plugins
+
+    monkeypatch.syspath_prepend(HERE / "plugins")
+    importlib.invalidate_caches()
+    plugin = importlib.import_module("hydra_plugins.climb.sweeper")
+    if plugin.Climb not in Plugins.instance().discover(plugin.Sweeper):
+        Plugins.instance().register(plugin.Climb)
+    return lambda *arguments: command(*CLIMB, *arguments)
 
 
 def needs(launcher):
@@ -110,8 +124,8 @@ def test_a_sweeper_gets_the_metric_and_goes_by_it(cli, tmp_path):
     assert last == by_lr[True, first >= second]
 
 
-def test_a_job_that_fails_is_not_a_number_to_the_sweeper(cli, tmp_path):
-    done = cli(*CLIMB, *VALIDATED, "hydra.sweeper.values=[-1,0.001]", **PLUGINS)
+def test_a_job_that_fails_is_not_a_number_to_the_sweeper(climb, tmp_path):
+    done = climb(*VALIDATED, "hydra.sweeper.values=[-1,0.001]")
     assert done.returncode == 2
     first, second, last = json.loads((tmp_path / "swept/climb.json").read_text())
     assert first == "nan" and float(second) >= 0 and float(last) >= 0
@@ -119,8 +133,8 @@ def test_a_job_that_fails_is_not_a_number_to_the_sweeper(cli, tmp_path):
     assert "job 0" in line and "client.lr=-1" in line
 
 
-def test_without_validation_nothing_is_trained(cli, tmp_path):
-    done = cli(*CLIMB, *QUICK, "hydra.sweeper.values=[0.01,0.001]", **PLUGINS)
+def test_without_validation_nothing_is_trained(climb, tmp_path):
+    done = climb(*QUICK, "hydra.sweeper.values=[0.01,0.001]")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "partition.validation=0.1" in done.stderr and not (tmp_path / "swept").exists()
 
@@ -128,13 +142,13 @@ def test_without_validation_nothing_is_trained(cli, tmp_path):
 HELD = [*QUICK, "partition/split=speaker", "partition.split.test=0", "partition.split.validation=1"]
 
 
-def test_who_is_held_out_may_choose_settings_by_that_name_alone(cli, tmp_path):
+def test_who_is_held_out_may_choose_settings_by_that_name_alone(climb, tmp_path):
     """Nobody who trains has validation utterances: the default is no figure of theirs, and nothing stands in for it."""
     values, unseen = "hydra.sweeper.values=[0.02,0.00001]", "uar/unseen/validation/original"
-    refused = cli(*CLIMB, *HELD, values, **PLUGINS)
+    refused = climb(*HELD, values)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and not (tmp_path / "swept").exists()
     assert f"set optimized_metric={unseen}, or partition.validation=0.1" in refused.stderr
-    done = cli(*CLIMB, *HELD, values, f"optimized_metric={unseen}", **PLUGINS)
+    done = climb(*HELD, values, f"optimized_metric={unseen}")
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "swept/climb.json").read_text())
     found = summaries(tmp_path / "swept")
@@ -184,17 +198,16 @@ def test_a_sweep_that_lacks_its_figure_is_told_what_there_is(settings, monkeypat
         sweeps.check(settings(*HELD, "optimized_metric=accuracy/validation/original"), hydra)
 
 
-def test_a_job_without_validation_is_refused_where_the_sweep_is_over_it(cli, tmp_path):
-    over = [word.replace("key=client.lr", "key=partition.validation") for word in CLIMB]
-    done = cli(*over, *VALIDATED, "hydra.sweeper.values=[0.0,0.25]", **PLUGINS)
+def test_a_job_without_validation_is_refused_where_the_sweep_is_over_it(climb, tmp_path):
+    done = climb(*VALIDATED, "hydra.sweeper.key=partition.validation", "hydra.sweeper.values=[0.0,0.25]")
     assert done.returncode == 2, done.stderr
     (line,) = complaints(done)
     assert "job 0" in line and "partition.validation=0.1" in line
     assert len(summaries(tmp_path / "swept")) == 2
 
 
-def test_a_test_metric_warns_once(cli, tmp_path):
-    done = cli(*CLIMB, *QUICK, "optimized_metric=uar/original", "hydra.sweeper.values=[0.01,0.001]", **PLUGINS)
+def test_a_test_metric_warns_once(climb, tmp_path):
+    done = climb(*QUICK, "optimized_metric=uar/original", "hydra.sweeper.values=[0.01,0.001]")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("test data") == 1
     figures = json.loads((tmp_path / "swept/climb.json").read_text())
@@ -347,8 +360,9 @@ def test_help_needs_no_pydantic():
         ("fedser --config-dir not-there attack=mi", "attack=mifgsm"),
     ],
 )
-def test_a_shell_completes_with_the_folders_of_the_line(cli, tmp_path, line, offered):
+def test_a_shell_completes_with_the_folders_of_the_line(command, monkeypatch, tmp_path, line, offered):
     (tmp_path / "mine/attack").mkdir(parents=True)
     (tmp_path / "mine/attack/mine.yaml").write_text("name: mine\nspecial: 1\n")
-    done = cli("-sc", "query=bash", COMP_LINE=line)
+    monkeypatch.setenv("COMP_LINE", line)
+    done = command("-sc", "query=bash")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, offered, "")

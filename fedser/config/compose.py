@@ -4,6 +4,7 @@ Nothing heavy is imported here, and what checks settings only where they are nee
 answer at once.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -105,11 +106,7 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     `partition.split=NAME`. All attacks are made known by name, for `evaluation.attacks=[…]` and `attacks.NAME.steps=…`:
     those of the user's folders too. So are all corpora for `dataset=mixed`, as `dataset.corpora.NAME`.
     """
-    every = [{f"/attack@_global_.attacks.{name}": name} for name in paths.options("attack", folders)]
-    ConfigStore.instance().store("all_attacks", {"defaults": every}, provider="fedser")
-    every = [{f"/dataset@_global_.dataset.corpora.{name}": name} for name in paths.options("dataset", folders)]
-    single = [each for each in every if "mixed" not in each.values()]
-    ConfigStore.instance().store("all_datasets", {"defaults": single}, provider="fedser")
+    _make_known(*(tuple(paths.options(group, folders)) for group in ("attack", "dataset")))
     dotted = r"^(features\.normalisation|partition\.split)=(?=[\w,]+$)"
     words = [re.sub(dotted, lambda found: found[0].replace(".", "/"), word) for word in overrides]
     modules = [f"modules=[{','.join(folders)}]"] if folders else []
@@ -118,6 +115,16 @@ def prepared(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
         is_override = before not in VALUED and word[:1] != "-" and ("=" in word or word[:1] == "~")
         (rest if is_override else flags).append(word)
     return [*flags, *modules, *rest]
+
+
+@functools.lru_cache(maxsize=1)  # the same names as the last time are known already
+def _make_known(attacks: tuple[str, ...], corpora: tuple[str, ...]) -> None:
+    # Our own attacks go in as they are: as files that Hydra composes they would take half of its time.
+    ours = {name: paths.content(file) for name, file in paths.options("attack").items()}
+    every = [{f"/attack@_global_.attacks.{name}": name} for name in attacks if name not in ours]
+    ConfigStore.instance().store("all_attacks", {"defaults": ["_self_", *every], "attacks": ours}, provider="fedser")
+    every = [{f"/dataset@_global_.dataset.corpora.{name}": name} for name in corpora if name != "mixed"]
+    ConfigStore.instance().store("all_datasets", {"defaults": every}, provider="fedser")
 
 
 def explain(error: Exception, overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> str:
