@@ -44,7 +44,7 @@ def test_a_kind_is_chosen_by_its_name(name, kind):
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(
-        InputError, match=r"features\.normalisation has no option 'whitening'. There are: minmax_client, none,"
+        InputError, match=r"features\.normalisation has no option 'whitening'. There are: fixed, minmax_client, none,"
     ):
         compose(["features.normalisation=whitening"])
 

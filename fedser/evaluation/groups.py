@@ -3,12 +3,15 @@ about somebody."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from torch import Tensor
 
 from fedser.errors import InputError
 from fedser.evaluation.metrics import confusion
+
+if TYPE_CHECKING:  # the report imports this, and does without torch
+    from torch import Tensor
 
 SEXES = {"f": "female", "m": "male"}  # a corpus's table has letters
 
@@ -42,7 +45,7 @@ def large_enough(groups: Sequence[str], min_support: int) -> list[str]:
 
 
 def counts(
-    predictions: Mapping[str, Tensor], y: Tensor, groups: Sequence[str], classes: int, min_support: int
+    predictions: "Mapping[str, Tensor]", y: "Tensor", groups: Sequence[str], classes: int, min_support: int
 ) -> dict[str, dict[str, list]]:
     """Per group that is large enough, and condition, the counts [classes, classes] of the utterances with labels y [n],
     of the predictions [draws, n] added up over draws."""
