@@ -42,12 +42,17 @@ def pooled(store) -> np.ndarray:
 
 
 def by_client(features: np.ndarray, splits) -> np.ndarray:
-    """The features less each client's mean over its own training clips."""
-    centred = features.copy()
+    """The features less each client's mean over its own training clips, of one without any less everybody's."""
+    centred, everyone = features.copy(), features[trained(splits)].mean(0)
     for split in splits:
         rows = np.concatenate([split.train, split.validation, split.test])
-        centred[rows] -= features[np.concatenate([split.train, split.validation])].mean(0)
+        centred[rows] -= features[trained([split])].mean(0) if split.seen else everyone
     return centred
+
+
+def trained(splits) -> np.ndarray:
+    """The rows of the clients that train."""
+    return np.concatenate([rows for split in splits if split.seen for rows in (split.train, split.validation)])
 
 
 def scores(features: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[float, float]:
@@ -79,8 +84,8 @@ def main() -> None:
         settings = validate(compose(chosen))
         store = extract(corpora.load(settings.dataset), settings.features, settings.dataset.on_bad_audio)
         splits = partition(store.table, settings.partition, seed)
-        train = np.concatenate([rows for split in splits for rows in (split.train, split.validation)])
-        test = np.concatenate([split.test for split in splits])
+        train, held = trained(splits), [split for split in splits if not split.seen]
+        test = np.concatenate([split.test for split in held or splits])  # of speakers who are held out, if any are
         features = pooled(store)
         row = [*scores(features, store.labels, train, test)]
         row += scores(by_client(features, splits), store.labels, train, test)
