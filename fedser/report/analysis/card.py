@@ -19,6 +19,7 @@ from fedser.report.cells import between, number, percent
 
 TRUST_SER = json.loads((files("fedser.report") / "trust_ser.json").read_text(encoding="utf-8"))
 LEVEL = 45.0  # dB, at which Trust-SER attacks
+METRICS = {"uar": "UAR", "accuracy": "accuracy", "eer": "EER"}  # of what is inferred, on a card
 KNOWS = {
     "adversarial": "no randomisation",
     "randomised_adversarial": "randomised, not known",
@@ -153,11 +154,13 @@ def _fairness(corpus: Corpus, model: Model) -> Iterator[Figure]:
 
 
 def _privacy(model: Model) -> Iterator[Figure]:
-    for each in (each for each in inferred([model]) if each.shown):
+    for each in inferred([model]):
         told = each.record
-        name = f"{told['what']} from {told['source']}, {told['metric'].upper().replace('_', ' ')}"
-        how = f"{told['whose']} speakers, chance {percent(told['chance'])}; {told.get('protocol', '')}"
         theirs = (told["what"], told["metric"], told["source"]) == ("sex", "accuracy", "embeddings")
+        if told["metric"] not in METRICS or not (each.shown or theirs):
+            continue
+        name = f"{told['what'].capitalize()} from {told['source']}, {METRICS[told['metric']]}"
+        how = f"{told['whose']} speakers, chance {percent(told['chance'])}; {told.get('protocol', '')}"
         interval = between(*(math.nan if told[end] is None else told[end] for end in ("low", "high")))
         yield Figure(name, f"{percent(told['value'])} %", interval, how, _trust(model, "sex") * theirs)
     told = model.runs[0].summary.get("privacy")
