@@ -127,14 +127,12 @@ def _safety(model: Model) -> Iterator[Figure]:
     chosen = LEVEL if LEVEL in snrs else max(snrs, default=LEVEL)
     for level in (level for level in found if level.snr == chosen):
         estimate = model.estimates[level.condition]
-        how = f"{number(level.snr)} dB below the speech, on the waveform"
-        yield _uar(f"UAR, {attack_title(level.attack)}", estimate, how)
+        how, published = f"{number(level.snr)} dB below the speech, on the waveform", ""
         if level.success is not None:
-            published = _trust(model, "success") * (level.attack == "snr_fgsm" and level.snr == LEVEL)
-            yield Figure(
-                f"Success, {attack_title(level.attack)}", f"{percent(level.success)} %", "",
-                f"of clips that are right at first; {how}", published,
-            )  # fmt: skip
+            how += f", succeeds with {percent(level.success)} % of the clips that are right at first"
+            theirs = level.attack == "snr_fgsm" and level.snr == LEVEL
+            published = f"success {told}" if theirs and (told := _trust(model, "success")) else ""
+        yield _uar(f"UAR, {attack_title(level.attack)}", estimate, how, published)
 
 
 def _fairness(corpus: Corpus, model: Model) -> Iterator[Figure]:
