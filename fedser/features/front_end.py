@@ -79,10 +79,13 @@ class _Fitted(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient to log-Mels [B, count, mels] → to waveforms [B, samples]; not differentiable again."""
         window, hop, bank = ctx.log_mel.window, ctx.log_mel.hop, ctx.log_mel.bank
         # An inverse transform without its 1/n, which counts every line twice but the first and that at half the rate.
         once = torch.full_like(bank[:, :1], 0.5)
-        once[0 :: max(1, len(window) // 2) if len(window) % 2 == 0 else len(once)] = 1
+        once[0] = 1
+        if len(window) % 2 == 0:
+            once[-1] = 1
         back, found = (bank * once).T.contiguous(), gradient.new_zeros(ctx.shape)
         for to, by, (spectrum, size, mels) in zip(found, gradient, ctx.kept, strict=True):
             own = torch.zeros_like(mels)
