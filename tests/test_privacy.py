@@ -140,6 +140,8 @@ def test_sex_and_speaker_are_inferred(trained, capsys):
     one, mean = by["sex", f"one update of {layer}", "uar"], by["sex", f"the mean of 2 updates of {layer}", "uar"]
     assert (one["samples"], mean["samples"], mean["speakers"]) == (16, 8, 8)
     assert by["speaker", "one update of fc, learnt from earlier ones", "uar"]["chance"] == 1 / 8
+    noise = by["sex", "noise in place of updates of blocks.0.conv", "uar"]
+    assert (noise["samples"], noise["speakers"]) == (16, 8) and 0.3 < noise["value"] < 0.7
 
 
 def test_embeddings_are_what_the_last_layer_is_given(trained):
@@ -152,6 +154,18 @@ def test_embeddings_are_what_the_last_layer_is_given(trained):
     with torch.no_grad():
         expected = model.eval().embed(torch.from_numpy(x.astype(np.float32))[:, None], lengths)
     np.testing.assert_allclose(found[split.test], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_of_a_network_that_listens_log_mels_are_the_baseline_too(trained, voices, tmp_path):
+    """Those of its waveforms, which equal the features of a run on log-Mels."""
+    ear = ["features=waveform", "features.seconds=0.528", "model._target_=ear.Ear", "+model.tune=frozen", "rounds=1"]
+    ear += [f"~model.{key}" for key in ("width", "norm", "dropout", "bn_momentum", "bn_eps")]  # 0.528 s are 32 frames
+    listening = [each for each in voices if not each.startswith(("features.", "model."))]
+    subject = Subject.of(run(compose([*listening, *ear]), tmp_path / "ear").folder)
+    ours, theirs = subject.log_mels(), Subject.of(trained).log_mels()
+    clips = subject.prepared.store.table["path"].tolist()
+    rows = [clips.index(path) for path in Subject.of(trained).prepared.store.table["path"]]
+    np.testing.assert_allclose(ours[rows], theirs, atol=1e-3)
 
 
 def test_speakers_who_did_not_train_are_told_apart_from_those_who_did(voices, tmp_path):
@@ -173,6 +187,16 @@ def test_other_runs_updates_are_learnt_from(trained, voices):
     bare = run(compose([*voices, "rounds=1"]), trained.parent / "none")
     with pytest.raises(InputError, match="has kept no updates.*checkpoint.updates=10"):
         study(trained, shadows=[bare.folder])
+
+
+def test_updates_of_several_speakers_are_left_out(trained, voices, caplog):
+    several = ["partition=iid", "partition.clients=4", "checkpoint.updates=1"]
+    mixed = run(compose([*voices, *several]), trained.parent / "iid")
+    found = study(mixed.folder)["findings"]
+    assert {each["source"] for each in found} == {"embeddings", "log-Mel statistics"}
+    assert "tells of no single speaker (partition=iid). They are left out." in caplog.text
+    with pytest.raises(InputError, match="tells of no single speaker"):
+        study(mixed.folder, shadows=[trained])
 
 
 def test_updates_are_what_clients_send_less_what_they_got(trained, voices):

@@ -1,7 +1,10 @@
 """Attacks on the waveform: the level of every utterance, padding, the front end, a randomisation that is known."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from ear import Ear
@@ -19,6 +22,7 @@ from fedser.models.lengths import as_inputs, logits
 from fedser.models.statcnn import StatCNN
 from fedser.report import tables
 from fedser.report.analysis import models
+from fedser.report.analysis.safety import success_interval
 
 SAMPLES = 6400
 LENGTHS = torch.tensor([6400, 3600, 4800, 2000, 6400, 2800])
@@ -155,7 +159,23 @@ def test_a_network_on_log_mels_is_attacked_through_its_front_end(small):
     for name, row in (("snr_fgsm", rows["snr_fgsm", 45]), ("snr_pgd@snr=20", rows["snr_pgd", 20])):
         assert row["uar/adversarial"] == result.metrics[f"uar/adversarial/{name}"]
         assert row["success"] == found[name]["success"] and row["rms"] == found[name]["rms"]
+        assert not row["success_low"] > row["success"] and not row["success_high"] < row["success"]
     assert rows["snr_fgsm", 45]["uar/adaptive"] == result.metrics["uar/adaptive/snr_fgsm"]
+
+
+def test_a_success_rate_has_an_interval_over_speakers():
+    speakers = np.repeat(list("abcdef"), 10)
+    clips = pd.DataFrame({"seed": "0", "utterance": np.arange(60).astype(str), "speaker": speakers, "correct": 1.0})
+    clean = SimpleNamespace(observations=clips.assign(correct=(np.arange(60) % 10 < 8) * 1.0))
+    fooled = np.arange(60) % 10 < np.repeat([1, 2, 3, 4, 5, 6], 10)  # of ten, the first 1 to 6; the last two are wrong
+    sure = success_interval(clean, SimpleNamespace(observations=clips.assign(correct=1.0 - fooled)))
+    rates = np.arange(1, 7) / 8
+    draws = np.random.default_rng(0).choice(rates, (4000, 6)).mean(1)  # over speakers of equally many right clips
+    assert sure.low < np.quantile(draws, 0.025) and np.quantile(draws, 0.975) < sure.high
+    assert sure.low == pytest.approx(np.quantile(draws, 0.025), abs=0.08)
+    assert sure.high == pytest.approx(np.quantile(draws, 0.975), abs=0.08)
+    assert np.isnan(success_interval(clean, SimpleNamespace(observations=None)).low)
+    assert np.isnan(success_interval(clean, SimpleNamespace(observations=clips.assign(correct=0.0))).low)
 
 
 def test_a_network_that_listens_is_attacked_likewise(tmp_path):

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from fedser.errors import FedserError
 
+log = logging.getLogger(__name__)
+
 
 def study(run: str | Path, column: str = "sex", shadows: Sequence[str | Path] = ()) -> dict:
     """What is inferred of one finished run, also written to its `privacy.json`; see `fedser.privacy.findings.written`.
@@ -29,8 +31,10 @@ def study(run: str | Path, column: str = "sex", shadows: Sequence[str | Path] = 
     from fedser.privacy import embeddings, findings, updates
 
     subject = embeddings.Subject.of(Path(run))
-    found = []
-    if shadows or subject.settings.checkpoint.updates:
+    found, kept = [], bool(subject.settings.checkpoint.updates)
+    if kept and not shadows and (told := updates.refusal(subject)):
+        log.warning("%s They are left out.", told)
+    elif kept or shadows:
         others = [embeddings.Subject.of(Path(each)) for each in shadows]
         found = updates.findings(subject, others, column)
     found = [*embeddings.findings(subject, column), *found]

@@ -4,6 +4,7 @@ The network is the global one, normalisers are the clients' own. A probe never h
 from, nor, where the corpus knows sentences, a speaker in a sentence that she was learnt from in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fedser.config.settings import Settings
 from fedser.config.validation import validate
 from fedser.data.corpora import SENTENCE
 from fedser.errors import InputError
+from fedser.features.front_end import LogMel
 from fedser.features.normalisation import Normaliser, Sums, of_unknown
 from fedser.federation import transport
 from fedser.federation.client_data import STATES, ClientData
@@ -96,13 +98,13 @@ class Subject:
                     found |= zip(part.tolist(), described(model, x, lengths)[1].double().numpy(), strict=True)
         return np.array([found[row] for row in range(len(self.prepared.store))])
 
-    def log_mels(self) -> np.ndarray | None:
+    def log_mels(self) -> np.ndarray:
         """Mean and deviation over each clip's real frames, of each mel bin before normalisation, float64 [n, 2 · mels];
-        None of waveforms."""
-        store = self.prepared.store
-        if self.settings.features.ragged:
-            return None
-        clips = (np.asarray(store.frames[row][:real], np.float64) for row, real in enumerate(store.lengths))
+        of waveforms those of the default front end."""
+        store, features = self.prepared.store, self.settings.features
+        make = _of_waveform(features.sample_rate) if features.ragged else np.asarray
+        each = ((store.frames[np.array([row])][0], real) for row, real in enumerate(store.lengths))
+        clips = (make(frames[:real]).astype(np.float64) for frames, real in each)
         return np.array([np.concatenate([clip.mean(0), clip.std(0)]) for clip in clips])
 
     def _data(self, split) -> ClientData:
@@ -130,10 +132,21 @@ def findings(subject: Subject, column: str = "sex") -> list[Finding]:
     sources = {"embeddings": subject.embeddings(), "log-Mel statistics": subject.log_mels()}
     found = []
     for source, x in sources.items():
-        if x is not None:
-            found += _of_column(x[known], values, folds, table, what=column, source=source)
-            found += _of_speaker(x[known], values, table, source, column)
+        found += _of_column(x[known], values, folds, table, what=column, source=source)
+        found += _of_speaker(x[known], values, table, source, column)
     return found
+
+
+def _of_waveform(sample_rate: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Samples [n, 1] → log-Mels [frames, mels]; a clip shorter than a window is filled up with zeros."""
+    log_mel = LogMel(sample_rate, fmax=sample_rate / 2)
+
+    def made(samples: np.ndarray) -> np.ndarray:
+        waveform = torch.from_numpy(np.array(samples, np.float32))[:, 0]
+        missing = max(len(log_mel.window) - len(waveform), 0)
+        return log_mel(torch.nn.functional.pad(waveform, (0, missing))).numpy()
+
+    return made
 
 
 def _groups(table: pd.DataFrame):

@@ -6,7 +6,7 @@ run's other clients, and the clients of other runs, on other corpora.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -16,6 +16,8 @@ from fedser.federation.updates import read
 from fedser.privacy import probe
 from fedser.privacy.embeddings import Subject
 from fedser.privacy.findings import Finding, of_classes, of_speakers
+
+DRAWS = 10  # of noise
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,10 @@ class Senders:
     @classmethod
     def of(cls, subject: Subject, column: str) -> "Senders":
         """Raises InputError for a run without updates, or whose clients are not speakers with a known value."""
-        found, values, table = read(subject.folder), subject.values(column), subject.prepared.store.table
+        found, values = read(subject.folder), subject.values(column)
+        if wrong := refusal(subject):
+            raise InputError(wrong)
         rows = {split.name: np.concatenate([split.train, split.test]) for split in subject.prepared.splits}
-        several = [name for name in found if table["speaker"].iloc[rows[name]].nunique(dropna=False) > 1]
-        if several:
-            raise InputError(
-                f"{subject.folder}: an update of client '{several[0]}' tells of no single speaker (partition="
-                f"{subject.settings.partition.name})."
-            )
         own = {name: values[rows[name][0]] for name in sorted(found) if values[rows[name][0]]}
         times = min(len(found[name]) for name in own)
         kept = np.stack([np.stack(found[name][:times]) for name in own])
@@ -57,6 +55,16 @@ class Senders:
         flat = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
         flat = (flat - flat.mean(0)) / np.maximum(flat.std(0), 1e-8)
         return flat, np.repeat(np.arange(len(part)), part.shape[1])
+
+
+def refusal(subject: Subject) -> str:
+    """Why this run's updates tell of no speaker; empty where each client is one."""
+    table = subject.prepared.store.table
+    for split in subject.prepared.splits:
+        if table["speaker"].iloc[np.concatenate([split.train, split.test])].nunique(dropna=False) > 1:
+            how = f"partition={subject.settings.partition.name}"
+            return f"{subject.folder}: an update of client '{split.name}' tells of no single speaker ({how})."
+    return ""
 
 
 def layers(model: nn.Module) -> dict[str, tuple[slice, tuple]]:
@@ -78,12 +86,25 @@ def findings(subject: Subject, others: Sequence[Subject], column: str = "sex") -
     own = Senders.of(subject, column)
     folds = probe.by_group(own.clients, own.values)
     shadows = [Senders.of(each, column) for each in others]
-    found = []
+    found = _of_noise(own, folds, column)
     for layer in own.layers:
         for mean in (False, True):
             found += _of_column(own, folds, shadows, layer, mean, column)
         found += _of_sender(own, layer)
     return found
+
+
+def _of_noise(own: Senders, folds: np.ndarray, column: str) -> list[Finding]:
+    """The control: what the same probe makes of noise in an update's place, the mean over several draws."""
+    y = np.unique(own.values, return_inverse=True)[1]
+    rng, layer, right = np.random.default_rng(0), next(iter(own.layers)), []
+    for _ in range(DRAWS):
+        noise = rng.standard_normal(own.updates.shape, np.float32)
+        x, who = replace(own, updates=noise).seen(layer, mean=False)
+        right.append(probe.cross_validated(x, y[who], folds[who]) == y[who])
+    more = {"what": column, "source": f"noise in place of updates of {layer}", "whose": "seen"}
+    more["protocol"] = f"the probe of single updates, of Gaussian noise, a mean of {DRAWS} draws"
+    return of_classes(np.mean(right, 0), y[who], own.clients[who], np.ones(len(who), bool), **more)[:1]
 
 
 def _of_column(own: Senders, folds: np.ndarray, shadows: Sequence[Senders], layer: str, mean: bool, column: str):

@@ -277,10 +277,13 @@ def safety(corpus: Corpus) -> Table:
     for each in levels(corpus.models):
         uars = [_cell(each.uar.get(kind), percent) for kind in WAYS]
         head = [each.model.label, attack_title(each.attack), f"{each.snr:g}"]
-        rows.append([*head, *uars, _cell(each.success, percent), _cell(each.rms)])
+        sure = between(each.sure.low, each.sure.high)
+        success = replace(_cell(each.success, percent), notes=(sure,) if sure else ())
+        rows.append([*head, *uars, success, _cell(each.rms)])
         told = {f"uar/{kind}": value for kind, value in each.uar.items()}
         data.append({"model": each.model.label, "attack": each.attack, "snr": each.snr, **told})
-        data[-1] |= {"success": each.success, "rms": each.rms}
+        data[-1] |= {"success": each.success, "success_low": each.sure.low, "success_high": each.sure.high}
+        data[-1] |= {"rms": each.rms}
     columns = ["Model", "Attack", "SNR (dB)", "UAR", "UAR, randomised", "and known", "success (%)", "change (σ)"]
     return Table("safety", *prose("safety"), columns, rows, pd.DataFrame(data), words=2)
 

@@ -129,7 +129,8 @@ def _safety(model: Model) -> Iterator[Figure]:
         estimate = model.estimates[level.condition]
         how, published = f"{number(level.snr)} dB below the speech, on the waveform", ""
         if level.success is not None:
-            how += f", succeeds with {percent(level.success)} % of the clips that are right at first"
+            rate = " ".join(filter(None, (f"{percent(level.success)} %", between(level.sure.low, level.sure.high))))
+            how += f", succeeds with {rate} of the clips that are right at first"
             theirs = level.attack == "snr_fgsm" and level.snr == LEVEL
             published = f"success {told}" if theirs and (told := _trust(model, "success")) else ""
         yield _uar(f"UAR, {attack_title(level.attack)}", estimate, how, published)

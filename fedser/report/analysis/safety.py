@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+
+from fedser.evaluation import statistics
+from fedser.evaluation.statistics import Interval
 from fedser.report.analysis.conditions import parse
+from fedser.report.analysis.estimates import UNKNOWN, Estimate
 from fedser.report.analysis.models import Model
 
 WAYS = ("adversarial", "randomised_adversarial", "adaptive")  # kinds of conditions, of one attack
@@ -15,7 +20,8 @@ class Level:
     """What a model is worth under one attack at one level: means over runs, UARs by kind of condition.
 
     snr: dB that the speech is above the change, on the waveform. success: of the clips right at first, the share that
-    is wrong under attack. rms: of the change behind the front end, in σ of a mel bin.
+    is wrong under attack. sure: its 95 % interval over speakers. rms: of the change behind the front end, in σ of a
+    mel bin.
     """
 
     model: Model
@@ -24,6 +30,7 @@ class Level:
     snr: float
     uar: dict[str, float]
     success: float | None
+    sure: Interval
     rms: float | None
 
 
@@ -47,8 +54,22 @@ def _of(model: Model) -> list[Level]:
         told = [measure.examples for measure in estimate.measures]
         success, rms = (_mean([each.get(key) for each in told]) for key in ("success", "rms"))
         attack = condition.variant.partition("@")[0]
-        found.append(Level(model, name, attack, float(settings[0]["snr"]), uars, success, rms))
+        sure = success_interval(model.estimates.get("original"), estimate)
+        found.append(Level(model, name, attack, float(settings[0]["snr"]), uars, success, sure, rms))
     return found
+
+
+def success_interval(clean: Estimate | None, attacked: Estimate) -> Interval:
+    """The success rate's 95 % interval over speakers; NaN where no clips are told of, or all of them went alike."""
+    if clean is None or clean.observations is None or attacked.observations is None:
+        return UNKNOWN
+    clips = ["seed", "utterance"]
+    right = clean.observations[clean.observations["correct"] == 1][clips]
+    found = attacked.observations.merge(right, on=clips)
+    if found["speaker"].nunique() < 2 or found["correct"].nunique() < 2:
+        return UNKNOWN
+    alike = np.zeros(len(found), int)  # of one label UAR is accuracy
+    return statistics.clustered_bootstrap(1 - found["correct"], alike, found["speaker"], found["seed"])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
