@@ -41,6 +41,11 @@ def listen() -> NoReturn:
     _leave("fedser-listen", lambda: importlib.import_module("fedser.listen").main())
 
 
+def client() -> NoReturn:
+    """Entry point of `fedser-client`."""
+    _leave("fedser-client", lambda: importlib.import_module("fedser.deployment.client").main())
+
+
 def privacy() -> NoReturn:
     """Entry point of `fedser-privacy`."""
     _leave("fedser-privacy", lambda: importlib.import_module("fedser.privacy").main())

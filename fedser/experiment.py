@@ -25,6 +25,7 @@ from fedser.config import identity, sources
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.config.validation import validate
+from fedser.deployment import server
 from fedser.display import Display, size
 from fedser.errors import FedserError, InputError, Interrupted, RunError
 from fedser.evaluation import record
@@ -64,8 +65,8 @@ def run(config, folder=None) -> Result:
     settings = config if isinstance(config, Settings) else validate(config)
     name = identity.run_name(settings)
     place = RunFolder(Path(folder).expanduser() if folder is not None else Path("outputs") / name)
-    with place.locked():
-        experiment = Experiment.load(settings, place, name)
+    with place.locked(), server.connected(settings) as deployment:
+        experiment = Experiment.load(settings, place, name, deployment)
         known = experiment.finished_before()
         summary = known or Attempt(experiment).run()
         note = "This run had finished before; reuse=false makes it again." if known else ""
@@ -83,9 +84,12 @@ class Experiment:
     identity: str
     earlier: dict | None
     prepared: Preparation
+    deployment: server.Deployment | None = None  # where its clients are real
 
     @classmethod
-    def load(cls, settings: Settings, place: RunFolder, name: str) -> "Experiment":
+    def load(
+        cls, settings: Settings, place: RunFolder, name: str, deployment: server.Deployment | None = None
+    ) -> "Experiment":
         """Whatever can go wrong before a run starts goes wrong here: data, components, room on the disk.
 
         Raises InputError, also when the folder holds another configuration's run.
@@ -96,7 +100,8 @@ class Experiment:
                 f"{place.path} holds a run of another configuration, or of other code (see its config.yaml and "
                 "summary.json): choose another hydra.run.dir=…, or move that folder away."
             )
-        experiment = cls(settings, place, name, known, earlier, prepare(settings))
+        prepared = prepare(settings, deployment and deployment.roster)
+        experiment = cls(settings, place, name, known, earlier, prepared, deployment)
         experiment._check_room()
         if (told := experiment.prepared.guarantee) and told["why"]:
             log.warning("%s", told["text"])
@@ -269,8 +274,14 @@ class Attempt:
                 lock.close()
                 log.info("the model was trained before: %s", known.folder)
             if self.state.round < self.settings.rounds:
-                clients = len(self.prepared.splits)
-                backend.simulate(lambda grid: self._serve(grid, known, lock), client_app, clients, self.plan, stop)
+                self._behind_a_grid(lambda grid: self._serve(grid, known, lock))
+
+    def _behind_a_grid(self, serve) -> None:
+        """Where the clients are: of a simulation, or real ones."""
+        if self.experiment.deployment:
+            self.experiment.deployment.serve(serve, self.stop)
+        else:
+            backend.simulate(serve, client_app, len(self.prepared.splits), self.plan, self.stop)
 
     def _serve(self, grid, known: "model_cache.Trained | None", lock: contextlib.ExitStack) -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""

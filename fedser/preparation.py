@@ -32,6 +32,8 @@ from fedser.data.partition import ClientSplit, partition, repeated, warn_of_gaps
 from fedser.data.states import cached
 from fedser.data.store import FeatureStore, extract
 from fedser.defences import inference
+from fedser.deployment.roster import Roster
+from fedser.deployment.vetting import greeting
 from fedser.detectors.detector import Detector, Watched
 from fedser.display import Display
 from fedser.errors import FedserError, InputError
@@ -81,6 +83,7 @@ class Preparation:
     model: torch.nn.Module
     norm: str = "aggregate"  # what the setting `batch_norm` comes to
     forms: Mapping[str, FeatureStore] = field(default_factory=dict)  # of the clips, beside the features
+    roster: Roster | None = None  # of clients on machines of their own
 
     @property
     def classes(self) -> list[str]:
@@ -168,18 +171,9 @@ class Preparation:
 
     def federation(self, grid, plan: Plan, stop: threading.Event, state: Path, moments=()) -> server_app.Federation:
         """The server's side of the clients behind `grid`, after the handshake; in `state` they keep their moments."""
-        experiment = {
-            "settings": self.settings.plain,
-            "classes": self.classes,
-            "attacks": {name: attack.node for name, attack in self.protocols.attacks.items()},
-            "store": str(self.store.folder),
-            "forms": {name: str(store.folder) for name, store in self.forms.items()},
-            "state": str(state),
-            "path": sys.path,  # so that workers import what this process does
-            "trainers": [split.number for split in self.splits if split.seen],
-            "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
-            "private": self.private,
-        }
+        trainers = [split.number for split in self.splits if split.seen]
+        experiment = {"classes": self.classes, "trainers": trainers, "private": self.private}
+        experiment |= greeting(self.settings) if self.roster else self._local(plan, state)
         least, window = self.settings.simulation.min_reply_fraction, plan.window
         federation = server_app.Federation(
             grid, len(self.splits), experiment, stop, least, window, *self._batch_norm(), moments=list(moments)
@@ -187,6 +181,18 @@ class Preparation:
         federation.present = Field.of(self.settings, len(self.classes)).present
         federation.handshake()
         return federation
+
+    def _local(self, plan: Plan, state: Path) -> dict:
+        """What simulated clients find on this machine."""
+        return {
+            "settings": self.settings.plain,
+            "attacks": {name: attack.node for name, attack in self.protocols.attacks.items()},
+            "store": str(self.store.folder),
+            "forms": {name: str(store.folder) for name, store in self.forms.items()},
+            "state": str(state),
+            "path": sys.path,  # so that workers import what this process does
+            "clients_per_gpu": int(1 / plan.num_gpus) if 0 < plan.num_gpus <= 1 else 1,
+        }
 
     def _batch_norm(self) -> tuple[batch_norm.Local | None, batch_norm.Recomputed | None]:
         local = batch_norm.Local(self.model) if self.norm == "local" else None
@@ -238,8 +244,9 @@ class Preparation:
         return {name: next(iter(sexes)) if len(sexes) == 1 else None for name, sexes in found.items()}
 
 
-def prepare(settings: Settings) -> Preparation:
+def prepare(settings: Settings, roster: Roster | None = None) -> Preparation:
     """Reads the corpus, extracts or finds its features, splits them among clients, builds and tries every component.
+    Where clients are real, their `roster` is all that is known of a corpus.
 
     Raises InputError for what a client would stumble over in the first round, or only after the training.
     """
@@ -247,6 +254,21 @@ def prepare(settings: Settings) -> Preparation:
     interfaces.conform(settings.partition.component, interfaces.Partition)
     interfaces.conform(settings.partition.split, interfaces.Split)
     protocols = Protocols.of(settings)
+    corpus, store, splits, recorded = (*roster.known(settings), None) if roster else _data(settings)
+    warn_of_gaps(store.table, splits, corpus.classes)
+    model = _initial_model(settings, len(corpus.classes))
+    if not roster:
+        _check_lengths(store, model, settings)
+    _Trial(settings, len(corpus.classes)).everything(protocols, model)
+    pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
+    _check_pooled(settings, pooled)
+    norm = batch_norm.chosen(settings, model, pooled)
+    forms = {} if roster else _forms(corpus, store, model, settings, protocols, recorded)
+    return Preparation(settings, protocols, corpus, store, splits, model, norm, forms, roster)
+
+
+def _data(settings: Settings) -> tuple[Corpus, FeatureStore, list[ClientSplit], Recorded | None]:
+    """The corpus, what is made of it, whose clips are which, and what is wrong with recordings in the field."""
     corpus = corpora.load(settings.dataset, settings.partition.column, *settings.evaluation.groups)
     for column in settings.evaluation.groups:
         groups.check(corpus.table, column, "evaluation.groups")
@@ -257,15 +279,7 @@ def prepare(settings: Settings) -> Preparation:
     splits, _ = conditions.dealt(partition(store.table, settings.partition, settings.seed), store.labels)
     if recorded := conditions.recorded(splits):
         store = client_data.again(corpus, store, settings.features, recorded)
-    warn_of_gaps(store.table, splits, corpus.classes)
-    model = _initial_model(settings, len(corpus.classes))
-    _check_lengths(store, model, settings)
-    _Trial(settings, len(corpus.classes)).everything(protocols, model)
-    pooled = strategies.pooled(strategies.build_strategy(settings.strategy, sum(split.seen for split in splits)))
-    _check_pooled(settings, pooled)
-    norm = batch_norm.chosen(settings, model, pooled)
-    forms = _forms(corpus, store, model, settings, protocols, recorded)
-    return Preparation(settings, protocols, corpus, store, splits, model, norm, forms)
+    return corpus, store, splits, recorded
 
 
 def _forms(

@@ -248,6 +248,29 @@ class Simulation(Group):
     min_reply_fraction: Fraction
 
 
+class Deployment(Group):
+    """Clients on machines of their own, behind a Flower SuperLink."""
+
+    name: str
+    backend: Literal["deploy"]
+    device: Literal["auto", "cpu", "cuda"]
+    superlink: Annotated[str, Field(pattern=r"^.+:\d+$"), must("must be HOST:PORT")]
+    ca: str | None
+    secret: str | None
+    clients: Count
+    wait: Positive
+    patience: Positive
+    utterances: bool
+    min_reply_fraction: Fraction
+    address: ClassVar = None
+    probe: ClassVar = False
+
+
+def _read_simulation(values: Any) -> Simulation | Deployment:
+    deployed = isinstance(values, dict) and values.get("backend") == "deploy"
+    return parse(Deployment if deployed else Simulation, values, "simulation.")
+
+
 class Checkpoint(Group):
     every: Count | None
     keep: Literal["last", "evaluated"]
@@ -294,7 +317,7 @@ class Settings(Group):
     detector: _node("detector") = Field(default_factory=_no_detector)  # runs of before had no choice
     selection: Selection
     evaluation: Evaluation
-    simulation: Simulation
+    simulation: Annotated[Simulation | Deployment, PlainValidator(_read_simulation)]
     logger: _node("logger")
     checkpoint: Checkpoint
     seed: Annotated[int, Field(ge=0)]

@@ -97,10 +97,11 @@ class Simulated:
 
 
 class Own:
-    """The one client that a machine of its own is: whatever the corpus at `dataset.root` holds, under this name."""
+    """The one client that a machine of its own is: its clips of the corpus at `dataset.root`, all where nobody says
+    whose they are."""
 
     def __init__(self, name: str, settings: Settings):
-        corpus = corpora.load(settings.dataset, settings.partition.column, *settings.evaluation.groups)
+        corpus = of_client(corpora.load(settings.dataset, settings.partition.column, *settings.evaluation.groups), name)
         self.store = extract(corpus, settings.features, settings.dataset.on_bad_audio)
         found = split(self.store.table, {name: np.arange(len(self.store))}, settings.partition, settings.seed)
         if [each.name for each in found] != [name]:
@@ -122,6 +123,18 @@ class Own:
     def everyone(self) -> list[ClientData]:
         """Raises InputError: a client has its own data alone."""
         raise InputError("strategy=centralised needs all clients' utterances in one place: only a simulation has them.")
+
+
+def of_client(corpus: corpora.Corpus, name: str) -> corpora.Corpus:
+    """The clips of one client, in a corpus that has others' too or does not say whose they are. Raises InputError where
+    it has none."""
+    whose = corpus.table["client"]
+    if whose.isna().all():
+        return corpus
+    if not (own := whose.astype(str) == name).any():
+        known = ", ".join(map(str, whose.dropna().unique()[:10]))
+        raise InputError(f"there is no clip of '{name}' in this folder; it has clips of {known}.")
+    return replace(corpus, table=corpus.table[own].reset_index(drop=True))
 
 
 def waveforms(

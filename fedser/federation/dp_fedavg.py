@@ -20,11 +20,13 @@ class Withheld:
     clipping_norm: of its update, where it clips and noises that itself; None where the server does.
     deviation: of the noise that it adds to each parameter then.
     sums: whether it withholds the sums over its frames.
+    system: whether its noise comes from the system, as in a deployment, and not from the run's seed.
     """
 
     clipping_norm: float | None = None
     deviation: float = 0.0
     sums: bool = True
+    system: bool = False
 
     metrics = {"num-examples": 1}  # noqa: RUF012 - all weigh the same
 
@@ -47,7 +49,7 @@ class Withheld:
             return end
         update = end.astype(np.float64) - start
         update *= min(1.0, self.clipping_norm / max(float(np.linalg.norm(update)), 1e-12))
-        noise = np.random.default_rng(seed).normal(0.0, self.deviation, len(update))
+        noise = np.random.default_rng(None if self.system else seed).normal(0.0, self.deviation, len(update))
         return (start + update + noise).astype(np.float32)
 
 

@@ -88,6 +88,21 @@ class Flat(Array):
     def data(self) -> bytes:
         return Array(self.vector).data
 
+    # Between machines a message names the class of each of its parts, and Flower knows but its own.
+    @functools.cached_property
+    def _plain(self) -> Array:
+        return Array(self.vector)
+
+    @property
+    def children(self):
+        return self._plain.children
+
+    def slice_array(self):
+        return self._plain.slice_array()
+
+    def deflate(self) -> bytes:
+        return self._plain.deflate()
+
     def __reduce__(self):
         if not self.shared:
             return Flat, (self.vector,)

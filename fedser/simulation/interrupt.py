@@ -26,7 +26,7 @@ def listening(stop: threading.Event, plan: Plan) -> Iterator[None]:
 
     def insist(signum, frame):
         signal.signal(signal.SIGINT, before)
-        if plan.backend == "serial":
+        if plan.backend != "ray":
             raise KeyboardInterrupt
         backend.end_clients()
 

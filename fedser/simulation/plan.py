@@ -62,6 +62,8 @@ class Plan:
         who = f"{self.clients} clients{f', {self.unseen} of them held out' if self.unseen else ''}{sampled}"
         if self.backend == "serial":
             return f"{who} · one at a time in this process"
+        if self.backend == "deploy":
+            return f"{who} · on machines of their own, SuperLink {self.address}"
         where = f" at {self.address}" if self.address else ""
         gpu = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
         time = f" · about {duration(self.seconds_per_round)} a round" if self.seconds_per_round else ""
@@ -145,6 +147,8 @@ def plan(
     unseen = 0 if isinstance(splits, int) else sum(not split.seen for split in splits)
     chosen = clients_per_round(settings.strategy, clients - unseen)
     common = {"reply_bytes": reply_bytes, "clients": clients, "unseen": unseen, "clients_per_round": chosen}
+    if wanted.backend == "deploy":
+        return Plan("deploy", clients, 1, 0.0, 0.0, **common, address=wanted.superlink)
     if wanted.backend == "serial":
         if wanted.address is not None:
             raise InputError(

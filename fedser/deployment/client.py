@@ -1,0 +1,194 @@
+"""A client on a machine of its own: the command `fedser-client`.
+
+    fedser-client --dataset emodb --root FOLDER --speaker 03 --superlink HOST:PORT --ca ca.pem --key node.pem
+
+It starts a SuperNode, which holds the connection, and answers its messages in this process, which has torch and the
+clips' features in memory. What a server may ask is in `fedser.deployment.vetting` and docs/deployment.md.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import functools
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+
+from fedser.config.settings import Settings
+from fedser.deployment import flower
+from fedser.deployment.grid import ROSTER, TO
+from fedser.deployment.roster import PARTS, Entry
+from fedser.deployment.vetting import ASKED, Vetting
+from fedser.errors import FedserError, InputError
+from fedser.federation.client_app import CLIENT_FAILED, make_app
+from fedser.federation.client_data import Own
+from fedser.runs import cache
+
+log = logging.getLogger(__name__)
+
+
+class Client:
+    """Answers the messages of a run about one client's own clips, as far as `vetting` allows."""
+
+    def __init__(self, name: str, vetting: Vetting):
+        self.name, self.vetting = name, vetting
+        self._app = make_app(lambda experiment, settings: Own(name, settings))
+        self._read = functools.lru_cache(maxsize=4)(self._vetted)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """The reply, or an error that names the client and what is wrong."""
+        try:
+            return self._answer(message, context)
+        except Exception as error:
+            log.error("%s", error)
+            reason = f"client '{self.name}': {error if isinstance(error, FedserError) else repr(error)}"
+            return Message(Error(CLIENT_FAILED, reason), reply_to=message)
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        kind, config = message.metadata.message_type, message.content["config"]
+        if kind not in ASKED:
+            raise InputError(f"the server asks for '{kind}', which clients do not answer.")
+        experiment, settings, told = self._read(config["experiment"])
+        if kind == f"query.{ROSTER}":
+            log.warning("a run begins: %s clients are asked", settings.dataset.name)
+            entry = self._entry(settings, told.get("withholds", False))
+            return Message(RecordDict({"config": ConfigRecord(entry.plain())}), reply_to=message)
+        self.vetting.pin(context.run_id, experiment)
+        if kind == "evaluate":
+            self.vetting.check_evaluation(message, settings)
+        config["experiment"] = experiment
+        context.node_config["partition-id"] = int(message.content[TO]["number"])
+        reply = self._app(message, context)
+        if reply.has_error():
+            log.error("%s", reply.error.reason)
+        else:
+            log.warning("%s answered", f"round {config['server-round']}, {kind}" if "server-round" in config else kind)
+        return reply
+
+    def _vetted(self, text: str) -> tuple[str, Settings, dict]:
+        told = json.loads(text)
+        experiment, settings = self.vetting.experiment(told)
+        experiment["state"] = str(cache.folder("clients", self.name))
+        if experiment.get("private"):
+            experiment["private"] = experiment["private"] | {"system": True}
+        return json.dumps(experiment, sort_keys=True), settings, told
+
+    def _entry(self, settings: Settings, withholds: bool) -> Entry:
+        own = Own(self.name, settings)
+        data, counts = own.client(0), {}
+        for part in PARTS:
+            labels = data.labels(data.rows(part)).tolist()
+            counts[part] = {name: labels.count(place) for place, name in enumerate(own.store.classes)}
+            counts[part] = {name: n for name, n in counts[part].items() if n}
+        if withholds and counts["train"]:  # that it trains, and not on how much
+            counts["train"] = {own.store.classes[0]: 1}
+        table = own.store.table
+        known = set(table["sex"].dropna()) if "sex" in table else set()
+        return Entry(self.name, own.store.folder.name, counts, known.pop() if len(known) == 1 else None)
+
+
+@contextlib.contextmanager
+def supernode(link: flower.Link, key: Path | None) -> Iterator[str]:
+    """A SuperNode beside this process, which ends with it → where it answers, HOST:PORT. Its log is ours where it
+    matters."""
+    address = f"127.0.0.1:{_free_port()}"
+    command = [sys.executable, "-c", "from flwr.supernode.cli import flower_supernode as run; run()"]
+    command += ["--superlink", link.address, "--isolation", "process", "--host", *address.split(":")[:1]]
+    command += ["--port", address.rpartition(":")[2]]
+    command += ["--root-certificates", str(link.ca)] if link.ca else ["--insecure"]
+    command += ["--auth-supernode-private-key", str(key)] if key else []
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    process = subprocess.Popen(
+        command, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None, start_new_session=True,
+    )  # fmt: skip
+    threading.Thread(target=_listen, args=(process,), daemon=True).start()
+    try:
+        yield address
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _end_with_parent() -> None:
+    """A SuperNode whose client was killed would keep the connection, and the server would wait for answers."""
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _listen(process: subprocess.Popen) -> None:
+    """Tells what a SuperNode complains about; where it ends by itself, so do we."""
+    for line in process.stdout:
+        log.info("%s", line.rstrip())
+        if any(word in line for word in ("ERROR", "WARN", "rror:")):
+            log.warning("SuperNode: %s", line.strip())
+    if process.wait():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `fedser-client`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="fedser-client", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--dataset", required=True, help="how the folder is read: a name of conf/dataset, e.g. emodb, manifest"
+    )
+    parser.add_argument("--root", required=True, type=Path, help="the client's own folder, or manifest")
+    parser.add_argument(
+        "--speaker", required=True, help="the client's name; of a folder of several speakers, this one's clips"
+    )
+    parser.add_argument("--superlink", required=True, metavar="HOST:PORT")
+    parser.add_argument(
+        "--ca", type=Path, help="certificate of who signed the SuperLink's; without it no TLS, for loopback"
+    )
+    parser.add_argument("--key", type=Path, help="this node's private key, registered with the SuperLink")
+    parser.add_argument("--checkpoint", type=Path, help="the backbone's checkpoint on this machine (model=ssl)")
+    parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--modules", nargs="*", default=[], help="folders with components of your own, which are allowed then"
+    )
+    parser.add_argument(
+        "own", nargs="*", metavar="dataset.KEY=VALUE", help="more about the folder, e.g. dataset.on_bad_audio=skip"
+    )
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(format=f"{chosen.speaker}: %(message)s", level=logging.WARNING)
+    try:
+        _run(chosen)
+    except FedserError as error:
+        print(f"fedser-client: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    flower.check_version()
+    if strange := [word for word in chosen.own if not word.startswith("dataset.")]:
+        raise InputError(f"{strange[0]}: a client sets dataset.… alone; all else is the server's.")
+    own = [f"dataset={chosen.dataset}", f"dataset.root={chosen.root.expanduser().absolute()}", *chosen.own]
+    own += ["simulation=serial", f"simulation.device={chosen.device}", "logger=none"]
+    checkpoint = str(chosen.checkpoint.expanduser().absolute()) if chosen.checkpoint else None
+    client = Client(chosen.speaker, Vetting(chosen.speaker, own, tuple(chosen.modules), checkpoint))
+    client.vetting.look()
+    link = flower.Link(chosen.superlink, chosen.ca)
+    link.certificates  # noqa: B018 - read before anything is started
+    with supernode(link, chosen.key) as address:
+        log.warning("connecting to %s; Ctrl-C leaves", chosen.superlink)
+        flower.client_app(address, client, threading.Event())
