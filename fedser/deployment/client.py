@@ -65,7 +65,7 @@ class Client:
         self.vetting.pin(context.run_id, experiment)
         if kind == "evaluate":
             self.vetting.check_evaluation(message, settings)
-        config["experiment"] = experiment
+        message.content["config"] = ConfigRecord(dict(config) | {"experiment": experiment})
         context.node_config["partition-id"] = int(message.content[TO]["number"])
         reply = self._app(message, context)
         if reply.has_error():
@@ -80,7 +80,7 @@ class Client:
         experiment["state"] = str(cache.folder("clients", self.name))
         if experiment.get("private"):
             experiment["private"] = experiment["private"] | {"system": True}
-        return json.dumps(experiment, sort_keys=True), settings, told
+        return json.dumps(experiment), settings, told  # augmentations come in their order
 
     def _entry(self, settings: Settings, withholds: bool) -> Entry:
         own = Own(self.name, settings)
@@ -168,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(format=f"{chosen.speaker}: %(message)s", level=logging.WARNING)
+    for asked in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell ignores Ctrl-C
+        signal.signal(asked, signal.default_int_handler)
     try:
         _run(chosen)
     except FedserError as error:

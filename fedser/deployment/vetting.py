@@ -119,7 +119,9 @@ class Vetting:
 
 def allowed(modules: tuple[str, ...] = ()) -> set[str]:
     """The import paths of all components that fedser's own configuration files name, and those in these folders."""
-    files = [file for folder in (paths.directory(), *map(Path, modules)) for file in sorted(Path(folder).rglob("*.yaml"))]
+    files = [
+        file for folder in (paths.directory(), *map(Path, modules)) for file in sorted(Path(folder).rglob("*.yaml"))
+    ]
     return {target for file in files for target in components.targets(paths.content(file))}
 
 
