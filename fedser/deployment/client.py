@@ -7,7 +7,6 @@ clips' features in memory. What a server may ask is in `fedser.deployment.vettin
 """
 
 import argparse
-import contextlib
 import ctypes
 import functools
 import json
@@ -18,7 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
@@ -34,6 +33,7 @@ from fedser.federation.client_data import Own
 from fedser.runs import cache
 
 log = logging.getLogger(__name__)
+AGAIN_SECONDS = 5  # before a SuperNode that ended by itself is started again
 
 
 class Client:
@@ -96,30 +96,65 @@ class Client:
         return Entry(self.name, own.store.folder.name, counts, known.pop() if len(known) == 1 else None)
 
 
-@contextlib.contextmanager
-def supernode(link: flower.Link, key: Path | None) -> Iterator[str]:
-    """A SuperNode beside this process, which ends with it → where it answers, HOST:PORT. Its log is ours where it
-    matters."""
-    address = f"127.0.0.1:{_free_port()}"
-    command = [sys.executable, "-c", "from flwr.supernode.cli import flower_supernode as run; run()"]
-    command += ["--superlink", link.address, "--isolation", "process", "--host", *address.split(":")[:1]]
-    command += ["--port", address.rpartition(":")[2]]
-    command += ["--root-certificates", str(link.ca)] if link.ca else ["--insecure"]
-    command += ["--auth-supernode-private-key", str(key)] if key else []
-    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    process = subprocess.Popen(
-        command, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None, start_new_session=True,
-    )  # fmt: skip
-    threading.Thread(target=_listen, args=(process,), daemon=True).start()
-    try:
-        yield address
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+class SuperNode:
+    """A SuperNode beside this process: it holds the connection, and ends with it. One that ends by itself is started
+    again, as after a restart of the SuperLink; `stop` is set when that is of no use, and `why` says so."""
+
+    def __init__(self, link: flower.Link, key: Path | None, poll: float):
+        self.address, self.stop, self.why = f"127.0.0.1:{_free_port()}", threading.Event(), ""
+        words = [sys.executable, "-m", "fedser.deployment.flower", str(poll), "--superlink", link.address]
+        words += ["--isolation", "process", "--host", "127.0.0.1", "--port", self.address.rpartition(":")[2]]
+        words += ["--root-certificates", str(link.ca)] if link.ca else ["--insecure"]
+        self._command = words + (["--auth-supernode-private-key", str(key)] if key else [])
+        self._process: subprocess.Popen | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "SuperNode":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+        self._thread.join(10)
+        if self._process is not None:
+            self._process.kill()
+
+    def _run(self) -> None:
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+        ending = _end_with_parent if sys.platform == "linux" else None
+        while not self.stop.is_set():
+            self._process = subprocess.Popen(
+                self._command, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                preexec_fn=ending, start_new_session=True,
+            )  # fmt: skip
+            told = []
+            for line in self._process.stdout:
+                told.append(line.rstrip())
+                log.info("%s", told[-1])
+                self._look(told[-1])
+            self._process.wait()
+            if not self.stop.is_set():
+                log.warning("%s; trying again in %d s", _reason("\n".join(told)), AGAIN_SECONDS)
+                self.stop.wait(AGAIN_SECONDS)
+
+    def _look(self, line: str) -> None:
+        """Ends everything at what will not mend itself."""
+        if "certificate" in line.lower() and ("verify" in line.lower() or "SSL" in line):
+            self.why = "the SuperLink's certificate is not signed by --ca: take the certificate of who signed it."
+            self.stop.set()
+            self._process.terminate()
+
+
+def _reason(told: str) -> str:
+    """Why a SuperNode ended."""
+    if "activate" in told:
+        return (
+            "the SuperLink does not accept this node: its key is not registered (flwr supernode register), or another "
+            "node that has it is connected"
+        )
+    return f"the SuperNode ended: {' '.join(told[-300:].split())}"
 
 
 def _end_with_parent() -> None:
@@ -131,16 +166,6 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
-
-
-def _listen(process: subprocess.Popen) -> None:
-    """Tells what a SuperNode complains about; where it ends by itself, so do we."""
-    for line in process.stdout:
-        log.info("%s", line.rstrip())
-        if any(word in line for word in ("ERROR", "WARN", "rror:")):
-            log.warning("SuperNode: %s", line.strip())
-    if process.wait():
-        os.kill(os.getpid(), signal.SIGINT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,15 +184,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--key", type=Path, help="this node's private key, registered with the SuperLink")
     parser.add_argument("--checkpoint", type=Path, help="the backbone's checkpoint on this machine (model=ssl)")
+    parser.add_argument("--poll", type=float, default=0.5, metavar="S", help="ask for messages every so many seconds")
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "cuda"])
     parser.add_argument(
         "--modules", nargs="*", default=[], help="folders with components of your own, which are allowed then"
     )
     parser.add_argument(
+        "--least-noise",
+        type=float,
+        metavar="Z",
+        help="take part only where updates leave with noise of Z x clipping norm",
+    )
+    parser.add_argument("--verbose", action="store_true", help="the SuperNode's log too")
+    parser.add_argument(
         "own", nargs="*", metavar="dataset.KEY=VALUE", help="more about the folder, e.g. dataset.on_bad_audio=skip"
     )
     chosen = parser.parse_args(arguments)
-    logging.basicConfig(format=f"{chosen.speaker}: %(message)s", level=logging.WARNING)
+    logging.basicConfig(
+        format=f"{chosen.speaker}: %(message)s", level=logging.INFO if chosen.verbose else logging.WARNING
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     for asked in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell ignores Ctrl-C
         signal.signal(asked, signal.default_int_handler)
     try:
@@ -187,10 +223,11 @@ def _run(chosen: argparse.Namespace) -> None:
     own = [f"dataset={chosen.dataset}", f"dataset.root={chosen.root.expanduser().absolute()}", *chosen.own]
     own += ["simulation=serial", f"simulation.device={chosen.device}", "logger=none"]
     checkpoint = str(chosen.checkpoint.expanduser().absolute()) if chosen.checkpoint else None
-    client = Client(chosen.speaker, Vetting(chosen.speaker, own, tuple(chosen.modules), checkpoint))
+    client = Client(chosen.speaker, Vetting(chosen.speaker, own, tuple(chosen.modules), checkpoint, chosen.least_noise))
     client.vetting.look()
     link = flower.Link(chosen.superlink, chosen.ca)
     link.certificates  # noqa: B018 - read before anything is started
-    with supernode(link, chosen.key) as address:
+    with SuperNode(link, chosen.key, chosen.poll) as node:
         log.warning("connecting to %s; Ctrl-C leaves", chosen.superlink)
-        flower.client_app(address, client, threading.Event())
+        flower.client_app(node.address, client, node.stop)
+        raise InputError(node.why)

@@ -6,11 +6,15 @@ for the version that `VERSION` names, and `tests/test_deployment.py` runs it aga
 
 import contextlib
 import hashlib
+import io
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 from flwr.app import Context, Error, Message
 from flwr.serverapp import Grid
@@ -18,8 +22,9 @@ from flwr.serverapp import Grid
 from fedser.errors import InputError, RunError
 
 VERSION = "1.41"
-POLL_SECONDS = 0.05  # between two looks for a task
+POLL_SECONDS = 0.15  # between two looks for a task
 APP_FAILED = 2  # Flower's code of a handler that raised
+PATIENCE_SECONDS = 60.0  # with a SuperLink that does not answer
 
 # What a SuperLink wants to have of an app; no node runs it, as clients of `fedser-client` have their own.
 MANIFEST = """
@@ -70,7 +75,6 @@ def server_app(link: Link, secret: bytes | None = None) -> Iterator[Grid]:
     from flwr.common.constant import SubStatus
     from flwr.common.serde import run_from_proto
     from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
-    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.superlink.grid import HttpGrid
 
@@ -78,15 +82,15 @@ def server_app(link: Link, secret: bytes | None = None) -> Iterator[Grid]:
     run = _start(link)
     token = _claimed(link, run, secret)
     grid = HttpGrid(link.address, link.ca is None, link.certificates, token=token)
-    heart = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
-    heart.start()
+    grid._retry_invoker = _retrying()
     status, details = SubStatus.FAILED, "the process ended"
     try:
         told = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = told.task_id, told.run.run_id
         TaskIdentity.node_id = told.context.node_id
         grid.set_run(run_from_proto(told.run))
-        yield grid
+        with _heartbeat(grid._runtime_client):
+            yield grid
         status, details = SubStatus.COMPLETED, ""
     except KeyboardInterrupt:
         status, details = SubStatus.STOPPED, "stopped"
@@ -98,9 +102,46 @@ def server_app(link: Link, secret: bytes | None = None) -> Iterator[Grid]:
         grid._retry_invoker.max_tries = 1
         with contextlib.suppress(Exception):
             grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
-        with contextlib.suppress(Exception):
-            heart.stop()
         grid.close()
+
+
+@contextlib.contextmanager
+def _heartbeat(client) -> Iterator[None]:
+    """Says that this process works on its task. Flower's own interrupts the process where nobody wants to hear it any
+    more; ours goes on, and whoever asks next is told."""
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+    from flwr.supercore.heartbeat import HeartbeatSender
+
+    def beat() -> bool:
+        with contextlib.suppress(Exception):
+            client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        return True
+
+    heart = HeartbeatSender(beat)
+    heart.start()
+    try:
+        yield
+    finally:
+        heart.stop()
+
+
+def _retrying():
+    """Calls a SuperLink again that does not answer, for a while. Flower's own does so for ever, and interrupts this
+    process where the SuperLink does not know it any more, as after a restart."""
+    import httpx
+    from flwr.supercore.retry import RetryInvoker, exponential
+
+    def final(error: Exception) -> bool:
+        told = isinstance(error, httpx.HTTPStatusError)
+        return told and error.response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+
+    return RetryInvoker(
+        lambda: exponential(max_delay=5),
+        httpx.HTTPError,
+        max_tries=None,
+        max_time=PATIENCE_SECONDS,
+        should_giveup=final,
+    )
 
 
 def _start(link: Link) -> int:
@@ -120,7 +161,8 @@ def _start(link: Link) -> int:
     manifest = MANIFEST.format(version=__version__)
     fab, _ = build_fab_from_files({"pyproject.toml": manifest.encode()})
     try:
-        control = init_http_client_from_connection(connection)
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells which SuperLink
+            control = init_http_client_from_connection(connection)
         try:
             request = StartRunRequest(fab=fab_to_proto(Fab(hashlib.sha256(fab).hexdigest(), fab, {})), federation="")
             return control.StartRun(request).run_id
@@ -180,27 +222,38 @@ def client_app(address: str, app: Callable[[Message, Context], Message], stop: t
 def _answer(address: str, token: str, app: Callable[[Message, Context], Message]) -> None:
     """Pulls one message, and pushes the reply."""
     from flwr.common.constant import SubStatus
-    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
     from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
-    from flwr.supercore.retry import make_simple_http_retry_invoker
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
     interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)]
-    retry = make_simple_http_retry_invoker()
-    link = RuntimeHttpClient.from_server_address(address, True, None, interceptors, retry_invoker=retry)
-    heart = HeartbeatSender(make_task_heartbeat_fn_http(link))
-    heart.start()
+    link = RuntimeHttpClient.from_server_address(address, True, None, interceptors, retry_invoker=_retrying())
     try:
-        message, context, *_ = pull_task_input(link)
-        status, details = SubStatus.COMPLETED, ""
-        try:
-            reply = app(message, context)
-        except Exception as error:
-            status, details = SubStatus.FAILED, type(error).__name__
-            reply = Message(Error(APP_FAILED, f"{details}: {error}"), reply_to=message)
-        push_message(link, reply, context)
-        push_task_output(client=link, context=context, sub_status=status, details=details)
+        with _heartbeat(link):
+            message, context, *_ = pull_task_input(link)
+            status, details = SubStatus.COMPLETED, ""
+            try:
+                reply = app(message, context)
+            except Exception as error:
+                status, details = SubStatus.FAILED, type(error).__name__
+                reply = Message(Error(APP_FAILED, f"{details}: {error}"), reply_to=message)
+            push_message(link, reply, context)
+            push_task_output(client=link, context=context, sub_status=status, details=details)
     finally:
-        heart.stop()
         link.close()
+
+
+def supernode(poll: float, *arguments: str) -> None:
+    """Is a `flower-supernode` with these arguments, until it ends; it asks for messages every `poll` seconds. Flower's
+    own does every three, longer than many a round takes."""
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli import flower_supernode
+
+    sleep = {"sleep": lambda seconds: time.sleep(min(seconds, poll))}
+    start_client_internal.time = SimpleNamespace(**vars(time) | sleep)
+    sys.argv[1:] = arguments
+    flower_supernode()
+
+
+if __name__ == "__main__":
+    supernode(float(sys.argv[1]), *sys.argv[2:])

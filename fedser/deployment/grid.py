@@ -22,6 +22,7 @@ ROSTER = "roster"  # the query by which nodes are asked who they are
 TO = "to"  # the record of a message that says which number the client has
 AWAY = (3, 4, 5, 8)  # Flower's codes for messages and replies that were lost, nodes that are gone, apps that died
 TIMED_OUT = 100  # our own, of a client that did not answer in time
+POLL_SECONDS = 0.1  # between two questions for replies, which go over the network
 LOOK_SECONDS = 1.0  # between two looks at who is connected
 GRACE_SECONDS = 10.0  # for a reply on its way, beyond what a client may take
 
@@ -53,6 +54,7 @@ class Deployed(Grid):
     _asked: dict[str, int] = field(default_factory=dict)  # greetings under way, and to which node
     _met: set[int] = field(default_factory=set)  # nodes that were greeted
     _sent: dict[str, _Sent] = field(default_factory=dict)
+    _connected: set[int] = field(default_factory=set)  # nodes, as of the last look
     _looked: float = 0.0
 
     # --- who is there ---------------------------------------------------------------------------------------------
@@ -87,8 +89,8 @@ class Deployed(Grid):
 
     def _greeted(self) -> list[tuple[int, dict | str]]:
         """Asks new nodes who they are, and what has come in: nodes with what they told, or complained about."""
-        connected = set(self.grid.get_node_ids())
-        new = [node for node in connected if node not in self._met]
+        self._connected = set(self.grid.get_node_ids())
+        new = [node for node in self._connected if node not in self._met]
         self._met |= set(new)
         kind = f"{MessageType.QUERY}.{ROSTER}"
         keys = self.grid.push_messages([Message(self.greeting, node, kind, ttl=self.timeout) for node in new])
@@ -116,7 +118,7 @@ class Deployed(Grid):
                 log.warning(
                     "client '%s' is not of this run, which has begun: it can take part in the next", found["name"]
                 )
-            elif self._nodes.get(found["name"]) in set(self.grid.get_node_ids()):
+            elif self._nodes.get(found["name"]) in self._connected:
                 log.warning("another client calls itself '%s', which is there: it is not asked", found["name"])
             elif why := self.accepted(found):
                 log.warning("%s", why)
@@ -151,7 +153,7 @@ class Deployed(Grid):
             sent.refusal = "it has left, and is not back" if name in self._gone else ""
             self._sent[key] = sent
             keys.append(key)
-        self._send(set(self.grid.get_node_ids()))
+        self._send()
         return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -168,14 +170,16 @@ class Deployed(Grid):
                     "client '%s' is away (%s): it is waited for", sent.name, " ".join(str(reply.error.reason).split())
                 )
                 sent.node = sent.key = None
-                if self._nodes.get(sent.name) not in set(self.grid.get_node_ids()):
-                    self._nodes.pop(sent.name, None)
+                if (node := self._nodes.pop(sent.name, None)) is not None:
+                    self._met.discard(node)  # should it still be there, it is asked again who it is
                 continue
             found.append(self._answered(key, reply))
         for key, sent in ours.items():
             if key in self._sent and (sent.refusal or time.monotonic() > sent.deadline):
                 found.append(self._late(key))
-        self._send(set(self.grid.get_node_ids()))
+        self._send()
+        if not found:
+            time.sleep(POLL_SECONDS)
         return found
 
     def send_and_receive(self, messages, *, timeout=None) -> list[Message]:
@@ -188,10 +192,10 @@ class Deployed(Grid):
             time.sleep(0.1)
         return found
 
-    def _send(self, connected: set[int]) -> None:
+    def _send(self) -> None:
         """What waits for clients that are connected."""
         waiting = [sent for sent in self._sent.values() if sent.key is None and not sent.refusal]
-        able = [sent for sent in waiting if self._nodes.get(sent.name) in connected]
+        able = [sent for sent in waiting if self._nodes.get(sent.name) in self._connected]
         if not able:
             return
         for sent in able:
@@ -216,7 +220,7 @@ class Deployed(Grid):
     def _late(self, key: str) -> Message:
         sent = self._sent[key]
         why = sent.refusal or f"no answer within client.timeout={self.timeout:g} s"
-        if not sent.refusal and self._nodes.get(sent.name) not in set(self.grid.get_node_ids()):
+        if not sent.refusal and self._nodes.get(sent.name) not in self._connected:
             self._gone.add(sent.name)
             why = f"it left, and did not come back within client.timeout={self.timeout:g} s"
         error = Message(Error(TIMED_OUT, f"client '{sent.name}': {why}"), reply_to=sent.message)

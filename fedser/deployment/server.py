@@ -18,6 +18,7 @@ from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import greeting
 from fedser.errors import InputError, RunError
 from fedser.federation import strategies
+from fedser.simulation import backend
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +30,28 @@ class Deployment:
     grid: Deployed
     roster: Roster
 
+    link: flower.Link
+
     def serve(self, serve: Callable[[Grid], None], stop: threading.Event) -> None:
         """Runs `serve(grid)`; raises what it raises, RunError where the SuperLink is lost."""
-        import httpx
-
         self.grid.stop = stop
-        try:
+        with _explained(self.link):
             serve(self.grid)
-        except httpx.HTTPError as error:
-            raise RunError(
-                f"the SuperLink is lost ({type(error).__name__}): start it again; the same command goes on from the "
-                "last checkpoint."
-            ) from error
+
+
+@contextlib.contextmanager
+def _explained(link: flower.Link) -> Iterator[None]:
+    """What a lost SuperLink means. Raises RunError."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(
+            f"the SuperLink at {link.address} is lost ({why}): start it again, and the same command goes on from the "
+            "last checkpoint."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -60,11 +71,11 @@ def connected(settings: Settings) -> Iterator[Deployment | None]:
     withholds = strategies.private(strategies.build_strategy(settings.strategy, wanted.clients)) is not None
     experiment = greeting(settings, withholds=withholds)
     content = RecordDict({"config": ConfigRecord({"experiment": json.dumps(experiment)})})
-    with flower.server_app(link, secret) as grid:
+    with _explained(link), backend.quiet_flower(), flower.server_app(link, secret) as grid:
         deployed = Deployed(grid, content, settings.client.timeout, threading.Event())
         roster = Roster([Entry.of(told) for told in deployed.gather(wanted.clients, wanted.wait)])
         deployed.accepted = roster.objection
-        yield Deployment(deployed, roster)
+        yield Deployment(deployed, roster, link)
 
 
 def _check(settings: Settings) -> None:

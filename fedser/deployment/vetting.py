@@ -32,8 +32,9 @@ ASKED = ("query", "query.roster", "query.statistics", "query.detector", "train",
 
 
 def greeting(settings: Settings, **more: Any) -> dict:
-    """What a server tells clients of a run, plain: settings of the vocabulary, versions of its code, and what is `more`."""
+    """What a server tells clients of a run, plain: settings of the vocabulary, its version and code, and `more`."""
     told = {key: settings.plain[key] for key in VOCABULARY if key in settings.plain}
+    told["client"] = told["client"] | {"state_folder": None}  # that is of a simulation's clients
     told["dataset"] = {key: settings.plain["dataset"].get(key) for key in OF_DATASET}
     return {"settings": told, "version": __version__, "code": _code(settings), **more}
 
@@ -46,11 +47,22 @@ def _code(settings: Settings) -> dict[str, str]:
 
 
 class Vetting:
-    """A client's side: `own` are overrides as on the command line, of dataset, device and what else is the client's;
-    `modules` the folders of its own extensions."""
+    """A client's side.
 
-    def __init__(self, name: str, own: list[str], modules: tuple[str, ...] = (), checkpoint: str | None = None):
-        self.name, self.checkpoint = name, checkpoint
+    own: overrides as on the command line, of dataset, device and what else is the client's.
+    modules: the folders of its own extensions. checkpoint: its file of the backbone.
+    least_noise: the deviation of noise, over the norm that updates are clipped to, below which it takes part in no run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        own: list[str],
+        modules: tuple[str, ...] = (),
+        checkpoint: str | None = None,
+        least_noise: float | None = None,
+    ):
+        self.name, self.checkpoint, self.least_noise = name, checkpoint, least_noise
         self._own = plain(compose([*own, *(f"modules=[{','.join(modules)}]" for _ in modules[:1])]))
         self._allowed = allowed(modules)
         self._pinned: dict[int, str] = {}  # the settings of each run
@@ -86,6 +98,7 @@ class Vetting:
             raise InputError(
                 "the server asks what became of single clips: set evaluation.utterances=false evaluation.example=false."
             )
+        self._check_noise(told)
         kept = {key: told[key] for key in ("classes", "trainers", "private") if key in told}
         attacks = {name: attack.node for name, attack in Protocols.of(settings).attacks.items()}
         return kept | {"settings": settings.plain, "attacks": attacks}, settings
@@ -99,6 +112,18 @@ class Vetting:
                 raise InputError(f"the server sets {key}={value}: it may name no files of this machine.")
             if key == "modules" and value:
                 raise InputError("the server names folders with code: this client has its own (--modules).")
+
+    def _check_noise(self, told: dict) -> None:
+        """Raises InputError for a run in which updates would leave with less noise than this client wants."""
+        if self.least_noise is None or "trainers" not in told:  # a greeting comes before it is known
+            return
+        private = told.get("private") or {}
+        clipped = private.get("clipping_norm")
+        if not clipped or private.get("deviation", 0) < self.least_noise * clipped:
+            raise InputError(
+                f"this client sends nothing with noise below {self.least_noise:g} of what updates are clipped to: "
+                "strategy=dp_fedavg strategy.noise=clients, and a larger strategy.noise_multiplier."
+            )
 
     def pin(self, run: int, experiment: str) -> None:
         """Holds a run to the settings that it began with, by which all later evaluations are held to the same clips.
@@ -118,10 +143,10 @@ class Vetting:
 
 
 def allowed(modules: tuple[str, ...] = ()) -> set[str]:
-    """The import paths of all components that fedser's own configuration files name, and those in these folders."""
-    files = [
-        file for folder in (paths.directory(), *map(Path, modules)) for file in sorted(Path(folder).rglob("*.yaml"))
-    ]
+    """The import paths of all components of the vocabulary that fedser's own configuration files name, and those in
+    these folders."""
+    places = [paths.directory(), *map(Path, modules)]
+    files = [file for folder in places for group in VOCABULARY for file in sorted((folder / group).rglob("*.yaml"))]
     return {target for file in files for target in components.targets(paths.content(file))}
 
 

@@ -16,7 +16,7 @@ from fedser.simulation import ray_cluster
 from fedser.simulation.plan import Plan, plan
 from fedser.simulation.ray_cluster import end_clients
 
-__all__ = ["Plan", "SerialGrid", "end_clients", "plan", "simulate"]
+__all__ = ["Plan", "SerialGrid", "end_clients", "plan", "quiet_flower", "simulate"]
 SECONDS_TO_STOP = 30  # for the clients at work to finish, once the run has been interrupted
 RETRIES = 2  # a client whose worker died is done again so many times
 
@@ -28,7 +28,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
     before stays as it was.
     """
     if plan.backend == "serial":
-        with _threads_restored(), _task_identity(), _quiet_flower():
+        with _threads_restored(), _task_identity(), quiet_flower():
             serve(SerialGrid(client_app, clients))
         return
     from flwr.simulation import run_simulation
@@ -49,7 +49,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
 
     impatience = threading.Timer(SECONDS_TO_STOP, end_clients)  # a client that hangs must not hold the run for ever
     impatience.daemon = True
-    with ray_cluster.up(plan) as resources, _quiet_flower(), ray_cluster.adapted_flower(plan.actors):
+    with ray_cluster.up(plan) as resources, quiet_flower(), ray_cluster.adapted_flower(plan.actors):
         # Flower hands these on to Ray, which restarts a worker that died and repeats its client on it.
         resources |= {"max_restarts": -1, "max_task_retries": RETRIES}
         try:
@@ -65,7 +65,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
 
 
 @contextlib.contextmanager
-def _quiet_flower() -> Iterator[None]:
+def quiet_flower() -> Iterator[None]:
     """Flower's log is for people who start it by hand; what goes wrong reaches the user through fedser's errors."""
     logger = logging.getLogger("flwr")
     level = logger.level
