@@ -1,5 +1,6 @@
 """Real clients: what a server may ask them, and a deployment on loopback with processes that are really killed."""
 
+import functools
 import json
 import signal
 import threading
@@ -22,10 +23,12 @@ SMALL = ["dataset=emodb", "features.frames=64", "model.width=2", "rounds=2", "ev
 # --- what a server may ask -------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def served(*more):
     return validate(compose([*SMALL, "simulation=deploy", *more]))
 
 
+@functools.cache
 def vetting(**options):
     own = ["dataset=emodb", f"dataset.root={EMODB}", "simulation=serial", "logger=none"]
     return Vetting("14", own, **options)
@@ -35,7 +38,7 @@ def test_a_client_takes_over_what_decides_the_numbers_and_nothing_about_its_mach
     settings = served("dataset.root=/the/servers", "client.state_folder=/the/servers/state", "seed=7")
     experiment, own = vetting().experiment(greeting(settings))
     assert own.seed == 7 and own.dataset.root == str(EMODB) and own.client.state_folder is None
-    assert own.simulation.backend == "serial" and not own.logger
+    assert own.simulation.backend == "serial" and own.logger.name == "none"
     assert {"settings", "attacks"} == set(experiment) and own.plain["augment"] == settings.plain["augment"]
     assert list(own.plain["augment"]) == list(settings.plain["augment"])  # they are applied in this order
     assert "/the/servers" not in json.dumps(experiment)
@@ -80,7 +83,7 @@ def test_versions_and_sources_are_compared():
 
 
 def test_settings_stay_what_they_were():
-    client = vetting()
+    client = vetting(least_noise=None)
     client.pin(1, "these")
     client.pin(1, "these")
     client.pin(2, "others")

@@ -226,7 +226,7 @@ def _run(chosen: argparse.Namespace) -> None:
     client = Client(chosen.speaker, Vetting(chosen.speaker, own, tuple(chosen.modules), checkpoint, chosen.least_noise))
     client.vetting.look()
     link = flower.Link(chosen.superlink, chosen.ca)
-    link.certificates  # noqa: B018 - read before anything is started
+    _ = link.certificates  # read before anything is started
     with SuperNode(link, chosen.key, chosen.poll) as node:
         log.warning("connecting to %s; Ctrl-C leaves", chosen.superlink)
         flower.client_app(node.address, client, node.stop)

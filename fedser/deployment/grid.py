@@ -24,6 +24,7 @@ AWAY = (3, 4, 5, 8)  # Flower's codes for messages and replies that were lost, n
 TIMED_OUT = 100  # our own, of a client that did not answer in time
 POLL_SECONDS = 0.1  # between two questions for replies, which go over the network
 LOOK_SECONDS = 1.0  # between two looks at who is connected
+LINGER_SECONDS = 60.0  # of a message that nobody waits for any more: what Flower drops looks like a client that left
 GRACE_SECONDS = 10.0  # for a reply on its way, beyond what a client may take
 
 
@@ -207,7 +208,7 @@ class Deployed(Grid):
         """The message with the client's number, to where it is."""
         about = sent.message.metadata
         content = RecordDict(dict(sent.message.content) | {TO: ConfigRecord({"number": about.dst_node_id - 1})})
-        left = max(sent.deadline - time.monotonic(), 1.0)
+        left = max(sent.deadline - time.monotonic(), 0.0) + LINGER_SECONDS
         return Message(content, sent.node, about.message_type, ttl=left, group_id=about.group_id)
 
     def _answered(self, key: str, reply: Message) -> Message:

@@ -67,6 +67,7 @@ def connected(settings: Settings) -> Iterator[Deployment | None]:
         return
     _check(settings)
     link = flower.Link(wanted.superlink, Path(wanted.ca).expanduser() if wanted.ca else None)
+    _ = link.certificates  # read before anything is started
     secret = Path(wanted.secret).expanduser().read_bytes() if wanted.secret else None
     withholds = strategies.private(strategies.build_strategy(settings.strategy, wanted.clients)) is not None
     experiment = greeting(settings, withholds=withholds)
