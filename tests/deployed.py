@@ -148,6 +148,11 @@ class Place:
         words += ["--key", f"{key or speaker}.node", "--poll", "0.3", "--modules", self.modules, *more]
         return self.start(name or speaker, CLIENT, *words)
 
+    def children(self, name: str) -> list[int]:
+        """Of a client its SuperNode."""
+        found = Path(f"/proc/{self.processes[name].pid}/task").glob("*/children")
+        return [int(child) for file in found for child in file.read_text().split()]
+
     def log(self, name: str) -> str:
         file = self.folder / f"{name}.log"
         return file.read_text(errors="replace") if file.exists() else ""

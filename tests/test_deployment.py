@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import signal
 import threading
+import time
 
 import pytest
 from conftest import FIXTURES
@@ -321,27 +323,22 @@ def test_one_that_hangs_is_not_waited_for_beyond_its_time(place, tmp_path):
         deployed(place, tmp_path / "run", *fault)
 
 
-def test_one_leaves_for_good_and_one_joins_late(place, tmp_path):
-    """Half of the clients do: a round goes on without the one that left, until it is back."""
+def test_one_leaves_and_rounds_go_on_until_it_is_back(place, tmp_path):
+    """Its SuperNode is ended again and again, and half of the clients do."""
     folder = tmp_path / "run"
 
     def leave():
         until(lambda: rounds(folder) >= 1)
-        place.end("15")
-        until(lambda: rounds(folder) >= 3)
-        place.client("15")
+        while rounds(folder) < 3:
+            for child in place.children("15"):
+                os.kill(child, signal.SIGINT)
+            time.sleep(0.5)
 
     other = threading.Thread(target=leave)
     other.start()
-    fault = [
-        "client.optimizer.fault=slow",
-        "client.timeout=8",
-        "simulation.min_reply_fraction=0.5",
-        "rounds=9",
-        "evaluation.every=null",
-    ]
+    fault = ["client.optimizer.fault=slow", "client.timeout=4", "simulation.min_reply_fraction=0.5", "rounds=16"]
     try:
-        result = deployed(place, folder, *fault)
+        result = deployed(place, folder, *fault, "evaluation.every=null")
     finally:
         other.join()
     present = [row["train/clients"] for row in result.history]

@@ -36,7 +36,9 @@ def training(settings: Settings) -> dict:
     if settings.model.checkpoint:
         plain["model"] = plain["model"] | {"checkpoint": files.content_digest(settings.model.checkpoint)}
     plain["dataset"] = _dataset(plain["dataset"])
-    if settings.dataset.root:
+    if settings.simulation.backend == "deploy":  # clips lie where the clients are
+        plain["dataset"] = plain["dataset"] | {"root": None}
+    elif settings.dataset.root:
         plain["dataset"] = plain["dataset"] | {"root": str(Path(settings.dataset.root).expanduser().absolute())}
     if "split" in plain["partition"]:
         plain["partition"] = plain["partition"] | {"split": _essence(plain["partition"]["split"])}

@@ -150,7 +150,7 @@ class Deployed(Grid):
         for message in messages:
             name, key = self.names[message.metadata.dst_node_id - 1], str(uuid.uuid4())
             message.metadata.__dict__["_message_id"] = key
-            sent = _Sent(message, name, time.monotonic() + self.timeout + GRACE_SECONDS)
+            sent = _Sent(message, name, time.monotonic() + self.timeout + min(self.timeout, GRACE_SECONDS))
             sent.refusal = "it has left, and is not back" if name in self._gone else ""
             self._sent[key] = sent
             keys.append(key)
