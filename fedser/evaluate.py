@@ -26,14 +26,14 @@ from fedser.config import compose, identity
 from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 from fedser.config.validation import validate
+from fedser.deployment import server
 from fedser.display import Display, duration
 from fedser.errors import FedserError, InputError, Interrupted
 from fedser.evaluation import record as records
-from fedser.federation.client_app import app as client_app
 from fedser.preparation import Preparation, prepare
 from fedser.runs.files import disk_error
 from fedser.runs.folder import RunFolder, run_folders
-from fedser.simulation import backend, interrupt
+from fedser.simulation import interrupt
 
 log = logging.getLogger(__name__)
 # Groups that may be other than the run's.
@@ -59,15 +59,16 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), config_dir: str 
     if "reuse=false" not in overrides and (known := records.read(target)):
         log.warning("%s was measured before (reuse=false measures it again)", target)
         return known
-    prepared = prepared_as(place, settings)
-    record = _measure(prepared, target, round, weights)
+    with server.connected(settings) as deployment:
+        prepared = prepared_as(place, settings, deployment)
+        record = _measure(prepared, target, round, weights, deployment)
     _track(place, settings, target, record)
     return record
 
 
-def prepared_as(place: RunFolder, settings: Settings) -> Preparation:
+def prepared_as(place: RunFolder, settings: Settings, deployment: server.Deployment | None = None) -> Preparation:
     """What a run was trained with, prepared again. Raises InputError where the data have changed since."""
-    prepared = prepare(settings)
+    prepared = prepare(settings, deployment and deployment.roster)
     if prepared.data != place.summary().get("data"):
         raise InputError(
             f"{place.path} was trained on other data than dataset.root={settings.dataset.root} has now: "
@@ -76,16 +77,18 @@ def prepared_as(place: RunFolder, settings: Settings) -> Preparation:
     return prepared
 
 
-def _measure(prepared, target: Path, round: int, weights: dict) -> dict:
+def _measure(
+    prepared: Preparation, target: Path, round: int, weights: dict, deployment: server.Deployment | None
+) -> dict:
     plan, stop = prepared.plan(), threading.Event()
     log.warning("%s\n%s", target, plan)
 
-    def serve(grid) -> None:
+    def work(grid) -> None:
         prepared.evaluate(prepared.federation(grid, plan, stop, target), round, weights, target, Display())
 
     try:
         with interrupt.listening(stop, plan):
-            backend.simulate(serve, client_app, len(prepared.splits), plan, stop)
+            server.serve(work, deployment, len(prepared.splits), plan, stop)
     except OSError as error:
         raise disk_error(error, f"The evaluation in {target}") from error
     return records.read(target)

@@ -32,7 +32,6 @@ from fedser.evaluation import record
 from fedser.evaluation.metrics import METRICS
 from fedser.features.normalisation import Sums
 from fedser.federation import optimizer_state, server_app, strategies, updates
-from fedser.federation.client_app import app as client_app
 from fedser.federation.course import Course
 from fedser.models import recogniser
 from fedser.models.weights import named, serialised, trained
@@ -41,7 +40,7 @@ from fedser.runs import model_cache
 from fedser.runs.checkpoint import Checkpoints, State
 from fedser.runs.files import disk_error, dumps, write_whole
 from fedser.runs.folder import RunFolder, weights_file
-from fedser.simulation import backend, interrupt
+from fedser.simulation import interrupt
 
 log = logging.getLogger(__name__)
 
@@ -274,14 +273,8 @@ class Attempt:
                 lock.close()
                 log.info("the model was trained before: %s", known.folder)
             if self.state.round < self.settings.rounds:
-                self._behind_a_grid(lambda grid: self._serve(grid, known, lock))
-
-    def _behind_a_grid(self, serve) -> None:
-        """Where the clients are: of a simulation, or real ones."""
-        if self.experiment.deployment:
-            self.experiment.deployment.serve(serve, self.stop)
-        else:
-            backend.simulate(serve, client_app, len(self.prepared.splits), self.plan, self.stop)
+                clients, real = len(self.prepared.splits), self.experiment.deployment
+                server.serve(lambda grid: self._serve(grid, known, lock), real, clients, self.plan, stop)
 
     def _serve(self, grid, known: "model_cache.Trained | None", lock: contextlib.ExitStack) -> None:
         """The server's work behind the grid: the rounds, each evaluated when it is due, then recorded."""

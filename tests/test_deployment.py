@@ -17,6 +17,7 @@ from fedser.config.validation import validate
 from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import Vetting, allowed, greeting
 from fedser.errors import InputError, RunError
+from fedser.evaluate import evaluate
 
 EMODB = FIXTURES / "emodb"
 SMALL = ["dataset=emodb", "features.frames=64", "model.width=2", "rounds=2", "evaluation.every=2", "attack=fgsm", "logger=none", "strategy.fraction_train=1.0"]  # fmt: skip
@@ -271,6 +272,9 @@ def test_the_numbers_are_the_simulations(place, undisturbed, tmp_path):
     }
     assert not (result.folder / "utterances.csv").exists() and not (result.folder / "example.npz").exists()
     told = "".join(file.read_text() for file in result.folder.glob("*.json*"))
+    again = evaluate(result.folder, [*words(place)[len(SMALL) : len(SMALL) + 5], "evaluation.attacks=[fgsm]"])
+    known = json.loads((result.folder / "evaluation.json").read_text())
+    assert again["conditions"] == known["conditions"]  # by fedser-evaluate, from the same clients
     assert str(place.folder) not in told.replace(str(place.ca), "") and "flac" not in told
 
 

@@ -18,7 +18,9 @@ from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import greeting
 from fedser.errors import InputError, RunError
 from fedser.federation import strategies
+from fedser.federation.client_app import app as client_app
 from fedser.simulation import backend
+from fedser.simulation.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,11 @@ class Deployment:
 
     link: flower.Link
 
-    def serve(self, serve: Callable[[Grid], None], stop: threading.Event) -> None:
-        """Runs `serve(grid)`; raises what it raises, RunError where the SuperLink is lost."""
+    def serve(self, work: Callable[[Grid], None], stop: threading.Event) -> None:
+        """Runs `work(grid)`; raises what it raises, RunError where the SuperLink is lost."""
         self.grid.stop = stop
         with _explained(self.link):
-            serve(self.grid)
+            work(self.grid)
 
 
 @contextlib.contextmanager
@@ -52,6 +54,16 @@ def _explained(link: flower.Link) -> Iterator[None]:
             f"the SuperLink at {link.address} is lost ({why}): start it again, and the same command goes on from the "
             "last checkpoint."
         ) from error
+
+
+def serve(
+    work: Callable[[Grid], None], deployment: Deployment | None, clients: int, plan: Plan, stop: threading.Event
+) -> None:
+    """Runs `work(grid)` against the deployment's clients, or against so many simulated ones; raises what it raises."""
+    if deployment:
+        deployment.serve(work, stop)
+    else:
+        backend.simulate(work, client_app, clients, plan, stop)
 
 
 @contextlib.contextmanager
