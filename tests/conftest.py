@@ -1,5 +1,7 @@
 """Fixtures: real speech that is always there, whole corpora where they are, and a cache of its own."""
 
+import fcntl
+import json
 import logging
 import os
 import signal
@@ -60,6 +62,26 @@ def data_folder() -> Path:
         if folder and Path(folder, "emodb").is_dir():
             return Path(folder)
     pytest.skip("no whole corpora here: set FEDSER_DATA")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """The four models of the paper with two seeds, made up, and their report: (runs' folder, report's folder, what was
+    written). Once for all workers, for it takes long; nobody may change it."""
+    from runs import make_grid
+
+    from fedser import report
+
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "reported"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "written.json").exists():
+            make_grid(folder / "runs")
+            written = report.write(report.load([folder / "runs"]), folder / "report/new")
+            (folder / "written.json").write_text(json.dumps(list(map(str, written))))
+    return folder / "runs", folder / "report/new", list(map(Path, json.loads((folder / "written.json").read_text())))
 
 
 @pytest.fixture

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fedser.config import compose as hydras
 from fedser.config.compose import compose
 from fedser.config.paths import directory
 from fedser.config.protocol import Protocols
@@ -30,6 +33,24 @@ def test_every_option_composes_and_is_valid(group, option):
     settings.client.optimizer.build([torch.nn.Parameter(torch.zeros(1))])
     if group in ("attack", "logger") and option != "transfer":  # which wants a finished run: tests/test_transfer.py
         getattr(settings, group).build()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dataset=emodb", "attack=pgd", "attack.eps=0.1", "evaluation.attacks=[pgd,cw]", "attacks.cw.steps=3"],
+        ["experiment=chang2022", "client/schedule=cosine", "client.lr=0.01", "features.normalisation=none", "rounds=7"],
+        ["model=ssl", "features=waveform", "defence=none", "model.config={d_model:16}", "augment=[]"],
+    ],
+)
+def test_composed_from_kept_choices_it_is_what_hydra_makes(words):
+    alone = hydras.compose([*words, "seed=3"])
+    assert compose([*words, "seed=4"]).seed == 4  # leaves what is kept as it was
+    wanted = hydras._composed(tuple(hydras.prepared([*words, "seed=3"])))
+    for found in (alone, compose([*words, "seed=3"])):
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(wanted) and plain(found) == plain(wanted)
+        with pytest.raises(OmegaConfBaseException):
+            found.client.lrr = 1  # no key that is not there
 
 
 def test_every_group_has_options():

@@ -5,9 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import make_grid
-
-from fedser import report
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -28,13 +25,9 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory):
+def index(reported, tmp_path_factory):
     """A report whose only file is the page, so that nothing can come from beside it."""
-    folder = tmp_path_factory.mktemp("report")
-    make_grid(folder / "runs", seeds=(0, 1))
-    written = report.write(report.load([folder / "runs"]), folder / "report")
-    (folder / "alone").mkdir()
-    return Path(shutil.copy(written[0], folder / "alone"))
+    return Path(shutil.copy(reported[2][0], tmp_path_factory.mktemp("alone")))
 
 
 @pytest.fixture(scope="module")

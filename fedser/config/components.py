@@ -18,6 +18,7 @@ from fedser.config.schema import Value, parse, shown
 from fedser.errors import FedserError, InputError, nearest
 
 OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_held: set[type[Value]] = set()  # pydantic makes a type that nobody holds anew, which is most of a check
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _makers(target: Callable) -> list[Callable]:
     return [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
 
 
+@functools.cache
 def signature(target: Callable) -> inspect.Signature:
     """`inspect.signature`, with annotations that were written as text evaluated where that is possible."""
     try:
@@ -205,6 +207,7 @@ def check_value(annotation: Any, value: Any, path: str) -> None:
         return
     try:
         kind = Value[annotation]
+        _held.add(kind)
     except PydanticUserError:  # pydantic knows no such type: the component itself will say what is wrong
         return
     parse(kind, value, path)

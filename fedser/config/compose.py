@@ -4,6 +4,7 @@ Nothing heavy is imported here, and what checks settings only where they are nee
 answer at once.
 """
 
+import copy
 import functools
 import itertools
 import re
@@ -13,6 +14,7 @@ from string import Template
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -41,11 +43,46 @@ def compose(
     folders = folders_of(overrides, config_dir)
     words = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     words += [word for word in prepared(overrides, folders) if not word.lstrip("+").startswith("hydra.searchpath=")]
+    try:
+        if not folders and not with_hydra and (config := _changed(words)) is not None:
+            return config
+        return _composed(tuple(words), with_hydra)
+    except COMPLAINTS as error:
+        raise InputError(explain(error, overrides, folders)) from error
+
+
+def _composed(words: tuple[str, ...], with_hydra: bool = False) -> DictConfig:
     with hydra.initialize_config_dir(config_dir=str(paths.directory()), version_base="1.3"):
-        try:
-            return hydra.compose("config", overrides=words, return_hydra_config=with_hydra)
-        except COMPLAINTS as error:
-            raise InputError(explain(error, overrides, folders)) from error
+        return hydra.compose("config", overrides=list(words), return_hydra_config=with_hydra)
+
+
+_chosen = functools.lru_cache(maxsize=64)(_composed)
+
+
+def _changed(words: Sequence[str]) -> DictConfig | None:
+    """What Hydra would compose, in a tenth of the time: the choices are kept, values set in a copy of them.
+
+    None where it takes Hydra itself: for more than choices and values that exist, and to say what is wrong with them.
+    """
+    if not all(re.match(r"[\w./@]+=", word) for word in words):
+        return None
+    groups = _groups()
+    choices = [word for word in words if re.match(r"hydra\.|[^=]*[/@]", word) or word.partition("=")[0] in groups]
+    try:
+        values = OverridesParser.create().parse_overrides([word for word in words if word not in choices])
+        if any(value.is_sweep_override() for value in values):
+            return None
+        config = copy.deepcopy(_chosen(tuple(choices)))
+        for value in values:
+            OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
+    except COMPLAINTS:
+        return None
+    return config
+
+
+@functools.cache
+def _groups() -> frozenset[str]:
+    return frozenset(paths.groups())
 
 
 def help_text(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> str:

@@ -62,8 +62,9 @@ def plain(config: DictConfig | dict) -> dict:
     """The configuration as resolved plain values, without Hydra's own section. A missing `???` stays as it is."""
     if not isinstance(config, DictConfig):
         return config
-    keys = [key for key in config if key != "hydra"]
-    return OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=False)
+    if "hydra" in config:
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
 
 
 def tidy(values: dict, quiet: bool = False) -> dict:

@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure  # not pyplot: no global state, no window
 from matplotlib.lines import Line2D
@@ -63,9 +65,12 @@ def save(figure: Figure, path: Path) -> list[Path]:
     """`path` with .png and .svg after it."""
     figure.draw_without_rendering()  # lays it out, once for both files
     figure.set_layout_engine("none")
-    figure.savefig(path.with_name(path.name + ".png"), metadata={"Software": None})
-    figure.savefig(path.with_name(path.name + ".svg"), metadata={"Date": None})
-    return [path.with_name(path.name + form) for form in (".png", ".svg")]
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    png, svg = (path.with_name(path.name + form) for form in (".png", ".svg"))
+    # Not `savefig`, which draws everything once more before each file, to lay it out.
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return [png, svg]
 
 
 def draw(chart: Chart) -> Figure:
