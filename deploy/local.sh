@@ -77,9 +77,9 @@ stop() { # these processes
 
 end() { # the server first, which takes leave; then its clients; then what they were connected by
     trap '' INT TERM HUP
-    stop $server
+    stop ${server:+"$server"}
     stop ${pids[@]+"${pids[@]}"}
-    stop $superlink
+    stop ${superlink:+"$superlink"}
     server="" superlink="" pids=()
 }
 trap end EXIT
@@ -158,14 +158,16 @@ start_superlink() {
 answers() { (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; }
 
 register() { # the clients' keys
-    local name
+    local number started=()
     mkdir -p "$run/operator"
     printf '%s\n' "[superlink]" 'default = "local"' "[superlink.local]" "address = \"localhost:$port\"" \
         "root-certificates = \"$home/keys/ca.pem\"" >"$run/operator/config.toml"
-    for name in "${names[@]}"; do
-        FLWR_HOME=$run/operator flwr supernode register "$home/keys/$name.pub" local >"$run/$name.log" 2>&1 ||
-            fail "$name"
+    for number in "${!names[@]}"; do
+        FLWR_HOME=$run/operator flwr supernode register "$home/keys/${names[number]}.pub" local \
+            >"$run/${names[number]}.log" 2>&1 &
+        started[number]=$!
     done
+    for number in "${!names[@]}"; do wait "${started[number]}" || fail "${names[number]}"; done
 }
 
 # --- one after the other --------------------------------------------------------------------------------------------

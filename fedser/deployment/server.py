@@ -44,8 +44,8 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def connected(settings: Settings) -> Iterator[Deployment | None]:
-    """The clients of a deployment, once all are there; None for a simulation.
+def connected(settings: Settings, grid: Grid | None = None) -> Iterator[Deployment | None]:
+    """The clients of a deployment, once all are there; None for a simulation. `grid`: where Flower has given one.
 
     Raises InputError for what no deployment can do and for what a client complains about, RunError where no SuperLink
     answers or clients are missing.
@@ -60,7 +60,7 @@ def connected(settings: Settings) -> Iterator[Deployment | None]:
     withholds = strategies.private(strategies.build_strategy(settings.strategy, wanted.clients)) is not None
     experiment = greeting(settings, withholds=withholds)
     content = RecordDict({"config": ConfigRecord({"experiment": json.dumps(experiment)})})
-    with flower.server_app(link, secret) as grid:
+    with contextlib.nullcontext(grid) if grid else flower.server_app(link, secret) as grid:
         deployed = Deployed(grid, content, settings.client.timeout, threading.Event())
         roster = Roster([Entry.of(told) for told in deployed.gather(wanted.clients, wanted.wait)])
         deployed.accepted = roster.objection
