@@ -39,7 +39,7 @@ def answer(message: Message, context: Context) -> Message:
         known = {key: str(context.node_config[key]) for key in ("dataset", "root", "speaker")}
         own = _client(**known, device=str(context.node_config.get("device", "cpu")))
     except KeyError as error:
-        told = "--node-config 'dataset=\"…\" root=\"…\" speaker=\"…\"'"
+        told = '--node-config \'dataset="…" root="…" speaker="…"\''
         return Message(Error(CLIENT_FAILED, f"a node does not say its {error.args[0]}: {told}"), reply_to=message)
     except InputError as error:
         return Message(Error(CLIENT_FAILED, f"client '{known['speaker']}': {error}"), reply_to=message)
