@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedser.config.compose import compose
+from fedser import compose, run
 from fedser.deployment.client import Client
 from fedser.deployment.vetting import ASKED, Vetting
 from fedser.errors import InputError
@@ -26,8 +26,6 @@ client = ClientApp()
 @server.main()
 def serve(grid: Grid, context: Context) -> None:
     """The run that `overrides` compose to; its folder is `outputs/…` where the SuperLink was started."""
-    from fedser.experiment import run
-
     logging.getLogger("fedser").setLevel(logging.WARNING)
     overrides = shlex.split(str(context.run_config["overrides"]))
     run(compose(["simulation=deploy", "logger=none", *overrides]), grid=grid)
