@@ -21,11 +21,11 @@ def compose(overrides=(), config_dir=None):
     return compose(overrides, config_dir)
 
 
-def run(config, folder=None):
+def run(config, folder=None, grid=None):
     """Runs one experiment and returns its result; see `fedser.experiment.run`."""
     from fedser.experiment import run
 
-    return run(config, folder)
+    return run(config, folder, grid)
 
 
 def load(run, clips=(), modules=()):

@@ -54,17 +54,18 @@ class Result:
     history: list[dict]
 
 
-def run(config, folder=None) -> Result:
+def run(config, folder=None, grid=None) -> Result:
     """Runs one experiment and returns its result.
 
     `config` comes from `fedser.compose`, validated or not; `folder` is the run's, by default `outputs/<name>` as on the
-    command line. A run that has finished there already returns at once (unless `reuse=false`).
+    command line. A run that has finished there already returns at once (unless `reuse=false`). `grid` is the one that
+    Flower gives a ServerApp (`simulation=deploy`).
     Raises InputError before anything is started, RunError when the run fails, Interrupted on Ctrl-C.
     """
     settings = config if isinstance(config, Settings) else validate(config)
     name = identity.run_name(settings)
     place = RunFolder(Path(folder).expanduser() if folder is not None else Path("outputs") / name)
-    with place.locked(), server.connected(settings) as deployment:
+    with place.locked(), server.connected(settings, grid) as deployment:
         experiment = Experiment.load(settings, place, name, deployment)
         known = experiment.finished_before()
         summary = known or Attempt(experiment).run()

@@ -67,8 +67,8 @@ def serve(
 
 
 @contextlib.contextmanager
-def connected(settings: Settings) -> Iterator[Deployment | None]:
-    """The clients of a deployment, once all are there; None for a simulation.
+def connected(settings: Settings, grid: Grid | None = None) -> Iterator[Deployment | None]:
+    """The clients of a deployment, once all are there; None for a simulation. `grid`: where Flower has given one.
 
     Raises InputError for what no deployment can do and for what a client complains about, RunError where no SuperLink
     answers or clients are missing.
@@ -84,7 +84,8 @@ def connected(settings: Settings) -> Iterator[Deployment | None]:
     withholds = strategies.private(strategies.build_strategy(settings.strategy, wanted.clients)) is not None
     experiment = greeting(settings, withholds=withholds)
     content = RecordDict({"config": ConfigRecord({"experiment": json.dumps(experiment)})})
-    with _explained(link), backend.quiet_flower(), flower.server_app(link, secret) as grid:
+    own = contextlib.nullcontext(grid) if grid else flower.server_app(link, secret)
+    with _explained(link), backend.quiet_flower(), own as grid:
         deployed = Deployed(grid, content, settings.client.timeout, threading.Event())
         roster = Roster([Entry.of(told) for told in deployed.gather(wanted.clients, wanted.wait)])
         deployed.accepted = roster.objection
