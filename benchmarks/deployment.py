@@ -169,8 +169,8 @@ def worker(address, name):
         print("OVERHEAD", clock - spent[0], cpu - spent[1], flush=True)
 
     flower._answer = timed
-    with client.supernode(flower.Link(address), None) as beside:
-        flower.client_app(beside, app, threading.Event())
+    with client.SuperNode(flower.Link(address), None, poll=0.5) as beside:
+        flower.client_app(beside.address, app, beside.stop)
 
 
 @contextlib.contextmanager

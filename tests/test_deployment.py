@@ -18,6 +18,7 @@ from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import Vetting, allowed, greeting
 from fedser.errors import InputError, RunError
 from fedser.evaluate import evaluate
+from fedser.evaluation.results import _mixed
 
 EMODB = FIXTURES / "emodb"
 SMALL = ["dataset=emodb", "features.frames=64", "model.width=2", "rounds=2", "evaluation.every=2", "attack=fgsm", "logger=none", "strategy.fraction_train=1.0"]  # fmt: skip
@@ -109,6 +110,13 @@ def test_the_allow_list_is_what_configuration_files_name(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("_target_: mine.Net\nname: mine\n")
     assert "mine.Net" in allowed((str(tmp_path),)) - allowed()
+
+
+def test_lengths_of_perturbations_say_nothing_of_which_clip():
+    found = _mixed(
+        {"l2": [3.0, 0.0, 1.0], "rms": [30.0, 0.0, 10.0], "right": [1, 0, 1], "fooled": [0, 0, 1], "loud": []}
+    )
+    assert found == {"l2": [0.0, 1.0, 3.0], "rms": [0.0, 10.0, 30.0], "right": [2], "fooled": [1], "loud": []}
 
 
 # --- who is there ----------------------------------------------------------------------------------------------------
@@ -297,7 +305,7 @@ def test_private_clients_keep_their_optimizers(place, simulated, tmp_path):
 
 
 def test_a_client_that_fails_is_named(place, tmp_path):
-    with pytest.raises(RunError, match=r"client '1[45]': ValueError: as asked"):
+    with pytest.raises(RunError, match=r"^client '1[45]': ValueError: as asked$"):  # the traceback stays there
         deployed(place, tmp_path / "run", "client.optimizer.fault=fail")
     assert "ValueError: as asked" in place.log("14") + place.log("15")
 

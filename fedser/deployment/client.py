@@ -50,8 +50,14 @@ class Client:
             return self._answer(message, context)
         except Exception as error:
             log.error("%s", error)
-            reason = f"client '{self.name}': {error if isinstance(error, FedserError) else repr(error)}"
-            return Message(Error(CLIENT_FAILED, reason), reply_to=message)
+            return self._refused(
+                message, f"client '{self.name}': {error if isinstance(error, FedserError) else repr(error)}"
+            )
+
+    def _refused(self, message: Message, reason: str) -> Message:
+        """An error of one line, that names no file of this machine: its log has the whole."""
+        told = (reason.splitlines() or [""])[0].replace(self.vetting.root, "…")
+        return Message(Error(CLIENT_FAILED, told), reply_to=message)
 
     def _answer(self, message: Message, context: Context) -> Message:
         kind, config = message.metadata.message_type, message.content["config"]
@@ -70,8 +76,8 @@ class Client:
         reply = self._app(message, context)
         if reply.has_error():
             log.error("%s", reply.error.reason)
-        else:
-            log.warning("%s answered", f"round {config['server-round']}, {kind}" if "server-round" in config else kind)
+            return self._refused(message, reply.error.reason)
+        log.warning("%s answered", f"round {config['server-round']}, {kind}" if "server-round" in config else kind)
         return reply
 
     def _vetted(self, text: str) -> tuple[str, Settings, dict]:

@@ -67,6 +67,11 @@ class Vetting:
         self._allowed = allowed(modules)
         self._pinned: dict[int, str] = {}  # the settings of each run
 
+    @property
+    def root(self) -> str:
+        """Where the client's clips lie."""
+        return str(Path(self._own["dataset"]["root"] or "/").parent)
+
     def look(self) -> None:
         """Raises InputError where the client's folder has no clips of it, before anything is connected."""
         of_client(corpora.load(validate(self._own).dataset), self.name)

@@ -185,6 +185,15 @@ class Results:
         return pd.DataFrame(columns, index=rows)
 
 
+def _mixed(parts: dict[str, list]) -> dict[str, list]:
+    """What was measured of a set's clips in the order of their L2 lengths, and sums of what sums are needed of: by its
+    place a clip could be followed from set to set."""
+    order = np.argsort(parts["l2"], kind="stable")
+    summed = {key: [sum(parts[key])] for key in ("right", "fooled") if key in parts}
+    mixed = {key: [values[place] for place in order] for key, values in parts.items() if len(values) == len(order)}
+    return parts | mixed | summed
+
+
 def answer(measured: Measured, y, rows: np.ndarray, classes: int, utterances: bool) -> dict:
     """A client's answer: what it measured on its utterances with labels y [n], in plain values (see `Results`)."""
     counts = {
@@ -193,6 +202,7 @@ def answer(measured: Measured, y, rows: np.ndarray, classes: int, utterances: bo
     }
     watched = detection.answer(measured.scores, measured.predictions, y, utterances)
     examples = {name: {key: part.tolist() for key, part in parts.items()} for name, parts in measured.examples.items()}
+    examples = examples if utterances else {name: _mixed(parts) for name, parts in examples.items()}
     correct = {condition: (draws == y.cpu()).sum(0).tolist() for condition, draws in measured.predictions.items()}
     row_by_row = {"row": rows.tolist()} | correct if utterances else None
     told = {"counts": counts, "examples": examples, "utterances": row_by_row}
