@@ -37,9 +37,9 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
 
 
 def pytest_collection_modifyitems(items):
-    """Files that start Ray take longest. They come first, so that in the end no worker waits for another's."""
-    starting_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in starting_ray)
+    """Files that start Ray or a SuperLink take longest. They come first, so that in the end no worker waits for another's."""
+    long = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("loopback")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True, scope="session")

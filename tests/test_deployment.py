@@ -272,6 +272,7 @@ def same(one, other):
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in ["history.jsonl", *names])
 
 
+@pytest.mark.loopback
 def test_the_numbers_are_the_simulations(place, undisturbed, tmp_path):
     result = deployed(place, tmp_path / "run")
     assert same(result.folder, undisturbed)
@@ -286,6 +287,7 @@ def test_the_numbers_are_the_simulations(place, undisturbed, tmp_path):
     assert str(place.folder) not in told.replace(str(place.ca), "") and "flac" not in told
 
 
+@pytest.mark.loopback
 def test_private_clients_keep_their_optimizers(place, simulated, tmp_path):
     """Moments stay in the clients' own folders, updates are clipped and noised there, by noise of their own."""
     kept = ["client.optimizer_state=persist", "batch_norm=aggregate"]
@@ -304,12 +306,14 @@ def test_private_clients_keep_their_optimizers(place, simulated, tmp_path):
     assert sum(told["train"].values()) == 2  # that they train, not on how much
 
 
+@pytest.mark.loopback
 def test_a_client_that_fails_is_named(place, tmp_path):
     with pytest.raises(RunError, match=r"^client '1[45]': ValueError: as asked$"):  # the traceback stays there
         deployed(place, tmp_path / "run", "client.optimizer.fault=fail")
     assert "ValueError: as asked" in place.log("14") + place.log("15")
 
 
+@pytest.mark.loopback
 def test_a_client_that_is_killed_comes_back_and_nothing_is_lost(place, undisturbed, tmp_path):
     def come_back():
         speaker = until(
@@ -329,12 +333,14 @@ def test_a_client_that_is_killed_comes_back_and_nothing_is_lost(place, undisturb
     assert (tmp_path / "dead").exists() and same(result.folder, undisturbed)
 
 
+@pytest.mark.loopback
 def test_one_that_hangs_is_not_waited_for_beyond_its_time(place, tmp_path):
     fault = ["client.optimizer.fault=deaf", f"client.optimizer.marks={tmp_path / 'deaf'}", "client.timeout=3"]
     with pytest.raises(RunError, match=r"client '1[45]': no answer within client.timeout=3 s"):
         deployed(place, tmp_path / "run", *fault)
 
 
+@pytest.mark.loopback
 def test_one_leaves_and_rounds_go_on_until_it_is_back(place, tmp_path):
     """Its SuperNode is ended again and again, and half of the clients do."""
     folder = tmp_path / "run"
@@ -358,6 +364,7 @@ def test_one_leaves_and_rounds_go_on_until_it_is_back(place, tmp_path):
     assert {tuple(row["train/missing"]) for row in result.history if "train/missing" in row} == {("15",)}
 
 
+@pytest.mark.loopback
 def test_a_killed_server_goes_on(place, undisturbed, tmp_path):
     slow = ["client.optimizer.fault=slow"]
     process = start(tmp_path, *words(place, *slow, "rounds=4"), "hydra.run.dir=run", "--config-dir", str(place.modules))
@@ -368,6 +375,7 @@ def test_a_killed_server_goes_on(place, undisturbed, tmp_path):
     assert result.metrics["resumed_after"] and len(result.history) == 4
 
 
+@pytest.mark.loopback
 def test_two_of_one_name(place, tmp_path):
     place.client("14", key="stranger", name="double")  # below: its key is registered
     place.register("stranger")
@@ -378,6 +386,7 @@ def test_two_of_one_name(place, tmp_path):
         place.end("double")
 
 
+@pytest.mark.loopback
 def test_strangers_and_false_certificates_are_refused(place, tmp_path):
     place.client("14", key="other-stranger", name="unregistered")
     place.client("14", ca="other.pem", name="deceived")
@@ -391,6 +400,7 @@ def test_strangers_and_false_certificates_are_refused(place, tmp_path):
         deployed(place, tmp_path / "run", f"simulation.ca={place.folder / 'other.pem'}")
 
 
+@pytest.mark.loopback
 def test_a_superlink_that_is_restarted_costs_a_round(place, tmp_path):
     """The last test: clients are not the SuperLink's, and find it again."""
     folder = tmp_path / "run"
