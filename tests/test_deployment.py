@@ -390,12 +390,15 @@ def test_two_of_one_name(place, tmp_path):
 def test_strangers_and_false_certificates_are_refused(place, tmp_path):
     place.client("14", key="other-stranger", name="unregistered")
     place.client("14", ca="other.pem", name="deceived")
+    place.client("14", name="twin")  # with the key of one that is connected
     try:
         until(lambda: "does not accept this node: its key is not registered" in place.log("unregistered"))
         assert until(lambda: place.processes["deceived"].poll()) == 2
         assert "certificate is not signed by --ca" in place.log("deceived")
+        until(lambda: "another node that has it is connected" in place.log("twin"))
     finally:
         place.end("unregistered")
+        place.end("twin")
     with pytest.raises(RunError, match="no SuperLink answers.*certificate"):
         deployed(place, tmp_path / "run", f"simulation.ca={place.folder / 'other.pem'}")
 

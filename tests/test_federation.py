@@ -301,9 +301,9 @@ def failing_client(monkeypatch):
 
         monkeypatch.setattr(client_app, "train_locally", train)
         monkeypatch.setattr(client_app, "train", spy)
-        import fedser.experiment
+        import fedser.deployment.server
 
-        monkeypatch.setattr(fedser.experiment, "client_app", client_app.make_app())
+        monkeypatch.setattr(fedser.deployment.server, "client_app", client_app.make_app())
 
     return arm
 
@@ -323,13 +323,13 @@ def test_a_client_that_cannot_speak_for_itself_is_named_too(small, monkeypatch):
     """As when its worker dies: Flower answers in its place, and knows no names."""
     from flwr.app import Error, Message
 
-    import fedser.experiment
+    import fedser.deployment.server
 
     app = client_app.make_app()
     monkeypatch.setitem(
         app._registered_funcs, "train.default", lambda m, c: Message(Error(0, "actor\ndied"), reply_to=m)
     )
-    monkeypatch.setattr(fedser.experiment, "client_app", app)
+    monkeypatch.setattr(fedser.deployment.server, "client_app", app)
     with pytest.raises(RunError, match=r"client 'client-0': its worker failed or died: actor died"):
         small(*FOUR, "reuse=false", "defence=none", "attack=none")
 

@@ -176,6 +176,24 @@ def _free_port() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `fedser-client`; returns the exit code."""
+    chosen = _parser().parse_args(arguments)
+    logging.basicConfig(
+        format=f"{chosen.speaker}: %(message)s", level=logging.INFO if chosen.verbose else logging.WARNING
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for asked in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell ignores Ctrl-C
+        signal.signal(asked, signal.default_int_handler)
+    try:
+        _run(chosen)
+    except FedserError as error:
+        print(f"fedser-client: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fedser-client", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--dataset", required=True, help="how the folder is read: a name of conf/dataset, e.g. emodb, manifest"
@@ -205,21 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "own", nargs="*", metavar="dataset.KEY=VALUE", help="more about the folder, e.g. dataset.on_bad_audio=skip"
     )
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(
-        format=f"{chosen.speaker}: %(message)s", level=logging.INFO if chosen.verbose else logging.WARNING
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    for asked in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell ignores Ctrl-C
-        signal.signal(asked, signal.default_int_handler)
-    try:
-        _run(chosen)
-    except FedserError as error:
-        print(f"fedser-client: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return parser
 
 
 def _run(chosen: argparse.Namespace) -> None:

@@ -200,7 +200,6 @@ def _claimed(link: Link, run: int, secret: bytes | None) -> str:
 def client_app(address: str, app: Callable[[Message, Context], Message], stop: threading.Event) -> None:
     """Answers all messages of the SuperNode (`--isolation process`) at `address`, HOST:PORT on this machine, one after
     the other, until `stop` is set. No app that the SuperNode was sent is looked at."""
-    import httpx
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
@@ -210,7 +209,8 @@ def client_app(address: str, app: Callable[[Message, Context], Message], stop: t
     client = RuntimeHttpClient.from_server_address(address, True, None, interceptors)
     try:
         while not stop.is_set():
-            with contextlib.suppress(httpx.HTTPError):  # it starts, or is about to end
+            # The SuperNode starts or ends, or the run is over: what is raised then is of many kinds.
+            with contextlib.suppress(Exception):
                 if token := client.AcquireTask(request).token:
                     _answer(address, token, app)
                     continue
