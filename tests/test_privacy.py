@@ -394,3 +394,12 @@ def test_the_report_has_a_table(tmp_path):
     assert table.cells[0][5].value == pytest.approx(0.85) and table.cells[0][5].notes == ("[70.0, 90.0]",)
     assert len(table.data) == 3 and table.notes == ["AT-PGD: no guarantee: x."]
     assert not tables.privacy(SimpleNamespace(models=[]))
+
+
+@pytest.mark.parametrize(
+    "more", [["strategy=dp"], [*PRIVATE, "strategy.noise=server"], [*PRIVATE, "strategy.noise=clients"]]
+)
+def test_a_round_at_rate_zero_is_no_division_by_zero(voices, tmp_path, more):
+    """The last one of a cosine."""
+    result = run(compose([*voices, "client/schedule=cosine", "rounds=2", *more]), tmp_path / "run")
+    assert len(result.history) == 2

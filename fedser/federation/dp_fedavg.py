@@ -10,6 +10,9 @@ from pydantic import Field
 
 from fedser.config.schema import Positive
 from fedser.features.normalisation import Sums
+from fedser.federation.transport import to_record
+
+TINY = 1e-6  # far below any noise
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,24 @@ class Withheld:
         return (start + update + noise).astype(np.float32)
 
 
-class DPFedAvg(flwr.DifferentialPrivacyServerSideFixedClipping):
+class DP(flwr.DifferentialPrivacyServerSideFixedClipping):
+    """Flower's own, but for updates of length zero, by which it divides: at the end of a cosine the rate is 0."""
+
+    def aggregate_train(self, server_round, replies):
+        """The noisy mean of what is clipped."""
+        replies = list(replies)
+        (start,) = self.current_arrays.to_numpy_ndarrays()
+        for reply in replies:
+            for name, record in reply.content.array_records.items():
+                (end,) = record.to_numpy_ndarrays()
+                if np.array_equal(start, end):
+                    end = end.copy()
+                    end[np.abs(end).argmin()] += TINY
+                    reply.content[name] = to_record(name, end)
+        return super().aggregate_train(server_round, replies)
+
+
+class DPFedAvg(DP):
     """The mean of clipped updates, all of one weight, with Gaussian noise: Flower's own, around its FedAvg.
 
     noise_multiplier: z; the mean of m updates gets noise of z · clipping_norm / m per parameter.
