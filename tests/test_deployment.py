@@ -10,15 +10,19 @@ import time
 import pytest
 from conftest import FIXTURES
 from deployed import Place
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from processes import rounds, start, until
 
 from fedser import compose, run
 from fedser.config.validation import validate
+from fedser.deployment.client import Client
+from fedser.deployment.grid import TO
 from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import Vetting, allowed, greeting
 from fedser.errors import InputError, RunError
 from fedser.evaluate import evaluate
 from fedser.evaluation.results import _mixed
+from fedser.simulation import backend
 
 EMODB = FIXTURES / "emodb"
 SMALL = ["dataset=emodb", "features.frames=64", "model.width=2", "rounds=2", "evaluation.every=2", "attack=fgsm", "logger=none", "strategy.fraction_train=1.0"]  # fmt: skip
@@ -97,11 +101,28 @@ def test_settings_stay_what_they_were():
 
 def test_a_client_may_ask_for_noise():
     client, told = vetting(least_noise=0.5), greeting(served())
-    client.experiment(told)  # a greeting: it is not known yet
     for private in (None, {"clipping_norm": None}, {"clipping_norm": 2.0, "deviation": 0.9}):
         with pytest.raises(InputError, match=r"nothing with noise below 0\.5 of what updates are clipped to"):
-            client.experiment(told | {"trainers": [0], "private": private})
-    client.experiment(told | {"trainers": [0], "private": {"clipping_norm": 2.0, "deviation": 1.0}})
+            client.check_noise(told | {"private": private})
+    with pytest.raises(InputError, match="nothing with noise"):
+        client.check_noise(told)  # a server that leaves it out
+    client.check_noise(told | {"private": {"clipping_norm": 2.0, "deviation": 1.0}})
+
+
+def asked(client, kind, told):
+    content = RecordDict({"config": ConfigRecord({"experiment": json.dumps(told)}), TO: ConfigRecord({"number": 0})})
+    with backend._task_identity():
+        return client(Message(content, 1, kind), Context(1, 1, {}, RecordDict(), {}))
+
+
+def test_a_client_tells_no_path_and_nothing_before_its_noise_is_there(tmp_path):
+    (tmp_path / "14a01Wa.wav").write_bytes(b"no audio")
+    own = ["dataset=emodb", f"dataset.root={tmp_path}", "simulation=serial", "logger=none"]
+    reason = asked(Client("14", Vetting("14", own)), "query.roster", greeting(served())).error.reason
+    assert "… can't be read as audio" in reason and "14a01Wa" not in reason and str(tmp_path) not in reason
+    reply = asked(Client("14", vetting(least_noise=0.5)), "query", greeting(served()) | {"classes": ["anger"]})
+    assert "nothing with noise below 0.5" in reply.error.reason
+    assert "do not answer" in asked(Client("14", vetting()), "query.listen", greeting(served())).error.reason
 
 
 def test_the_allow_list_is_what_configuration_files_name(tmp_path):

@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
+from fedser.config.identity import digest
 from fedser.config.settings import Settings
 from fedser.deployment import flower
 from fedser.deployment.grid import ROSTER, TO
@@ -56,7 +58,7 @@ class Client:
 
     def _refused(self, message: Message, reason: str) -> Message:
         """An error of one line, that names no file of this machine: its log has the whole."""
-        told = (reason.splitlines() or [""])[0].replace(self.vetting.root, "…")
+        told = re.sub(r"\S*/\S*", "…", (reason.splitlines() or [""])[0])
         return Message(Error(CLIENT_FAILED, told), reply_to=message)
 
     def _answer(self, message: Message, context: Context) -> Message:
@@ -68,6 +70,7 @@ class Client:
             log.warning("a run begins: %s clients are asked", settings.dataset.name)
             entry = self._entry(settings, told.get("withholds", False))
             return Message(RecordDict({"config": ConfigRecord(entry.plain())}), reply_to=message)
+        self.vetting.check_noise(told)
         self.vetting.pin(context.run_id, experiment)
         if kind == "evaluate":
             self.vetting.check_evaluation(message, settings)
@@ -83,7 +86,7 @@ class Client:
     def _vetted(self, text: str) -> tuple[str, Settings, dict]:
         told = json.loads(text)
         experiment, settings = self.vetting.experiment(told)
-        experiment["state"] = str(cache.folder("clients", self.name))
+        experiment["state"] = str(cache.folder("clients", self.name, digest(experiment)))  # moments are one run's
         if experiment.get("private"):
             experiment["private"] = experiment["private"] | {"system": True}
         return json.dumps(experiment), settings, told  # augmentations come in their order

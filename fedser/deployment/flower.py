@@ -7,6 +7,7 @@ for the version that `VERSION` names, and `tests/test_deployment.py` runs it aga
 import contextlib
 import hashlib
 import io
+import logging
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from flwr.serverapp import Grid
 
 from fedser.errors import InputError, RunError
 
+log = logging.getLogger(__name__)
 VERSION = "1.41"
 POLL_SECONDS = 0.15  # between two looks for a task
 APP_FAILED = 2  # Flower's code of a handler that raised
@@ -200,6 +202,7 @@ def _claimed(link: Link, run: int, secret: bytes | None) -> str:
 def client_app(address: str, app: Callable[[Message, Context], Message], stop: threading.Event) -> None:
     """Answers all messages of the SuperNode (`--isolation process`) at `address`, HOST:PORT on this machine, one after
     the other, until `stop` is set. No app that the SuperNode was sent is looked at."""
+    import httpx
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
@@ -209,11 +212,14 @@ def client_app(address: str, app: Callable[[Message, Context], Message], stop: t
     client = RuntimeHttpClient.from_server_address(address, True, None, interceptors)
     try:
         while not stop.is_set():
-            # The SuperNode starts or ends, or the run is over: what is raised then is of many kinds.
-            with contextlib.suppress(Exception):
+            try:
                 if token := client.AcquireTask(request).token:
                     _answer(address, token, app)
                     continue
+            except httpx.TransportError:
+                pass  # the SuperNode starts, or ends
+            except Exception as error:  # its run is over, or it ended in the middle: what that raises is of many kinds
+                log.warning("a message was lost: %s: %s", type(error).__name__, error)
             stop.wait(POLL_SECONDS)
     finally:
         client.close()

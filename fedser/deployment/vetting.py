@@ -67,11 +67,6 @@ class Vetting:
         self._allowed = allowed(modules)
         self._pinned: dict[int, str] = {}  # the settings of each run
 
-    @property
-    def root(self) -> str:
-        """Where the client's clips lie."""
-        return str(Path(self._own["dataset"]["root"] or "/").parent)
-
     def look(self) -> None:
         """Raises InputError where the client's folder has no clips of it, before anything is connected."""
         of_client(corpora.load(validate(self._own).dataset), self.name)
@@ -103,7 +98,6 @@ class Vetting:
             raise InputError(
                 "the server asks what became of single clips: set evaluation.utterances=false evaluation.example=false."
             )
-        self._check_noise(told)
         kept = {key: told[key] for key in ("classes", "trainers", "private") if key in told}
         attacks = {name: attack.node for name, attack in Protocols.of(settings).attacks.items()}
         return kept | {"settings": settings.plain, "attacks": attacks}, settings
@@ -115,12 +109,11 @@ class Vetting:
         for key, value in _options(asked):
             if key in FILES and value is not None and not (key == "checkpoint" and self.checkpoint):
                 raise InputError(f"the server sets {key}={value}: it may name no files of this machine.")
-            if key == "modules" and value:
-                raise InputError("the server names folders with code: this client has its own (--modules).")
 
-    def _check_noise(self, told: dict) -> None:
-        """Raises InputError for a run in which updates would leave with less noise than this client wants."""
-        if self.least_noise is None or "trainers" not in told:  # a greeting comes before it is known
+    def check_noise(self, told: dict) -> None:
+        """Raises InputError for a run in which updates would leave with less noise than this client wants. Not of a
+        greeting, before which nobody knows."""
+        if self.least_noise is None:
             return
         private = told.get("private") or {}
         clipped = private.get("clipping_norm")
