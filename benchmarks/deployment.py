@@ -214,23 +214,12 @@ def warm(messages):
 
 def fedser(clients, rounds):
     """Seconds per round of fedser's."""
-    from flwr.serverapp.strategy import FedAvg
-    from transport import CLASSES
+    from transport import timed_rounds
 
-    from fedser.federation import transport
     from fedser.federation.server_app import Federation
-    from fedser.models.vgg15 import VGG15
 
-    seconds = []
     with tempfile.TemporaryDirectory() as folder, deployed(clients, Path(folder)) as (grid, link, started):
-        federation = Federation(grid, clients, {}, threading.Event(), window=clients)
-        federation.handshake()
-        strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients, arrayrecord_key=transport.PARAMETERS)
-        weights = transport.pack(VGG15(CLASSES))
-        for round in range(1, rounds + 1):
-            start = time.perf_counter()
-            weights, *_ = federation.train(strategy, round, weights, list(range(clients)))
-            seconds.append(time.perf_counter() - start)
+        seconds = timed_rounds(Federation(grid, clients, {}, threading.Event(), window=clients), clients, rounds)
         nodes = [child for each in started for child in children(each.pid)]
         return figures(seconds, link.pid, nodes)
 

@@ -78,8 +78,6 @@ def stock(clients, rounds, actors):
 
 def fedser(clients, rounds, actors):
     """Seconds per round of fedser's."""
-    from flwr.serverapp.strategy import FedAvg
-
     from fedser.federation import transport
     from fedser.federation.server_app import Federation
     from fedser.models.vgg15 import VGG15
@@ -89,18 +87,29 @@ def fedser(clients, rounds, actors):
     stop = threading.Event()
 
     def serve(grid):
-        federation = Federation(grid, clients, {}, stop, window=plan.window)
-        federation.handshake()
-        strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients, arrayrecord_key=transport.PARAMETERS)
-        weights = transport.pack(VGG15(CLASSES))
-        for round in range(1, rounds + 1):
-            start = time.perf_counter()
-            weights, *_ = federation.train(strategy, round, weights, list(range(clients)))
-            seconds.append(time.perf_counter() - start)
+        seconds.extend(timed_rounds(Federation(grid, clients, {}, stop, window=plan.window), clients, rounds))
 
     size = sum(array.nbytes for array in transport.pack(VGG15(CLASSES)).values())
     plan = backend.Plan("ray", actors, 1, 0.0, 0.0, reply_bytes=size)
     backend.simulate(serve, idle_app(), clients, plan, stop)
+    return seconds
+
+
+def timed_rounds(federation, clients, rounds):
+    """Seconds of each round of VGG-15 with these clients, who are there."""
+    from flwr.serverapp.strategy import FedAvg
+
+    from fedser.federation import transport
+    from fedser.models.vgg15 import VGG15
+
+    seconds = []
+    federation.handshake()
+    strategy = FedAvg(min_train_nodes=clients, min_available_nodes=clients, arrayrecord_key=transport.PARAMETERS)
+    weights = transport.pack(VGG15(CLASSES))
+    for round in range(1, rounds + 1):
+        start = time.perf_counter()
+        weights, *_ = federation.train(strategy, round, weights, list(range(clients)))
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
