@@ -11,6 +11,8 @@ from pathlib import Path
 
 from processes import until
 
+from fedser.data.corpora.emodb import EMOTIONS, MALE
+
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
 CLIENT = "from fedser.__main__ import client; client()"
 SUPERLINK = "from flwr.superlink.cli import flower_superlink as run; run()"
@@ -31,67 +33,32 @@ class Place:
             (folder / speaker).mkdir(parents=True)
             for file in clips.rglob(f"{speaker}*.flac"):
                 shutil.copy(file, folder / speaker)
+        self.list(self.speakers[-1], self.speakers[-1])
         self._certificates()
 
     def _certificates(self):
         def openssl(*words):
             subprocess.run(["openssl", *words], cwd=self.folder, check=True, capture_output=True)
 
+        elliptic = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes"]
         for name in ("ca", "other"):  # one that the SuperLink has, and one that it has not
-            openssl(
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-384",
-                "-nodes",
-                "-days",
-                "2",
-                "-keyout",
-                f"{name}.key",
-                "-out",
-                f"{name}.pem",
-                "-subj",
-                f"/CN={name}",
-            )
-        openssl(
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-384",
-            "-nodes",
-            "-keyout",
-            "server.key",
-            "-out",
-            "server.csr",
-            "-subj",
-            "/CN=localhost",
-        )
+            subject = ["-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"]
+            openssl("req", "-x509", *elliptic, "-days", "2", *subject)
+        openssl("req", *elliptic, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
         (self.folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        openssl(
-            "x509",
-            "-req",
-            "-in",
-            "server.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-out",
-            "server.pem",
-            "-extfile",
-            "san",
-        )
-        for name in (*self.speakers, "stranger", "other-stranger"):
-            subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", self.folder / f"{name}.node"],
-                check=True,
-            )
+        signer = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
+        openssl("x509", "-req", "-in", "server.csr", *signer, "-days", "2", "-out", "server.pem", "-extfile", "san")
+        for name in (*self.speakers, "late", "stranger", "old", "unknown"):
+            words = ["-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", self.folder / f"{name}.node"]
+            subprocess.run(["ssh-keygen", *words], check=True)
+
+    def list(self, speaker: str, name: str):
+        """A manifest of a speaker's clips, who is called `name` in it. A client of this name is one by its manifest."""
+        rows = [
+            f"{speaker}/{file.name},{name},{EMOTIONS[file.name[5]]},{'m' if speaker in MALE else 'f'}"
+            for file in sorted((self.folder / speaker).iterdir())
+        ]
+        (self.folder / f"{name}.csv").write_text("\n".join(["path,speaker,emotion,sex", *rows, ""]))
 
     @property
     def ca(self) -> Path:
@@ -112,22 +79,11 @@ class Place:
 
     def superlink(self):
         """Starts it, and registers the speakers' keys."""
-        tls = ("--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.pem")
+        secured = ["--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.pem"]
+        secured += ["--enable-supernode-auth", "--isolation", "process", "--disable-runtime-dependency-installation"]
         started = "Application startup complete"
         before = self.log("superlink").count(started)
-        process = self.start(
-            "superlink",
-            SUPERLINK,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            self.port,
-            "--isolation",
-            "process",
-            "--disable-runtime-dependency-installation",
-            "--enable-supernode-auth",
-            *tls,
-        )
+        process = self.start("superlink", SUPERLINK, "--host", "127.0.0.1", "--port", self.port, *secured)
         until(lambda: self.log("superlink").count(started) > before, process)
         home = self.folder / "home-flwr" / "flwr"
         home.mkdir(parents=True, exist_ok=True)
@@ -142,16 +98,17 @@ class Place:
         assert done.wait(60) == 0, self.log("flwr")
 
     def client(
-        self, speaker: str, key: str | None = None, ca: str = "ca.pem", name: str | None = None, *more: str
+        self, speaker: str, key: str | None = None, ca: str = "ca.pem", name: str | None = None, code: str = CLIENT
     ) -> subprocess.Popen:
-        words = ["--dataset", "emodb", "--root", speaker, "--speaker", speaker, "--superlink", self.address, "--ca", ca]
-        words += ["--key", f"{key or speaker}.node", "--poll", "0.3", "--modules", self.modules, *more]
-        return self.start(name or speaker, CLIENT, *words)
-
-    def children(self, name: str) -> list[int]:
-        """Of a client its SuperNode."""
-        found = Path(f"/proc/{self.processes[name].pid}/task").glob("*/children")
-        return [int(child) for file in found for child in file.read_text().split()]
+        listed = (self.folder / f"{speaker}.csv").exists()
+        words = (
+            ["--dataset", "manifest", "--root", f"{speaker}.csv"]
+            if listed
+            else ["--dataset", "emodb", "--root", speaker]
+        )
+        words += ["--speaker", speaker, "--superlink", self.address, "--ca", ca]
+        words += ["--key", f"{key or speaker}.node", "--poll", "0.3", "--modules", self.modules]
+        return self.start(name or speaker, code, *words)
 
     def log(self, name: str) -> str:
         file = self.folder / f"{name}.log"

@@ -5,13 +5,12 @@ import json
 import os
 import signal
 import threading
-import time
 
 import pytest
 from conftest import FIXTURES
-from deployed import Place
+from deployed import CLIENT, Place
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from processes import rounds, start, until
+from processes import rounds, until
 
 from fedser import compose, run
 from fedser.config.validation import validate
@@ -19,7 +18,7 @@ from fedser.deployment.client import Client
 from fedser.deployment.grid import TO
 from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import Vetting, allowed, greeting
-from fedser.errors import InputError, RunError
+from fedser.errors import InputError, Interrupted, RunError
 from fedser.evaluate import evaluate
 from fedser.evaluation.results import _mixed
 from fedser.simulation import backend
@@ -109,8 +108,9 @@ def test_a_client_may_ask_for_noise():
     client.check_noise(told | {"private": {"clipping_norm": 2.0, "deviation": 1.0}})
 
 
-def asked(client, kind, told):
-    content = RecordDict({"config": ConfigRecord({"experiment": json.dumps(told)}), TO: ConfigRecord({"number": 0})})
+def asked(client, kind, told, **to):
+    to = ConfigRecord({"number": 0, **to})
+    content = RecordDict({"config": ConfigRecord({"experiment": json.dumps(told)}), TO: to})
     with backend._task_identity():
         return client(Message(content, 1, kind), Context(1, 1, {}, RecordDict(), {}))
 
@@ -123,6 +123,15 @@ def test_a_client_tells_no_path_and_nothing_before_its_noise_is_there(tmp_path):
     reply = asked(Client("14", vetting(least_noise=0.5)), "query", greeting(served()) | {"classes": ["anger"]})
     assert "nothing with noise below 0.5" in reply.error.reason
     assert "do not answer" in asked(Client("14", vetting()), "query.listen", greeting(served())).error.reason
+
+
+def test_a_client_knows_its_clips_again():
+    client, told = Client("14", vetting()), greeting(served())
+    known = asked(client, "query.roster", told).content["config"]["data"]
+    told |= {"classes": ["anger", "boredom", "disgust", "fear", "happiness", "neutral", "sadness"]}
+    reply = asked(client, "query", told, data="others")
+    assert "client '14': it has other clips than when the run began" in reply.error.reason
+    assert not asked(client, "query", told, data=known).has_error()
 
 
 def test_the_allow_list_is_what_configuration_files_name(tmp_path):
@@ -362,54 +371,64 @@ def test_one_that_hangs_is_not_waited_for_beyond_its_time(place, tmp_path):
 
 
 @pytest.mark.loopback
-def test_one_leaves_and_rounds_go_on_until_it_is_back(place, tmp_path):
-    """Its SuperNode is ended again and again, and half of the clients do."""
-    folder = tmp_path / "run"
+def test_rounds_go_on_without_one_and_who_may_join_them(place, tmp_path, caplog):
+    """One that leaves, comes back with other clips, and then with its own; one that was not there when the run began;
+    and Ctrl-C in the end."""
+    folder, clip = tmp_path / "run", next((place.folder / "14").iterdir())
+    history = lambda: [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]  # noqa: E731
+    place.list("15", "late")
 
-    def leave():
-        until(lambda: rounds(folder) >= 1)
-        while rounds(folder) < 3:
-            for child in place.children("15"):
-                os.kill(child, signal.SIGINT)
-            time.sleep(0.5)
+    def come_and_go():
+        try:
+            until(lambda: rounds(folder) >= 1)
+            place.end("14", signal.SIGKILL)
+            clip.rename(tmp_path / clip.name)
+            place.register("late")
+            place.client("late")
+            place.client("14")
+            until(lambda: "client '14' has other clips than when the run began" in caplog.text)
+            until(lambda: rounds(folder) >= 3)
+            (tmp_path / clip.name).rename(clip)
+            place.end("14", signal.SIGKILL)
+            place.client("14")
+            until(lambda: "client 'late' is not of this run, which has begun" in caplog.text)
+            until(lambda: history()[-1]["train/clients"] == 2 and rounds(folder) >= 4)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    other = threading.Thread(target=leave)
+    other = threading.Thread(target=come_and_go)
     other.start()
-    fault = ["client.optimizer.fault=slow", "client.timeout=4", "simulation.min_reply_fraction=0.5", "rounds=16"]
+    fault = ["client.optimizer.fault=slow", "client.timeout=3", "simulation.min_reply_fraction=0.5", "rounds=1000"]
     try:
-        result = deployed(place, folder, *fault, "evaluation.every=null")
+        with pytest.raises(Interrupted):
+            deployed(place, folder, *fault, "evaluation.every=null")
     finally:
         other.join()
-    present = [row["train/clients"] for row in result.history]
+        place.end("late")
+    present = [row["train/clients"] for row in history()]
     assert present[0] == 2 and 1 in present and present[-1] == 2
-    assert {tuple(row["train/missing"]) for row in result.history if "train/missing" in row} == {("15",)}
+    assert {tuple(row["train/missing"]) for row in history() if "train/missing" in row} == {("14",)}
 
 
 @pytest.mark.loopback
-def test_a_killed_server_goes_on(place, undisturbed, tmp_path):
-    slow = ["client.optimizer.fault=slow"]
-    process = start(tmp_path, *words(place, *slow, "rounds=4"), "hydra.run.dir=run", "--config-dir", str(place.modules))
-    until(lambda: rounds(tmp_path / "run") >= 1, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    result = deployed(place, tmp_path / "run", *slow, "rounds=4")
-    assert result.metrics["resumed_after"] and len(result.history) == 4
-
-
-@pytest.mark.loopback
-def test_two_of_one_name(place, tmp_path):
-    place.client("14", key="stranger", name="double")  # below: its key is registered
-    place.register("stranger")
+def test_two_of_one_name_and_one_of_another_version(place, tmp_path):
+    place.client("14", key="stranger", name="double")
+    place.client("14", key="old", name="old", code=f"import fedser; fedser.__version__ = '0.0.1'; {CLIENT}")
+    place.register("stranger")  # below: the other one connects when the first has been found out
     try:
         with pytest.raises(InputError, match="two clients call themselves '14'"):
             deployed(place, tmp_path / "run", "simulation.clients=3")
-    finally:
         place.end("double")
+        place.register("old")
+        with pytest.raises(InputError, match=r"client '14': here is fedser 0\.0\.1, and the server has"):
+            deployed(place, tmp_path / "run", "simulation.clients=3")
+    finally:
+        place.end("old")
 
 
 @pytest.mark.loopback
 def test_strangers_and_false_certificates_are_refused(place, tmp_path):
-    place.client("14", key="other-stranger", name="unregistered")
+    place.client("14", key="unknown", name="unregistered")
     place.client("14", ca="other.pem", name="deceived")
     place.client("14", name="twin")  # with the key of one that is connected
     try:

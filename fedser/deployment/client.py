@@ -45,6 +45,7 @@ class Client:
         self.name, self.vetting = name, vetting
         self._app = make_app(lambda experiment, settings: Own(name, settings))
         self._read = functools.lru_cache(maxsize=4)(self._vetted)
+        self._data = functools.lru_cache(maxsize=2)(self._hash)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply, or an error that names the client and what is wrong."""
@@ -72,6 +73,8 @@ class Client:
             return Message(RecordDict({"config": ConfigRecord(entry.plain())}), reply_to=message)
         self.vetting.check_noise(told)
         self.vetting.pin(context.run_id, experiment)
+        if (before := message.content[TO].get("data")) and before != self._data(config["experiment"]):
+            raise InputError("it has other clips than when the run began: put them back, or begin another run.")
         if kind == "evaluate":
             self.vetting.check_evaluation(message, settings)
         message.content["config"] = ConfigRecord(dict(config) | {"experiment": experiment})
@@ -90,6 +93,12 @@ class Client:
         if experiment.get("private"):
             experiment["private"] = experiment["private"] | {"system": True}
         return json.dumps(experiment), settings, told  # augmentations come in their order
+
+    def _hash(self, text: str) -> str:
+        """Of the clips, as the greeting told it, which did not know all clients' classes."""
+        greeted = {key: value for key, value in json.loads(text).items() if key != "classes"}
+        _, settings, _ = self._vetted(json.dumps(greeted))
+        return Own(self.name, settings).store.folder.name
 
     def _entry(self, settings: Settings, withholds: bool) -> Entry:
         own = Own(self.name, settings)

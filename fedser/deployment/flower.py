@@ -5,6 +5,7 @@ for the version that `VERSION` names, and `tests/test_deployment.py` runs it aga
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
@@ -27,6 +28,7 @@ VERSION = "1.41"
 POLL_SECONDS = 0.15  # between two looks for a task
 APP_FAILED = 2  # Flower's code of a handler that raised
 PATIENCE_SECONDS = 60.0  # with a SuperLink that does not answer
+SOON_SECONDS = 0.05  # before arrays are asked for again that are on their way; then twice as long, and so on
 
 # What a SuperLink wants to have of an app; no node runs it, as clients of `fedser-client` have their own.
 MANIFEST = """
@@ -78,9 +80,10 @@ def server_app(link: Link, secret: bytes | None = None) -> Iterator[Grid]:
     from flwr.common.serde import run_from_proto
     from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
     from flwr.supercore.task_identity import TaskIdentity
-    from flwr.superlink.grid import HttpGrid
+    from flwr.superlink.grid import HttpGrid, http_grid
 
     check_version()
+    _ask_soon(http_grid)
     run = _start(link)
     token = _claimed(link, run, secret)
     grid = HttpGrid(link.address, link.ca is None, link.certificates, token=token)
@@ -206,7 +209,9 @@ def client_app(address: str, app: Callable[[Message, Context], Message], stop: t
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supernode.runtime import run_clientapp
 
+    _ask_soon(run_clientapp)
     request = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
     interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperExec")]
     client = RuntimeHttpClient.from_server_address(address, True, None, interceptors)
@@ -249,6 +254,28 @@ def _answer(address: str, token: str, app: Callable[[Message, Context], Message]
         link.close()
 
 
+def _ask_soon(module) -> None:
+    """Has a module of Flower's ask again soon for arrays that follow the message which says that there are some: it
+    waits a second, on each of the way's three stations."""
+    from flwr.supercore.inflatable import inflatable_utils as utils
+
+    for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
+        if hasattr(module, name):
+            setattr(module, name, functools.partial(getattr(utils, name), initial_backoff=SOON_SECONDS))
+
+
+def _pull_objects(*arguments, **options) -> dict[str, bytes]:
+    """As Flower's, but that of a run which has ended it raises what has the SuperNode forget the message. Otherwise its
+    client would wait for two hours for the arrays."""
+    from flwr.supercore.inflatable import inflatable_utils as utils
+    from flwr.supercore.run import RunNotRunningException
+
+    try:
+        return utils.pull_objects(*arguments, initial_backoff=SOON_SECONDS, **options)
+    except RunNotRunningException as error:
+        raise RuntimeError("its run has ended") from error
+
+
 def supernode(poll: float, *arguments: str) -> None:
     """Is a `flower-supernode` with these arguments, until it ends; it asks for messages every `poll` seconds. Flower's
     own does every three, longer than many a round takes."""
@@ -257,6 +284,7 @@ def supernode(poll: float, *arguments: str) -> None:
 
     sleep = {"sleep": lambda seconds: time.sleep(min(seconds, poll))}
     start_client_internal.time = SimpleNamespace(**vars(time) | sleep)
+    start_client_internal.pull_objects = _pull_objects
     sys.argv[1:] = arguments
     flower_supernode()
 

@@ -19,7 +19,7 @@ from fedser.errors import InputError, Interrupted, RunError
 
 log = logging.getLogger(__name__)
 ROSTER = "roster"  # the query by which nodes are asked who they are
-TO = "to"  # the record of a message that says which number the client has
+TO = "to"  # the record of a message that says which number the client has, and the hash of the clips that it had
 AWAY = (3, 4, 5, 8)  # Flower's codes for messages and replies that were lost, nodes that are gone, apps that died
 TIMED_OUT = 100  # our own, of a client that did not answer in time
 POLL_SECONDS = 0.1  # between two questions for replies, which go over the network
@@ -51,6 +51,7 @@ class Deployed(Grid):
     accepted: Callable[[dict], str] = lambda told: ""  # why a client that comes back may not go on, if so
     names: list[str] = field(default_factory=list)  # of the run's clients, in their order
     _nodes: dict[str, int] = field(default_factory=dict)  # where they are connected
+    _data: dict[str, str] = field(default_factory=dict)  # the hashes of their clips
     _gone: set[str] = field(default_factory=set)  # who did not come back in time; no longer waited for
     _asked: dict[str, int] = field(default_factory=dict)  # greetings under way, and to which node
     _met: set[int] = field(default_factory=set)  # nodes that were greeted
@@ -89,11 +90,13 @@ class Deployed(Grid):
                 log.warning("client '%s' is there (%d of %d)", found["name"], len(told), clients)
             time.sleep(0.1)
         self.names = sorted(told)
+        self._data = {name: str(told[name].get("data", "")) for name in self.names}
         return [told[name] for name in self.names]
 
     def _greeted(self) -> list[tuple[int, dict | str]]:
         """Asks new nodes who they are, and what has come in: nodes with what they told, or complained about."""
         self._connected = set(self.grid.get_node_ids())
+        self._met &= self._connected  # one that comes back has the same id where it has the same key
         new = [node for node in self._connected if node not in self._met]
         self._met |= set(new)
         kind = f"{MessageType.QUERY}.{ROSTER}"
@@ -210,7 +213,8 @@ class Deployed(Grid):
     def _addressed(self, sent: _Sent) -> Message:
         """The message with the client's number, to where it is."""
         about = sent.message.metadata
-        content = RecordDict(dict(sent.message.content) | {TO: ConfigRecord({"number": about.dst_node_id - 1})})
+        to = ConfigRecord({"number": about.dst_node_id - 1, "data": self._data.get(sent.name, "")})
+        content = RecordDict(dict(sent.message.content) | {TO: to})
         left = max(sent.deadline - time.monotonic(), 0.0) + LINGER_SECONDS
         return Message(content, sent.node, about.message_type, ttl=left, group_id=about.group_id)
 
