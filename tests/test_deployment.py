@@ -10,7 +10,7 @@ import pytest
 from conftest import FIXTURES
 from deployed import CLIENT, Place
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from processes import rounds, until
+from processes import rounds, start, until
 
 from fedser import compose, run
 from fedser.config.validation import validate
@@ -368,6 +368,17 @@ def test_one_that_hangs_is_not_waited_for_beyond_its_time(place, tmp_path):
     fault = ["client.optimizer.fault=deaf", f"client.optimizer.marks={tmp_path / 'deaf'}", "client.timeout=3"]
     with pytest.raises(RunError, match=r"client '1[45]': no answer within client.timeout=3 s"):
         deployed(place, tmp_path / "run", *fault)
+
+
+@pytest.mark.loopback
+def test_a_killed_server_goes_on(place, tmp_path):
+    slow = ["client.optimizer.fault=slow"]
+    process = start(tmp_path, *words(place, *slow, "rounds=4"), "hydra.run.dir=run", "--config-dir", str(place.modules))
+    until(lambda: rounds(tmp_path / "run") >= 1, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = deployed(place, tmp_path / "run", *slow, "rounds=4")
+    assert result.metrics["resumed_after"] and len(result.history) == 4
 
 
 @pytest.mark.loopback
