@@ -225,6 +225,14 @@ def die(marks):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def vanish(marks):  # with its SuperNode, which can't take leave
+    if first(marks):
+        for file in Path("/proc/self/task").glob("*/children"):
+            for child in file.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def fail(marks):
     raise ValueError("as asked")
 
@@ -344,7 +352,8 @@ def test_a_client_that_fails_is_named(place, tmp_path):
 
 
 @pytest.mark.loopback
-def test_a_client_that_is_killed_comes_back_and_nothing_is_lost(place, undisturbed, tmp_path):
+@pytest.mark.parametrize("fault", ["die", pytest.param("vanish", marks=pytest.mark.slow)])
+def test_a_client_that_is_killed_comes_back_and_nothing_is_lost(place, undisturbed, tmp_path, fault):
     def come_back():
         speaker = until(
             lambda: next((name for name in place.speakers if place.processes[name].poll() is not None), None)
@@ -355,9 +364,8 @@ def test_a_client_that_is_killed_comes_back_and_nothing_is_lost(place, undisturb
     nurse = threading.Thread(target=come_back)
     nurse.start()
     try:
-        result = deployed(
-            place, tmp_path / "run", "client.optimizer.fault=die", f"client.optimizer.marks={tmp_path / 'dead'}"
-        )
+        words = [f"client.optimizer.fault={fault}", f"client.optimizer.marks={tmp_path / 'dead'}"]
+        result = deployed(place, tmp_path / "run", *words)
     finally:
         nurse.join()
     assert (tmp_path / "dead").exists() and same(result.folder, undisturbed)
