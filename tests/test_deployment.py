@@ -15,7 +15,7 @@ from processes import rounds, start, until
 from fedser import compose, run
 from fedser.config.validation import validate
 from fedser.deployment.client import Client
-from fedser.deployment.grid import TO
+from fedser.deployment.grid import TO, Deployed
 from fedser.deployment.roster import Entry, Roster
 from fedser.deployment.vetting import Vetting, allowed, greeting
 from fedser.errors import InputError, Interrupted, RunError
@@ -169,6 +169,58 @@ def test_a_client_with_other_clips_is_told_apart():
     roster = Roster([entry("a", joy=2), entry("b", joy=1)])
     assert not roster.objection(entry("a", joy=2).plain())
     assert "client 'a' has other clips than when the run began" in roster.objection(entry("a", joy=3).plain())
+
+
+class Nodes:
+    """A grid whose nodes say at once what they are; {id: (name, data)}."""
+
+    def __init__(self, nodes):
+        self.nodes, self.asked = nodes, []
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def push_messages(self, messages):
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(len(self.asked))
+            self.asked.append(message)
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, keys):
+        for message in (self.asked[int(key)] for key in keys):
+            name, data = self.nodes[message.metadata.dst_node_id]
+            yield Message(RecordDict({"config": ConfigRecord({"name": name, "data": data})}), reply_to=message)
+
+
+@pytest.fixture
+def identity():
+    """Of a task, without which Flower makes no message."""
+    with backend._task_identity():
+        yield
+
+
+def test_who_comes_back_at_the_same_place_is_looked_at_again(identity, caplog, monkeypatch):
+    """A SuperNode has its id by its key; one that is started again between two messages has lost none."""
+    monkeypatch.setattr("fedser.deployment.grid.LOOK_SECONDS", 0)
+    nodes = Nodes({7: ("a", "1"), 8: ("b", "2")})
+    accepted = lambda told: "" if told["data"] in "12" else f"client '{told['name']}' has other clips"  # noqa: E731
+    grid = Deployed(nodes, RecordDict(), 9.0, threading.Event(), accepted)
+    assert [told["name"] for told in grid.gather(2, 9)] == ["a", "b"]
+
+    def comes_back(node, name, data):
+        nodes.nodes.pop(node)
+        grid._look()
+        caplog.clear()
+        nodes.nodes[node] = (name, data)
+        grid._look()
+        return caplog.text
+
+    assert "client 'a' is back" in comes_back(7, "a", "1") and grid._nodes == {"a": 7, "b": 8}
+    assert "client 'a' has other clips" in comes_back(7, "a", "3") and grid._nodes == {"b": 8}
+    assert "client 'a' is back" in comes_back(7, "a", "1") and grid._nodes == {"a": 7, "b": 8}
+    nodes.nodes[9] = ("c", "4")
+    assert "another client calls itself 'b', which is there" in comes_back(9, "b", "2")
+    assert grid._nodes == {"a": 7, "b": 8}
 
 
 @pytest.mark.parametrize(("words", "complaint"), [

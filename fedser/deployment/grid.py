@@ -121,18 +121,19 @@ class Deployed(Grid):
         for node, found in self._greeted():
             if isinstance(found, str):
                 log.warning("%s", found)
-            elif found["name"] not in self.names:
-                log.warning(
-                    "client '%s' is not of this run, which has begun: it can take part in the next", found["name"]
-                )
-            elif self._nodes.get(found["name"]) in self._connected:
-                log.warning("another client calls itself '%s', which is there: it is not asked", found["name"])
+                continue
+            name, there = found["name"], self._nodes.get(found["name"])
+            if name not in self.names:
+                log.warning("client '%s' is not of this run, which has begun: it can take part in the next", name)
+            elif there in self._connected and there != node:
+                log.warning("another client calls itself '%s', which is there: it is not asked", name)
             elif why := self.accepted(found):
                 log.warning("%s", why)
+                self._nodes.pop(name, None)
             else:
-                log.warning("client '%s' is back", found["name"])
-                self._nodes[found["name"]] = node
-                self._gone.discard(found["name"])
+                log.warning("client '%s' is back", name)
+                self._nodes[name] = node
+                self._gone.discard(name)
 
     # --- Flower's interface ---------------------------------------------------------------------------------------
 
