@@ -204,9 +204,11 @@ def _claimed(link: Link, run: int, secret: bytes | None) -> str:
 
 def client_app(address: str, app: Callable[[Message, Context], Message], stop: threading.Event) -> None:
     """Answers all messages of the SuperNode (`--isolation process`) at `address`, HOST:PORT on this machine, one after
-    the other, until `stop` is set. No app that the SuperNode was sent is looked at."""
+    the other, until `stop` is set. No app that the SuperNode was sent is looked at. What Flower is not known
+    to raise ends the client."""
     import httpx
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime import run_clientapp
@@ -223,7 +225,7 @@ def client_app(address: str, app: Callable[[Message, Context], Message], stop: t
                     continue
             except httpx.TransportError:
                 pass  # the SuperNode starts, or ends
-            except Exception as error:  # its run is over, or it ended in the middle: what that raises is of many kinds
+            except (httpx.HTTPError, ObjectPullError, ObjectPushError, RuntimeError) as error:  # its run is over
                 log.warning("a message was lost: %s: %s", type(error).__name__, error)
             stop.wait(POLL_SECONDS)
     finally:
