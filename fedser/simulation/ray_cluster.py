@@ -1,11 +1,10 @@
 """Ray: one of this run's own, or a running cluster that is joined and left as it was.
 
-Flower's simulation runs on either. This file and `transport.py` are the only ones that know Ray.
+Beside this file `ray_grid.py` and `federation/transport.py` are the only ones that know Ray.
 """
 
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import shutil
@@ -36,8 +35,6 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "killed by `ray.kill`")
 # Smaller objects travel inside Ray's messages (its default: 100 KiB): a reply through the object store costs Ray's
 # raylet 2 ms of a core, a small model's training some 60.
 INLINE_BYTES = 1 << 20
-SECONDS_BETWEEN_LOOKS = 0.01  # at what the server has sent
-_actors: list = []  # the workers of the run under way
 
 
 @contextlib.contextmanager
@@ -128,7 +125,7 @@ def up(plan) -> Iterator[dict]:
             yield {"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus}
         else:
             with _own(plan):
-                # In a Ray of our own a CPU is a place for one client: Flower makes as many actors as fit.
+                # In a Ray of our own a CPU is a place for one client.
                 yield {"num_cpus": 1, "num_gpus": plan.num_gpus}
 
 
@@ -202,82 +199,3 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def adapted_flower(actors: int) -> Iterator[None]:
-    """A block in which Flower's simulation leaves to a run what it fixes itself.
-
-    It makes as many actors as fit on the cluster, waits for them in min(32, cores + 4) threads whatever their number,
-    looks for messages node by node every 0.1 s, asks actors to end themselves, which Ray takes for a failure and
-    repeats, and shuts Ray down, be it a cluster's or the caller's.
-    """
-    from flwr.server.superlink.fleet.vce import vce_api
-    from flwr.server.superlink.fleet.vce.backend import raybackend
-
-    before = vce_api.ThreadPoolExecutor, raybackend.ray, raybackend.BasicActorPool
-    hand_out, vce_api.add_messages_to_queue = vce_api.add_messages_to_queue, _hand_out
-    vce_api.ThreadPoolExecutor = functools.partial(before[0], max_workers=max(actors, 1))
-    raybackend.ray = _LastingRay(before[1])
-    raybackend.BasicActorPool = functools.partial(_pool, before[2], actors)
-    try:
-        yield
-    finally:
-        end_clients()
-        vce_api.ThreadPoolExecutor, raybackend.ray, raybackend.BasicActorPool = before
-        vce_api.add_messages_to_queue = hand_out
-
-
-def _hand_out(state, queue, nodes_mapping, f_stop) -> None:
-    """Puts messages on the queue of Flower's workers, in the order in which they were sent."""
-    while not f_stop.is_set():
-        for message in list(state.message_ins_store.values()):
-            if message.metadata.delivered_at == "":
-                for found in state.get_message_ins(node_id=message.metadata.dst_node_id, limit=1):
-                    queue.put(found)
-        f_stop.wait(SECONDS_BETWEEN_LOOKS)
-
-
-def _pool(kind, actors: int, **options):
-    """Flower's pool of at most so many actors, which `end_clients` knows and ends."""
-    pool = kind(**options)
-    make = pool.create_actor_fn
-
-    def create():
-        _actors.append(make())
-        return _actors[-1]
-
-    pool.create_actor_fn = create
-    pool.actors_capacity = min(pool.actors_capacity, actors)
-    pool.terminate_all_actors = end_clients
-    return pool
-
-
-class _LastingRay:
-    """The ray module as Flower's backend sees it."""
-
-    def __init__(self, ray):
-        self._ray = ray
-
-    def shutdown(self) -> None:
-        """Left to whoever started Ray."""
-
-    def __getattr__(self, name):
-        return getattr(self._ray, name)
-
-
-def end_clients() -> None:
-    """Kills this run's workers and nobody else's, so that what waits for their replies goes on; from any thread.
-
-    `ray.shutdown` would not do: a `ray.get` in another thread, where Flower waits, sleeps through it. Killing their
-    processes would not either: Ray would start them again.
-    """
-    import ray
-
-    while _actors:
-        try:
-            ray.kill(_actors.pop())
-        except IndexError:  # another thread was faster
-            return
-        except Exception as error:
-            log.warning("a worker could not be ended: %s", error)
