@@ -34,7 +34,7 @@ SILENT_IN_TRAINING = (*SILENT, "evaluation")
 @functools.cache
 def own(silent: tuple[str, ...] = SILENT) -> str:
     """The hash of fedser's own modules, but for those named by a path's first part."""
-    files = sorted(PACKAGE.rglob("*.py"))
+    files = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.c")])
     return _digest(file for file in files if file.relative_to(PACKAGE).parts[0] not in silent)
 
 

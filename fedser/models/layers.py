@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedser.models.fused import fused
+
 Norm = Literal["batch", "group", "layer"]
 GROUP = 8  # channels of a group
 
@@ -39,13 +41,21 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, inputs, T, F] -> [B, outputs, T, F], or what stride and pooling leave of T and F."""
-        x = self._normalised(x)
+        if not self._folds:
+            x = self.conv(x)
+            if (whole := fused(self.norm, x, self.pool)) is not None:
+                return whole
+            x = self.norm(x)
+        else:
+            x = self._folded(x)
         return F.relu(halve(x) if self.pool else x)
 
-    def _normalised(self, x: Tensor) -> Tensor:
+    @property
+    def _folds(self) -> bool:
+        return isinstance(self.norm, nn.BatchNorm2d) and not self.norm.training
+
+    def _folded(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        if norm.training or not isinstance(norm, nn.BatchNorm2d):
-            return norm(conv(x))
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         weight = conv.weight * scale.view(-1, 1, 1, 1)

@@ -54,11 +54,12 @@ class Worker:
 
     actor: ClientAppActor
     opening: ray.ObjectRef | None = None  # there once the process is up; None: it is
+    restarts: bool = False  # what is given to a process that starts again is lost, to one that starts first is not
     tasks: dict[ray.ObjectRef, deque[Message]] = field(default_factory=dict)
     since: float = 0.0  # when it began what it is at
 
     def open(self) -> "Worker":
-        """The worker, its process being started: it is given nothing until that is up."""
+        """The worker, its process being started."""
         self.opening = self.actor.ready.remote()
         return self
 
@@ -137,6 +138,7 @@ class RayGrid(SimulatedGrid):
             worker.opening = None
         except ray.exceptions.RayError as error:
             self._workers = [other for other in self._workers if other is not worker]
+            self._queue.extendleft(reversed(list(itertools.chain(*worker.tasks.values()))))
             if not self._workers:
                 self._fail(self._queue, f"no worker is left: {error}")
 
@@ -166,6 +168,7 @@ class RayGrid(SimulatedGrid):
             self._fail(left[:1], f"{type(error).__name__}: {error}")
             left = left[1:]
         self._queue.extendleft(reversed(left))
+        worker.restarts = True
         worker.open()
 
     def _fail(self, messages: Sequence[Message], reason: str) -> None:
@@ -176,7 +179,7 @@ class RayGrid(SimulatedGrid):
 
     def _hand_out(self) -> None:
         """Gives out what waits: to who has nothing to do, then, but for the last few, one task ahead to everybody."""
-        up = [worker for worker in self._workers if not worker.opening]
+        up = [worker for worker in self._workers if not (worker.opening and worker.restarts)]
         for had in (0, 1):
             for worker in up:
                 if len(worker.tasks) == had and len(self._queue) > had * len(up):
