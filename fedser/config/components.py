@@ -4,6 +4,7 @@ Nothing here names any of them. A component's own signature says which options t
 they may be; an interface (`fedser.config.interfaces`) says what it must offer to be used as an attack, a model, ….
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -63,6 +64,10 @@ class Component:
         """
         return build(self.node, *arguments, key=self.key, **more) if self else None
 
+    def maker(self, **more: Any) -> Callable:
+        """What `build` calls with the arguments, for those who build many; the parts of its options are made once."""
+        return maker(self.node, key=self.key, **more)
+
     def check(self) -> None:
         """Raises InputError for an option that the component does not have, or whose value it can't take."""
         if self:
@@ -83,14 +88,32 @@ def component(key: str, node: Any, name: str | None = None) -> Component:
 
 def build(node: dict, *arguments: Any, key: str = "", **more: Any) -> Any:
     """The object that a `_target_` node describes, from its options and these arguments; see `Component.build`."""
-    from hydra.errors import InstantiationException
+    return maker(node, key=key)(*arguments, **more)
+
+
+def maker(node: dict, key: str = "", **more: Any) -> Callable:
+    """What makes the objects that a `_target_` node describes; see `Component.maker`."""
     from hydra.utils import instantiate
 
     taken = parameters(locate(node["_target_"], key))
     own = {option: value for option, value in node.items() if option != "name" or "name" in taken}
+    with _explained(node, key):
+        partial = instantiate(own, _partial_=True)
+
+    def make(*arguments: Any, **others: Any) -> Any:
+        with _explained(node, key):  # a partial, as Hydra copies what it is handed, be it a table or a model
+            return partial(*arguments, **more, **others)
+
+    return make
+
+
+@contextlib.contextmanager
+def _explained(node: dict, key: str) -> Iterator[None]:
+    """A block whose errors are the component's own, or name it."""
+    from hydra.errors import InstantiationException
+
     try:
-        # A partial first: Hydra copies what it is handed, be it a table or a model.
-        return instantiate(own, _partial_=True)(*arguments, **more)
+        yield
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, FedserError):

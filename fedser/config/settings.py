@@ -4,7 +4,7 @@
 >>> settings.client.lr, settings.attack.name
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr
@@ -193,8 +193,11 @@ class Client(Group):
 
     def build_optimizer(self, parameters: Iterable) -> Any:
         """A fresh optimizer for these parameters."""
-        decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
-        return self.optimizer.build(parameters, **decay)
+        return self.optimizer_maker()(parameters)
+
+    def optimizer_maker(self) -> Callable[[Iterable], Any]:
+        """What makes fresh optimizers of parameters; to look up their class and options takes Hydra milliseconds."""
+        return self.optimizer.maker(**({"weight_decay": self.weight_decay} if self.weight_decay else {}))
 
 
 class Defence(Group):

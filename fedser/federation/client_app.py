@@ -35,7 +35,7 @@ from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
 from fedser.features.front_end import fitted, log_mel, on_waveforms
 from fedser.features.normalisation import Normaliser, Sums, of_unknown
-from fedser.federation import batch_norm, optimizer_state, transport
+from fedser.federation import allocator, batch_norm, optimizer_state, transport
 from fedser.federation.batch_norm import LOCAL, STATISTICS, SUMS
 from fedser.federation.client_data import STATES, WAVEFORMS, ClientData, Clients, Simulated
 from fedser.federation.dp_fedavg import Withheld
@@ -57,6 +57,7 @@ class ClientState:
     """A process's state as a client: settings, the data of the clients it may be, one model, attacks and defences."""
 
     def __init__(self, experiment: dict, data: Callable[[dict, Settings], Clients]):
+        allocator.keep_memory()
         self.experiment = experiment
         components.search(experiment.get("path", ()))
         self.settings = settings = Settings.of(experiment["settings"])
@@ -68,6 +69,7 @@ class ClientState:
         self.clients = data(experiment, settings)
         torch.optim.SGD([torch.zeros(1)])  # the first imports for seconds, which no client's time limit is for
         self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
+        self.make_optimizer = settings.client.optimizer_maker()
         self.weights, self.local = transport.Packed(self.model), batch_norm.Local(self.model)
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
         self.objective = settings.defence.training.build() if settings.defence.training else CrossEntropy()
@@ -109,7 +111,7 @@ class ClientState:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """A fresh one for the model's parameters."""
-        return self.settings.client.build_optimizer(trained(self.model))
+        return self.make_optimizer(trained(self.model))
 
     def training_samples(self, data: ClientData, normalise: Normaliser, round: int, listens: bool = False) -> Samples:
         """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented; where
