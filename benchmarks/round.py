@@ -84,7 +84,8 @@ def measure(arguments):
         settings = validate(fedser.compose(overrides))
         work.check(settings)
         sides = others(settings, arguments.rounds, arguments.peer, arguments.step)
-        names = [name for name in ["fedser", *sides] if any(part in name for part in arguments.only)]
+        only = tuple(arguments.only)
+        names = [name for name in ["fedser", *sides] if name.startswith(only) or name.endswith(only)]
         seconds, losses = {name: [] for name in names}, {}
         for repeat in range(arguments.repeats):
             for name in names:
@@ -119,7 +120,7 @@ def parse():
     )
     parser.add_argument("--step", nargs="+", choices=STEPS, default=STEPS, help="the bare loop's network")
     parser.add_argument("--defence", choices=list(DEFENCES), help="adversarial; none with --peer pfl")
-    parser.add_argument("--only", nargs="+", default=[""], help="sides with one of these in their names")
+    parser.add_argument("--only", nargs="+", default=[""], help="sides whose names begin or end so")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error("--rounds must be at least 2: the first round is not counted")
