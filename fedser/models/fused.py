@@ -32,7 +32,8 @@ def fused(norm: nn.Module, y: Tensor, pool: bool) -> Tensor | None:
 
 def _suits(norm: nn.Module, y: Tensor, pool: bool) -> bool:
     return (
-        type(norm) is nn.BatchNorm2d
+        not torch._C._functorch.peek_interpreter_stack()  # under vmap only PyTorch's own are known
+        and type(norm) is nn.BatchNorm2d
         and norm.training
         and norm.affine
         and norm.track_running_stats
@@ -46,7 +47,6 @@ def _suits(norm: nn.Module, y: Tensor, pool: bool) -> bool:
         and y.is_contiguous(memory_format=torch.channels_last)
         and not y.is_contiguous()
         and torch.get_num_threads() == 1
-        and not torch._C._functorch.peek_interpreter_stack()
     )
 
 

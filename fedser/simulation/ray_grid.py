@@ -33,7 +33,6 @@ class ClientAppActor:
     def __init__(self, app: ClientApp, clients: int):
         self._app, self._clients = app, clients
 
-    @ray.method(max_task_retries=-1)
     def ready(self) -> None:
         """Answered once the process is up, be it after a restart."""
 
@@ -78,9 +77,9 @@ class RayGrid(SimulatedGrid):
 
     def __init__(self, app: ClientApp, clients: int, actors: int, resources: dict):
         super().__init__(clients)
-        kind = ClientAppActor.options(max_restarts=-1, max_task_retries=0, **resources)
+        kind = ClientAppActor.options(max_restarts=-1, max_task_retries=RETRIES, **resources)
         self._workers = [Worker(kind.remote(app, clients)).open() for _ in range(actors)]
-        self._streams = not ray.util.client.ray.is_connected()  # Ray's client knows no streams
+        self._streams = not ray.util.client.ray.is_connected()  # Ray's client has none, and so repeats tasks itself
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
         self._deaths: dict[str, int] = {}  # of workers at a message
@@ -164,7 +163,7 @@ class RayGrid(SimulatedGrid):
         left = list(itertools.chain(*worker.tasks.values()))
         worker.tasks = {}
         count = self._deaths[at.metadata.message_id] = self._deaths.get(at.metadata.message_id, 0) + 1
-        if isinstance(error, ray.exceptions.RayTaskError) or count > RETRIES:
+        if isinstance(error, ray.exceptions.RayTaskError) or count > RETRIES or not self._streams:
             self._fail(left[:1], f"{type(error).__name__}: {error}")
             left = left[1:]
         self._queue.extendleft(reversed(left))
@@ -189,7 +188,7 @@ class RayGrid(SimulatedGrid):
         if not worker.tasks:
             worker.since = time.monotonic()
         if self._streams:
-            task = worker.actor.answers.options(num_returns="streaming").remote(messages)
+            task = worker.actor.answers.options(num_returns="streaming", max_task_retries=0).remote(messages)
         else:
             task = worker.actor.answer.remote(*messages)
         worker.tasks[task] = deque(messages)

@@ -1,0 +1,146 @@
+"""Batch norm, pooling and ReLU in one kernel: PyTorch's bits, or PyTorch itself."""
+
+import ctypes
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedser.models import fused, kernels, layers
+from fedser.models.cnn4 import CNN4
+from fedser.models.layers import ConvNorm, channels_last
+from fedser.models.statcnn import StatCNN
+
+needs_compiler = pytest.mark.skipif(not kernels.libraries("norm"), reason="no C compiler")
+needs_kernel = pytest.mark.skipif(fused._kernel(8, True) is None, reason="no kernel that rounds as PyTorch does here")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(make, x, monkeypatch, own, steps=6):
+    """All tensors, and the losses, of some steps; by our kernels or without."""
+    if not own:
+        monkeypatch.setattr(layers, "fused", lambda *arguments: None)
+    torch.manual_seed(0)
+    model = make().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+    y, losses = torch.arange(len(x)) % 7, []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(*((x, torch.full((len(x),), x.shape[2])) if "Stat" in str(make) else (x,))), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    monkeypatch.undo()
+    return losses, model.state_dict()
+
+
+@needs_kernel
+@pytest.mark.parametrize("make", [lambda: CNN4(7, width=8), lambda: StatCNN(7, width=16)], ids=["cnn4", "statcnn"])
+def test_training_is_the_same_to_the_bit(make, monkeypatch):
+    x = torch.randn(5, 1, 101, 64, generator=torch.Generator().manual_seed(0))
+    x[0, :, 60:] = 0  # silence: equal values in a pooled cell
+    make.__qualname__ = "StatCNN" if isinstance(make(), StatCNN) else "CNN4"
+    (one, ours), (other, theirs) = (trained(make, x, monkeypatch, own) for own in (True, False))
+    assert one == other and one[0] != one[-1]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@needs_kernel
+def test_it_is_really_used_in_training_and_only_there(monkeypatch):
+    calls = []
+    monkeypatch.setattr(layers, "fused", lambda *arguments: calls.append(fused.fused(*arguments)) or calls[-1])
+    model = CNN4(7, width=8)
+    model(torch.randn(2, 1, 40, 64))
+    assert len(calls) == 4 and all(torch.is_tensor(call) for call in calls)
+    model.eval()(torch.randn(2, 1, 40, 64))
+    assert len(calls) == 4  # folded into the convolution
+
+
+@needs_kernel
+def test_who_is_not_suited_is_left_to_pytorch():
+    def used(block, x):
+        y = block.conv(channels_last(x))
+        return fused.fused(block.norm, y, block.pool) is not None
+
+    x, block = torch.randn(2, 1, 12, 16), ConvNorm(1, 8, 3, False, pool=True).train()
+    assert used(block, x)
+    assert not used(ConvNorm(1, 12, 3, False, pool=True), x)  # not a multiple of eight channels
+    assert not used(ConvNorm(1, 8, 3, False, norm="group", pool=True), x)
+    assert not used(block, torch.randn(2, 1, 1, 16))  # nothing to halve
+    assert not used(block.double(), x.double())
+    block.float()
+    torch.set_num_threads(2)
+    assert not used(block, x)
+    torch.set_num_threads(1)
+    state = {key: torch.stack([value, value]) for key, value in block.state_dict().items()}
+    stacked = torch.func.vmap(lambda state, each: torch.func.functional_call(block, state, each))(
+        state, x[None].repeat(2, 1, 1, 1, 1)
+    )
+    assert stacked.shape == (2, 2, 8, 6, 8)  # by plain operations: there are no others under vmap
+    block.norm.register_forward_hook(lambda *arguments: None)
+    assert not used(block, x)
+
+
+@needs_compiler
+def test_a_kernel_that_rounds_otherwise_is_not_used(monkeypatch):
+    class Other:
+        """Rounds once more than PyTorch does."""
+
+        def __init__(self, library):
+            self.library, self.backward = library, library.backward
+
+        class forward:
+            argtypes = restype = None
+
+        def __getattr__(self, name):
+            return getattr(self.library, name)
+
+    fused._kernel(8, True)
+    library = kernels.libraries("norm")[0]
+    other = Other(library)
+
+    def forward(*arguments):
+        library.forward(*arguments)
+        out = (ctypes.c_float * 8).from_address(arguments[-2])
+        out[0] += 1e-6
+
+    forward.argtypes = forward.restype = None
+    other.forward = forward
+    fused._kernel.cache_clear()
+    monkeypatch.setattr(kernels, "libraries", lambda name: [other])
+    assert fused._kernel(8, True) is None
+    fused._kernel.cache_clear()
+
+
+@needs_compiler
+def test_libraries_are_compiled_once_and_without_a_compiler_none_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSER_CACHE", str(tmp_path))
+    kernels._library.cache_clear()
+    assert kernels.libraries("norm")
+    files = sorted((tmp_path / "kernels").iterdir())
+    assert files and all(file.suffix == ".so" for file in files)
+    kernels._library.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert not kernels.libraries("norm")
+    monkeypatch.setenv("CC", "/bin/false")
+    shutil.rmtree(tmp_path / "kernels")
+    kernels._library.cache_clear()
+    assert not kernels.libraries("norm")  # a compiler that fails
+    kernels._library.cache_clear()
+
+
+def test_batch_norm_counts_its_batches():
+    block = ConvNorm(1, 8, 3, False, pool=True).train()
+    for _ in range(3):
+        block(channels_last(torch.randn(2, 1, 12, 16)))
+    assert isinstance(block.norm, nn.BatchNorm2d) and block.norm.num_batches_tracked == 3
