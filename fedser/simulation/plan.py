@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 SHARE_OF_A_GPU = 0.25  # what a client is given where nothing was measured
 ROOM_ON_A_CARD = 0.9  # the share of its memory that clients may take
 DRIVER_BYTES = 2**30  # left to this process
+SMALL_REPLY = 2**20  # bytes
 SECONDS_PER_CLIENT = 0.02  # for its messages, whatever it does
 LEAST_STORE = 100 * 2**20  # bytes of the object store beside the global model and the replies under way
 
@@ -45,8 +46,9 @@ class Plan:
 
     @property
     def window(self) -> int:
-        """How many messages may be on their way. So many that no actor waits for the server to look."""
-        return 2 * self.actors + 8
+        """How many messages may be on their way. So many that no actor waits for the server to look; of small ones as
+        many as make tasks of several clients."""
+        return (2 * self.actors if self.reply_bytes > SMALL_REPLY else 16 * self.actors) + 8
 
     @property
     def store_bytes(self) -> int:
