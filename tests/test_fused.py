@@ -1,4 +1,4 @@
-"""Batch norm, pooling and ReLU in one kernel: PyTorch's bits, or PyTorch itself."""
+"""Kernels in C for batch norm with pooling and ReLU, and for an input's gradient: PyTorch's bits, or PyTorch itself."""
 
 import ctypes
 import shutil
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedser.models import fused, kernels, layers
+from fedser.models import fused, input_conv, kernels, layers
 from fedser.models.cnn4 import CNN4
 from fedser.models.layers import ConvNorm, channels_last
 from fedser.models.statcnn import StatCNN
@@ -137,6 +137,54 @@ def test_libraries_are_compiled_once_and_without_a_compiler_none_is_there(tmp_pa
     kernels._library.cache_clear()
     assert not kernels.libraries("norm")  # a compiler that fails
     kernels._library.cache_clear()
+
+
+needs_conv = pytest.mark.skipif(
+    input_conv._kernel(8, 5, 1, 40, 64) is None, reason="no kernel that rounds as PyTorch does here"
+)
+
+
+@needs_conv
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (3, 1), (5, 2)])
+@pytest.mark.parametrize("train", [False, True])
+def test_an_inputs_gradient_is_the_same_to_the_bit(kernel, stride, train, monkeypatch):
+    torch.manual_seed(0)
+    block = ConvNorm(1, 16, kernel, False, stride=stride, pool=True).train(train)
+    x, found = torch.randn(3, 1, 42, 64), []
+    wanted = [*block.parameters()] if train else []
+    for own in (True, False):
+        monkeypatch.setattr(layers, "conv2d", input_conv.conv2d if own else F.conv2d)
+        leaf = x.clone().requires_grad_()
+        out = block(channels_last(leaf))
+        assert ("_InputConv" in str(graph(out))) == own
+        found.append(torch.autograd.grad(out.square().sum(), [leaf, *wanted]))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def graph(out):
+    """The names of the operations that a tensor was made by."""
+    names, todo = set(), [out.grad_fn]
+    while todo:
+        node = todo.pop()
+        names.add(type(node).__name__)
+        todo += [before for before, _ in node.next_functions if before is not None]
+    return names
+
+
+@needs_conv
+def test_an_input_that_wants_no_gradient_or_several_at_once_is_pytorchs():
+    x, weight = channels_last(torch.randn(2, 1, 40, 64)), torch.randn(8, 1, 5, 5)
+    arguments = weight, None, (1, 1), (2, 2)
+    assert input_conv._suits(x.requires_grad_(), weight, *arguments[2:])
+    with torch.no_grad():
+        assert not input_conv._suits(x, weight, *arguments[2:])
+    assert not input_conv._suits(x.detach(), weight, *arguments[2:])
+    out = input_conv.conv2d(x, *arguments)
+    draw = torch.randn(3, *out.shape).to(memory_format=torch.channels_last_3d).contiguous()
+    (together,) = torch.autograd.grad(out, x, draw, is_grads_batched=True, retain_graph=True)
+    for one, g in zip(together, draw, strict=True):
+        (apart,) = torch.autograd.grad(out, x, g, retain_graph=True)
+        torch.testing.assert_close(one, apart)
 
 
 def test_batch_norm_counts_its_batches():

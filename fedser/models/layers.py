@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedser.models.fused import fused
+from fedser.models.input_conv import conv2d
 
 Norm = Literal["batch", "group", "layer"]
 GROUP = 8  # channels of a group
@@ -43,7 +44,8 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, inputs, T, F] -> [B, outputs, T, F], or what stride and pooling leave of T and F."""
         if not self._folds:
-            x = self.conv(x)
+            conv = self.conv
+            x = conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding) if x.requires_grad else conv(x)
             if self.pool and x.dtype == torch.bfloat16 and x.device.type == "cpu":
                 x = x.float()  # under autocast too: faster by our kernel than in 16 bits, and as exact as in float32
             if (whole := fused(self.norm, x, self.pool)) is not None:
@@ -62,7 +64,7 @@ class ConvNorm(nn.Module):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         weight = conv.weight * scale.view(-1, 1, 1, 1)
-        return F.conv2d(x, weight, norm.bias - centre * scale, conv.stride, conv.padding)
+        return conv2d(x, weight, norm.bias - centre * scale, conv.stride, conv.padding)
 
 
 def group_norm(channels: int, norm: Norm) -> nn.GroupNorm:
