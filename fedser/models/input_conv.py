@@ -53,7 +53,7 @@ def _channels_last(x: Tensor) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _kernel(channels: int, size: int, stride: int, frames: int, mels: int) -> "ctypes.CDLL | None":
-    """The library that gives PyTorch's bits for inputs of this size, by which PyTorch chooses its way; None if none does."""
+    """The library that gives PyTorch's bits for inputs of this size, on which PyTorch's way depends; else None."""
     for library in kernels.libraries("conv"):
         library.scratch.argtypes, library.scratch.restype = 5 * [_I], _I
         library.input_gradient.argtypes, library.input_gradient.restype = [_P, _P] + 8 * [_I] + [_P, _P], None
@@ -107,7 +107,7 @@ class _InputConv(torch.autograd.Function):
     def backward(ctx, g):
         """Gradients of x, weight and bias, as far as they are wanted."""
         x, weight, bias = ctx.saved_tensors
-        own = ctx.needs_input_grad[0] and not torch._C._functorch.peek_interpreter_stack() and _channels_last(g)
+        own = ctx.needs_input_grad[0] and not torch._C._functorch.is_batchedtensor(g) and _channels_last(g)
         wanted = [
             ctx.needs_input_grad[0] and not own,
             ctx.needs_input_grad[1],
