@@ -107,7 +107,8 @@ class _InputConv(torch.autograd.Function):
     def backward(ctx, g):
         """Gradients of x, weight and bias, as far as they are wanted."""
         x, weight, bias = ctx.saved_tensors
-        own = ctx.needs_input_grad[0] and not torch._C._functorch.is_batchedtensor(g) and _channels_last(g)
+        several = torch._C._functorch.is_legacy_batchedtensor(g)  # gradients at once, of torch.autograd.grad
+        own = ctx.needs_input_grad[0] and not several and _channels_last(g)
         wanted = [
             ctx.needs_input_grad[0] and not own,
             ctx.needs_input_grad[1],
