@@ -15,6 +15,7 @@ def named(*overrides):
 @pytest.mark.parametrize(
     "override", ["seed=1", "rounds=3", "client.threads=2", "client.precision=bf16", "model.width=4", "dataset.scale=0.5",
                  "strategy=fedprox", "partition=iid", "defence=adversarial", "simulation.device=cuda",
+                 "simulation.stacked=4",
                  "features.normalisation=none"],
 )  # fmt: skip
 def test_what_changes_the_trained_model(override):

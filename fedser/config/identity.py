@@ -18,8 +18,8 @@ from fedser.config.protocol import Protocols
 from fedser.config.settings import Settings
 from fedser.runs import files
 
-# What cannot change a number: where clients run and how many at a time (but for the kind of device and how many may
-# fail), what is kept, shown or reused, and names that only people read.
+# What cannot change a number: where clients run and how many at a time (but for the kind of device, how many may
+# fail and how many are trained in one step), what is kept, shown or reused, and names that only people read.
 IDLE = ("simulation", "logger", "reuse", "resume", "checkpoint", "optimized_metric", "modules", "variant")
 IDLE_OF_CLIENT = ("timeout", "state_folder")
 IDLE_OF_DATASET = ("credit", "language_code")  # and of each part of mixed ones
@@ -52,6 +52,7 @@ def training(settings: Settings) -> dict:
         "selected_under": [_essence(attack.node) for attack in selected_under],
         "device": device(settings),
         "min_reply_fraction": settings.simulation.min_reply_fraction,
+        "stacked": settings.simulation.stacked,
     }
 
 

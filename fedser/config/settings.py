@@ -249,6 +249,7 @@ class Simulation(Group):
     probe: bool
     address: Address | None
     min_reply_fraction: Fraction
+    stacked: Count = 1  # runs of before had no choice
 
 
 class Deployment(Group):
@@ -267,6 +268,7 @@ class Deployment(Group):
     min_reply_fraction: Fraction
     address: ClassVar = None
     probe: ClassVar = False
+    stacked: ClassVar = 1
 
 
 def _read_simulation(values: Any) -> Simulation | Deployment:

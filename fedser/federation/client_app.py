@@ -13,8 +13,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,6 +30,7 @@ from fedser.config import components
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.detectors.detector import Detector
+from fedser.errors import FedserError
 from fedser.evaluation import detection, groups, measure
 from fedser.evaluation.metrics import confusion
 from fedser.evaluation.results import answer, example
@@ -44,6 +45,7 @@ from fedser.federation.transport import PARAMETERS
 from fedser.models.lengths import as_inputs
 from fedser.models.weights import trained
 from fedser.randomness import derive
+from fedser.training import stacked
 from fedser.training.local import autocast
 from fedser.training.local import train as train_locally
 from fedser.training.objective import CrossEntropy, Samples
@@ -81,6 +83,7 @@ class ClientState:
         self.normalisers: dict[int, Normaliser] = {}  # of clients that this process has been, by number
         self.resident: Tensor | None = None
         self.withheld = Withheld(**plain) if (plain := experiment.get("private")) else None
+        self.why_not_stacked: dict[type, str | None] = {}  # by the kind of objective, once that has been looked into
 
     def objective_of(self, client: int) -> Callable:
         """The objective that a client trains by, where only a share of them is to train by the chosen one.
@@ -108,10 +111,6 @@ class ClientState:
         if LOCAL in content:
             weights = self.local.put(weights, transport.from_record(content[LOCAL]))
         self.weights.load(weights)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh one for the model's parameters."""
-        return self.make_optimizer(trained(self.model))
 
     def training_samples(self, data: ClientData, normalise: Normaliser, round: int, listens: bool = False) -> Samples:
         """What the client trains on in a round before its objective looks at it: weighed, smoothed and augmented; where
@@ -322,53 +321,170 @@ def watch(state: ClientState, data: ClientData, message: Message) -> RecordDict:
 
 def train(state: ClientState, data: ClientData, message: Message) -> RecordDict:
     """Local epochs from the global weights, under the objective; replies with weights and loss."""
-    config, settings = message.content["config"], state.settings
-    round, client = int(config["server-round"]), settings.client
-    state.load(message.content)
-    start = state.weights.arrays()[PARAMETERS].copy() if state.withheld else None
-    optimizer, moments = state.optimizer(), None
-    rates = [group["lr"] * state.schedule(round) for group in optimizer.param_groups]
-    if client.optimizer_state == "persist":
-        moments = OptimizerState(folder_of(state.state_folder, data.number))
-        before = config["moments"][data.number]
-        moments.restore(optimizer, before)
-    if MOMENTS in message.content:
-        optimizer_state.fill(optimizer, transport.from_record(message.content[MOMENTS]))
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate that they saw last
-        group["lr"] = rate
-    objective = state.objective_of(data.number)
-    model, samples = _to_train(state, data, config, objective)
-    number = len(samples)
-    with autocast(client.attack_precision, state.device):
-        seed = derive(settings.seed, "defence", round, data.name)
-        samples = objective.start_round(model, samples, round=round, seed=seed)
-    loss = train_locally(
-        model,
-        optimizer,
-        samples,
-        objective,
-        round=round,
-        epochs=client.epochs,
-        batch_size=client.batch_size,
-        precision=client.precision,
-        mu=float(config.get("proximal-mu", 0.0)),
-        seed=derive(settings.seed, "train", round, data.name),
-        clip_norm=client.clip_norm,
-    )
-    if moments:
-        moments.save(optimizer, round, keep={before, config["committed"][data.number]})
-    sent = state.weights.arrays()
-    if MOMENTS in message.content:
-        sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
-    return _trained(state, sent, start, {"num-examples": number, "loss": loss}, derive(seed, "noise"))
+    work = Work.begun(state, data, message)
+    optimizer = work.optimizer(state, trained(state.model))
+    more = {"mu": work.mu, "seed": work.seed(state, "train")}
+    loss = train_locally(work.model, optimizer, work.samples, work.objective, **work.options(state), **more)
+    return work.reply(state, optimizer, state.weights.arrays(), loss)
 
 
-def _trained(state: ClientState, sent: dict, start: np.ndarray | None, metrics: dict, seed: int) -> RecordDict:
-    """The reply of a client that has trained; of a private one what it may say, from `start` on."""
-    if not state.withheld:
-        return RecordDict(transport.to_records(sent) | {"metrics": MetricRecord(metrics)} | state.remarks())
-    sent = sent | {PARAMETERS: state.withheld.update(start, sent[PARAMETERS], seed)}
-    return RecordDict(transport.to_records(sent) | {"metrics": MetricRecord(state.withheld.metrics)})
+def train_together(state: ClientState, jobs: Sequence[tuple[ClientData, Message]]) -> list[RecordDict | Exception]:
+    """The replies of several clients, in order, each in memory of its own: what `train` would give.
+
+    With `simulation.stacked` above 1 so many neighbours are trained side by side where they can be, equal up to
+    rounding, for which it matters who they are: an equal run passes equal jobs. Where a client's training raises, its
+    exception stands in its reply's place. Raises TimeoutError where the caller's limit is over.
+    """
+    replies: list[RecordDict | Exception] = []
+    for some in _stacks(state, jobs):
+        made = _side_by_side(state, some) if len(some) > 1 else None
+        replies += made or [_alone(state, *job) for job in some]
+    return replies
+
+
+def _stacks(state: ClientState, jobs: Sequence[tuple[ClientData, Message]]) -> Iterator[list]:
+    """The jobs in order, in groups that may be trained side by side: of one round and one objective."""
+    most = 1 if state.withheld else state.settings.simulation.stacked
+
+    def kind(job: tuple[ClientData, Message]) -> tuple[int, type]:
+        return int(job[1].content["config"]["server-round"]), type(state.objective_of(job[0].number))
+
+    for _, alike in itertools.groupby(jobs, kind):
+        alike = list(alike)
+        yield from (alike[first : first + most] for first in range(0, len(alike), most))
+
+
+def _alone(state: ClientState, data: ClientData, message: Message) -> RecordDict | Exception:
+    try:
+        reply = train(state, data, message)
+    except TimeoutError:
+        raise
+    except Exception as error:
+        return error
+    transport.detach(reply)
+    return reply
+
+
+def _side_by_side(state: ClientState, jobs: list[tuple[ClientData, Message]]) -> list[RecordDict] | None:
+    """The replies of clients that are trained as one stack; None where they are to be trained one by one, be it
+    because one of them fails, which then does so by itself."""
+    kind = type(state.objective_of(jobs[0][0].number))
+    try:
+        if kind not in state.why_not_stacked:
+            state.why_not_stacked[kind] = None
+            work, client = Work.begun(state, *jobs[0]), state.settings.client
+            tried = work.model, work.objective, work.samples, client.precision, client.batch_size
+            _refuse(state, kind, stacked.why_not(*tried))
+        return _stacked(state, jobs) if state.why_not_stacked[kind] is None else None
+    except TimeoutError:
+        raise
+    except FedserError:
+        return None
+    except Exception as error:
+        _refuse(state, kind, f"{type(error).__name__}: {error}")
+        return None
+
+
+def _refuse(state: ClientState, kind: type, reason: str | None) -> None:
+    """Trains no more stacks under this kind of objective, and tells the user why, where there is a reason."""
+    state.why_not_stacked[kind] = reason
+    if reason:
+        line = f"simulation.stacked: clients are trained one after the other, as {reason}"
+        state.objective.remarks = [*getattr(state.objective, "remarks", ()), line]
+
+
+def _stacked(state: ClientState, jobs: list[tuple[ClientData, Message]]) -> list[RecordDict]:
+    begun = [(Work.begun(state, *job), stacked.weights_of(state.model)) for job in jobs]
+    order = sorted(range(len(begun)), key=lambda place: -len(begun[place][0].samples))
+    works, weights = zip(*(begun[place] for place in order), strict=True)
+    stack = stacked.Stack(state.model, weights)
+    optimizers = [work.optimizer(state, own) for work, own in zip(works, stack.parameters, strict=True)]
+    more = {"mu": [work.mu for work in works], "seeds": [work.seed(state, "train") for work in works]}
+    samples, common = [work.samples for work in works], works[0].options(state)
+    losses = stacked.train(stack, optimizers, samples, works[0].objective, **common, **more)
+    ends = zip(order, works, optimizers, stack.arrays(), losses, strict=True)
+    replies = {place: work.reply(state, *end) for place, work, *end in ends}
+    return [replies[place] for place in range(len(jobs))]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A client's part in a round of training, its objective having begun: what it trains, on which samples.
+
+    number: how many samples it has. start: of a private client the parameters that it received.
+    """
+
+    data: ClientData
+    config: ConfigRecord
+    moments: np.ndarray | None
+    objective: Callable
+    model: nn.Module
+    samples: Samples
+    number: int
+    start: np.ndarray | None
+
+    @classmethod
+    def begun(cls, state: ClientState, data: ClientData, message: Message) -> "Work":
+        """What a message asks for; the process's model has its weights now."""
+        config = message.content["config"]
+        state.load(message.content)
+        start = state.weights.arrays()[PARAMETERS].copy() if state.withheld else None
+        moments = transport.from_record(message.content[MOMENTS]) if MOMENTS in message.content else None
+        objective = state.objective_of(data.number)
+        model, samples = _to_train(state, data, config, objective)
+        number, round = len(samples), int(config["server-round"])
+        with autocast(state.settings.client.attack_precision, state.device):
+            seed = derive(state.settings.seed, "defence", round, data.name)
+            samples = objective.start_round(model, samples, round=round, seed=seed)
+        return cls(data, config, moments, objective, model, samples, number, start)
+
+    @property
+    def round(self) -> int:
+        return int(self.config["server-round"])
+
+    @property
+    def mu(self) -> float:
+        """FedProx's."""
+        return float(self.config.get("proximal-mu", 0.0))
+
+    def seed(self, state: ClientState, purpose: str) -> int:
+        return derive(state.settings.seed, purpose, self.round, self.data.name)
+
+    def options(self, state: ClientState) -> dict:
+        """Of the local epochs, what all clients of a round have in common."""
+        client = state.settings.client
+        sizes = {"epochs": client.epochs, "batch_size": client.batch_size}
+        return {"round": self.round, **sizes, "precision": client.precision, "clip_norm": client.clip_norm}
+
+    def optimizer(self, state: ClientState, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The client's, with the moments and the rate that it has in this round."""
+        client = state.settings.client
+        optimizer = state.make_optimizer(parameters)
+        rates = [group["lr"] * state.schedule(self.round) for group in optimizer.param_groups]
+        if client.optimizer_state == "persist":
+            self._kept(state).restore(optimizer, self.config["moments"][self.data.number])
+        if self.moments is not None:
+            optimizer_state.fill(optimizer, self.moments)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):  # moments come with the rate they saw last
+            group["lr"] = rate
+        return optimizer
+
+    def _kept(self, state: ClientState) -> OptimizerState:
+        return OptimizerState(folder_of(state.state_folder, self.data.number))
+
+    def reply(self, state: ClientState, optimizer: torch.optim.Optimizer, sent: dict, loss: float) -> RecordDict:
+        """What the trained client sends, of its weights; a private one what it may say."""
+        if state.settings.client.optimizer_state == "persist":
+            keep = {self.config[key][self.data.number] for key in ("moments", "committed")}
+            self._kept(state).save(optimizer, self.round, keep)
+        if self.moments is not None:
+            sent = sent | {MOMENTS: optimizer_state.flat(optimizer)}
+        if not state.withheld:
+            metrics = MetricRecord({"num-examples": self.number, "loss": loss})
+            return RecordDict(transport.to_records(sent) | {"metrics": metrics} | state.remarks())
+        noise = derive(self.seed(state, "defence"), "noise")
+        sent = sent | {PARAMETERS: state.withheld.update(self.start, sent[PARAMETERS], noise)}
+        return RecordDict(transport.to_records(sent) | {"metrics": MetricRecord(state.withheld.metrics)})
 
 
 def _to_train(state: ClientState, data: ClientData, config: ConfigRecord, objective) -> tuple[nn.Module, Samples]:

@@ -1,5 +1,8 @@
 """Layers that the networks share. Networks: x [B, 1, T, F] in, logits [B, classes] out, any input size."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -11,6 +14,19 @@ from fedser.models.input_conv import conv2d
 
 Norm = Literal["batch", "group", "layer"]
 GROUP = 8  # channels of a group
+PLAIN = ContextVar("plain", default=False)  # whether networks run vectorised, see `plainly`
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """A block in which networks keep to operations that `torch.func.vmap` can vectorise over several copies of them:
+    no layout in memory of their own, no shape that follows from what is in a tensor. Whoever calls cuts inputs himself
+    (`cut`, where a network has it)."""
+    token = PLAIN.set(True)
+    try:
+        yield
+    finally:
+        PLAIN.reset(token)
 
 
 class ConvNorm(nn.Module):
@@ -110,7 +126,7 @@ def channels_last(x: Tensor) -> Tensor:
     One thread, CNN-4 of width 8: 0.7 of the time for a training step of 8, 0.5 for a forward pass, 0.6 for attacks.
     Parameters keep their layout, and so does what is saved and sent of them.
     """
-    return x.to(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    return x.to(memory_format=torch.channels_last) if x.device.type == "cpu" and not PLAIN.get() else x
 
 
 def halve(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fedser.config.schema import Count, Fraction, Positive, Share
-from fedser.models.layers import ConvNorm, Norm, channels_last, real_frames, statistics
+from fedser.models.layers import PLAIN, ConvNorm, Norm, channels_last, real_frames, statistics
 
 KERNELS, STRIDES = (5, 3, 3, 3), (2, 1, 1, 1)
 POOLED = (True, True, True, False)  # the last convolution is not: what it gives is as coarse as its input
@@ -41,11 +41,15 @@ class StatCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * channels, classes)
 
+    def cut(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, 1, T, F] without what no real frame sees; a GPU, which would have to wait for the number, keeps it."""
+        if self.local and x.device.type == "cpu":
+            x = x[:, :, : -(-int(lengths.max()) // CELL) * CELL + MARGIN]
+        return x
+
     def embed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, 1, T, F], the first `lengths` [B] frames real -> the input of the last layer [B, 16 · width]."""
-        if self.local and x.device.type == "cpu":  # what no real frame sees; a GPU would have to wait for the number
-            x = x[:, :, : -(-int(lengths.max()) // CELL) * CELL + MARGIN]
-        x = self.blocks(channels_last(x))
+        x = self.blocks(channels_last(x if PLAIN.get() else self.cut(x, lengths)))
         return statistics(x.mean(3), real_frames((lengths // CELL).clamp(1, x.shape[2]), x.shape[2]))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedser.config.schema import Count, Share
-from fedser.models.layers import FrameNorm, Norm, real_frames, statistics
+from fedser.models.layers import PLAIN, FrameNorm, Norm, real_frames, statistics
 
 CONTEXT = ((5, 1), (3, 2), (3, 3), (1, 1))  # kernel and dilation of each convolution over time
 STRIDE = 2  # of the first
@@ -29,9 +29,13 @@ class TDNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * width, classes)
 
+    def cut(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, 1, T, F] up to the last real frame."""
+        return x[:, :, : int(lengths.max())]
+
     def embed(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, 1, T, F], the first `lengths` [B] frames real -> the input of the last layer [B, 2 · width]."""
-        x = x[:, :, : int(lengths.max())]
+        x = x if PLAIN.get() else self.cut(x, lengths)
         if x.shape[3] != self.mels:
             x = functional.interpolate(x, (x.shape[2], self.mels), mode="bilinear")
         h, real = x[:, 0].transpose(1, 2), real_frames(lengths, x.shape[2])

@@ -21,6 +21,8 @@ class AdversarialTraining(Robust):
         half that is, and leaves the others out of this round (the paper's code).
     """
 
+    stackable = True  # the attack comes once a round, before
+
     def __init__(
         self,
         attack: Callable,

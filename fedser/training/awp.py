@@ -22,7 +22,7 @@ def perturbed(loss: Callable[[nn.Module, Samples], Tensor], model: nn.Module, ba
     Batch norm's running statistics see one pass, that at the moved weights: the pass that finds the direction works on
     copies of them.
     """
-    whole = _Loss(loss, model)
+    whole = Loss(loss, model)
     copies = {name: buffer.clone() for name, buffer in whole.named_buffers()}
     weights = {name: p for name, p in whole.named_parameters() if p.dim() > 1 and p.requires_grad}
     value = functional_call(whole, copies, (batch,))
@@ -39,7 +39,7 @@ def _step(weight: Tensor, gradient: Tensor, radius: float) -> Tensor:
     return radius * weight.norm() * gradient / (gradient.norm() + TINY)
 
 
-class _Loss(nn.Module):
+class Loss(nn.Module):
     """A loss as a module, so that `functional_call` reaches whatever of the model it uses."""
 
     def __init__(self, loss: Callable[[nn.Module, Samples], Tensor], model: nn.Module):

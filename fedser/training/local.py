@@ -40,6 +40,11 @@ def train(
                 finite.append(total.detach().isfinite())
                 sizes.append(len(rows))
     # Looked at only now: to look at a loss is to wait for the GPU, which would then wait for the next step's launch.
+    return mean_loss(losses, finite, sizes)
+
+
+def mean_loss(losses: list[Tensor], finite: list[Tensor], sizes: list[int]) -> float:
+    """The mean of batches' losses by their sizes; raises RunError unless all are `finite`, with what is minimised."""
     values = torch.stack(losses).tolist()
     if not torch.stack(finite).all():
         first = values[torch.stack(finite).tolist().index(False)]

@@ -114,10 +114,14 @@ class CrossEntropy:
     An objective may say more about itself: which share of the clients trains by it, the others by the cross-entropy
     (`client_fraction`), which networks it can't train (`check_model`), and what the user should read (`remarks`: lines
     that go to the server with the next reply, which shows each of them once).
+
+    `stackable`, which a subclass does not inherit, says that its call draws nothing, keeps nothing and knows no client,
+    so that it may be vectorised over several clients' batches (`fedser.training.stacked`).
     """
 
     client_fraction = 1.0
     remarks: Sequence[str] = ()
+    stackable = True
 
     def check_model(self, model: nn.Module, x: Tensor, lengths: Tensor) -> None:
         """Raises InputError for a network that it can't train, seen in eval mode with a few inputs x and lengths."""
