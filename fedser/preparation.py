@@ -176,7 +176,15 @@ class Preparation:
         experiment |= greeting(self.settings) if self.roster else self._local(plan, state)
         least, window = self.settings.simulation.min_reply_fraction, plan.window
         federation = server_app.Federation(
-            grid, len(self.splits), experiment, stop, least, window, *self._batch_norm(), moments=list(moments)
+            grid,
+            len(self.splits),
+            experiment,
+            stop,
+            least,
+            window,
+            *self._batch_norm(),
+            moments=list(moments),
+            stacked=plan.stacked,
         )
         federation.present = Field.of(self.settings, len(self.classes)).present
         federation.handshake()

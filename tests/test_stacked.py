@@ -262,3 +262,20 @@ def test_one_client_that_fails_is_no_other_clients_trouble(small, together, monk
     assert [type(reply).__name__ for reply in replies] == ["RecordDict", "ValueError", *["RecordDict"] * 3]
     ends = [reply[PARAMETERS].to_numpy_ndarrays()[0] for reply in replies if not isinstance(reply, ValueError)]
     assert not any(np.shares_memory(ends[0], other) or np.array_equal(ends[0], other) for other in ends[1:])
+
+
+STACKED = ["partition=iid", "partition.clients=5", "reuse=false", "features.frames=32", "client.optimizer_state=average"]
+
+
+@pytest.mark.ray
+def test_a_run_with_stacks_is_the_same_on_ray_and_serially_and_nearly_the_one_without(callers_ray, small, tmp_path):
+    """Of five clients two, two and one train together, whoever is ready first."""
+    alone, serial, on_ray = (
+        small(*STACKED, *more, folder=tmp_path / name)
+        for name, more in (("alone", []), ("serial", ["simulation.stacked=2"]),
+                           ("ray", ["simulation.stacked=2", "simulation=cpu", "simulation.actors=2"]))
+    )  # fmt: skip
+    for name in ("history.jsonl", "model.safetensors", "evaluation.json", "utterances.csv"):
+        assert (serial.folder / name).read_bytes() == (on_ray.folder / name).read_bytes(), name
+    losses = [[row["train/loss"] for row in result.history] for result in (alone, serial)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]

@@ -276,11 +276,16 @@ def guarded(handle: Handler, state_of: Callable[[str], ClientState]) -> Callable
             with time_limit(state.settings.client.timeout, state.settings.simulation.backend == "ray"):
                 return Message(handle(state, data, message), reply_to=message)
         except Exception as error:
-            more = advice(error, state) if state else ""
-            reason = f"client {name}: {type(error).__name__}: {error}{more}\n{traceback.format_exc()}"
-            return Message(Error(CLIENT_FAILED, reason), reply_to=message)
+            return failed(error, name, state, message)
 
     return handler
+
+
+def failed(error: Exception, name: str, state: ClientState | None, message: Message) -> Message:
+    """The reply of a client whose work raised: an error that names it, with advice and traceback."""
+    more, trace = advice(error, state) if state else "", "".join(traceback.format_exception(error))
+    reason = f"client {name}: {type(error).__name__}: {error}{more}\n{trace}"
+    return Message(Error(CLIENT_FAILED, reason), reply_to=message)
 
 
 def query(state: ClientState, data: ClientData, message: Message) -> RecordDict:
@@ -561,7 +566,27 @@ def normaliser(state: ClientState, data: ClientData, config: ConfigRecord) -> No
 
 
 class Importable(ClientApp):
-    """A ClientApp that workers import. It goes with every message, and to pickle its handlers took milliseconds."""
+    """A ClientApp that workers import: its handlers are not pickled. It trains several clients at once, too."""
+
+    state_of: Callable[[str], ClientState]
+
+    def together(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+        """The replies of clients that are to train side by side, in order (`simulation.stacked`)."""
+        state = self.state_of(messages[0].content["config"]["experiment"])
+        torch.set_num_threads(state.settings.client.threads)
+        data = [state.clients.client(int(context.node_config["partition-id"])) for context in contexts]
+        limit, ray = state.settings.client.timeout, state.settings.simulation.backend == "ray"
+        try:
+            with time_limit(limit and limit * len(messages), ray):
+                made = train_together(state, list(zip(data, messages, strict=True)))
+        except Exception as error:
+            made = [error] * len(messages)
+        return [
+            failed(reply, f"'{own.name}'", state, message)
+            if isinstance(reply, Exception)
+            else Message(reply, reply_to=message)
+            for reply, own, message in zip(made, data, messages, strict=True)
+        ]
 
     def __reduce__(self):
         return _imported, ()
@@ -584,6 +609,7 @@ def make_app(
         return ClientState(json.loads(experiment), data)
 
     app = kind()
+    app.state_of = state_of
     app.query()(guarded(query, state_of))
     app.query(STATISTICS)(guarded(statistics, state_of))
     for action, handle in ({detection.NAME: watch} | more).items():

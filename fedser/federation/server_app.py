@@ -60,6 +60,7 @@ class Federation:
     remarks: set[str] = field(default_factory=set)  # what clients' objectives had to say, shown already
     present: Callable[[list[str], int], list[str]] | None = None  # which of these clients answer in a round; None: all
     updates: Updates | None = None  # where those of clients are kept for a study
+    stacked: int = 1  # so many clients train side by side, in the order of the messages
 
     @property
     def trainers(self) -> list[int]:
@@ -310,7 +311,10 @@ class Exchange:
         while done < len(self._messages):
             if federation.stop.is_set():
                 raise Interrupted("stopped")
-            more = self._messages[sent : done + federation.window]
+            end = done + federation.window
+            if end < len(self._messages):
+                end -= end % federation.stacked  # who trains side by side is sent together
+            more = self._messages[sent:end]
             waiting |= {key: sent + place for place, key in enumerate(grid.push_messages(more))}
             sent += len(more)
             arrived = list(grid.pull_messages(set(waiting)))

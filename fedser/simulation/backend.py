@@ -27,12 +27,12 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
     """
     if plan.backend == "serial":
         with _threads_restored(), _task_identity(), quiet_flower():
-            serve(SerialGrid(client_app, clients))
+            serve(SerialGrid(client_app, clients, plan.stacked))
         return
     with ray_cluster.up(plan) as resources, _task_identity(), quiet_flower():
         from fedser.simulation.ray_grid import RayGrid  # here, as `simulation=serial` needs no Ray
 
-        grid = RayGrid(client_app, clients, plan.actors, resources)
+        grid = RayGrid(client_app, clients, plan.actors, resources, plan.stacked)
         _grids.append(grid)
         try:
             serve(grid)

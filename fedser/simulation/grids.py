@@ -2,9 +2,9 @@
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -14,6 +14,20 @@ from fedser.federation import transport
 def context(node: int, clients: int) -> Context:
     """What the app of the client behind a node is told: which of so many it is."""
     return Context(0, node, {"partition-id": node - 1, "num-partitions": clients}, RecordDict(), {})
+
+
+def answers(app: ClientApp, messages: Sequence[Message], clients: int, stacked: int) -> Iterator[Message]:
+    """Clients' replies, one by one; those of `stacked` clients that train side by side come together."""
+    contexts = [context(message.metadata.dst_node_id, clients) for message in messages]
+    if stacked > 1 and train_messages(messages):
+        yield from app.together(messages, contexts)
+    else:
+        yield from map(app, messages, contexts)
+
+
+def train_messages(messages: Sequence[Message]) -> bool:
+    """Whether all of them ask for a round of training."""
+    return all(message.metadata.message_type == MessageType.TRAIN for message in messages)
 
 
 @contextlib.contextmanager
@@ -74,11 +88,12 @@ class SerialGrid(SimulatedGrid):
     """A Grid whose clients live in this process and answer when their replies are pulled, one per pull.
 
     The numbers are those of the simulation on Ray to the bit: the same apps, messages and order of aggregation.
+    `stacked` clients train at a time, as their messages were sent, and answer together.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int):
+    def __init__(self, client_app: ClientApp, clients: int, stacked: int = 1):
         super().__init__(clients)
-        self._app = client_app
+        self._app, self._stacked = client_app, stacked
         self._inbox: dict[str, Message] = {}
 
     def _take(self, identifier, message):
@@ -88,8 +103,12 @@ class SerialGrid(SimulatedGrid):
         identifier = next((key for key in self._inbox if key in set(message_ids)), None)
         if identifier is None:
             return []
-        message = self._inbox.pop(identifier)
-        reply = self._app(message, context(message.metadata.dst_node_id, self.clients))
-        if not reply.has_error():
-            transport.detach(reply.content)
-        return [reply]
+        messages = [self._inbox.pop(identifier)]
+        if train_messages(messages):
+            more = [key for key, message in self._inbox.items() if train_messages([message])][: self._stacked - 1]
+            messages += [self._inbox.pop(key) for key in more]
+        replies = list(answers(self._app, messages, self.clients, self._stacked))
+        for reply in replies:
+            if not reply.has_error():
+                transport.detach(reply.content)
+        return replies

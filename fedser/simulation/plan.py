@@ -43,12 +43,14 @@ class Plan:
     clients_per_round: int = 0
     seconds_per_round: float | None = None
     peak_bytes: int | None = None
+    stacked: int = 1
 
     @property
     def window(self) -> int:
         """How many messages may be on their way. So many that no actor waits for the server to look; of small ones as
         many as make tasks of several clients."""
-        return (2 * self.actors if self.reply_bytes > SMALL_REPLY else 16 * self.actors) + 8
+        each = max(2 * self.stacked, 2 if self.reply_bytes > SMALL_REPLY else 16)
+        return each * self.actors + 8
 
     @property
     def store_bytes(self) -> int:
@@ -57,7 +59,7 @@ class Plan:
         It has room for this round's and the last round's global model, and for each actor a reply under way and one
         that waits to be added; should that not do, Ray puts the rest on disk.
         """
-        return LEAST_STORE + (2 * self.actors + 3) * self.reply_bytes
+        return LEAST_STORE + (2 * self.actors * self.stacked + 3) * self.reply_bytes
 
     def __str__(self) -> str:
         sampled = f", {self.clients_per_round} a round" if self.clients_per_round < self.clients - self.unseen else ""
@@ -149,6 +151,7 @@ def plan(
     unseen = 0 if isinstance(splits, int) else sum(not split.seen for split in splits)
     chosen = clients_per_round(settings.strategy, clients - unseen)
     common = {"reply_bytes": reply_bytes, "clients": clients, "unseen": unseen, "clients_per_round": chosen}
+    common["stacked"] = wanted.stacked
     if wanted.backend == "deploy":
         return Plan("deploy", clients, 1, 0.0, 0.0, **common, address=wanted.superlink)
     if wanted.backend == "serial":

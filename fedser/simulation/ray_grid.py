@@ -16,7 +16,7 @@ import ray
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from fedser.simulation.grids import SimulatedGrid, context, task_identity
+from fedser.simulation.grids import SimulatedGrid, answers, task_identity, train_messages
 
 log = logging.getLogger(__name__)
 WORKER_FAILED = 0  # Flower's error code where nothing better is known
@@ -30,21 +30,21 @@ SECONDS_TO_SLEEP = 0.2  # at most, while nothing arrives: Ctrl-C is noticed in b
 class ClientAppActor:
     """A worker process: Flower's ClientApp, which may be any of so many clients."""
 
-    def __init__(self, app: ClientApp, clients: int):
-        self._app, self._clients = app, clients
+    def __init__(self, app: ClientApp, clients: int, stacked: int):
+        self._app, self._clients, self._stacked = app, clients, stacked
 
     def ready(self) -> None:
         """Answered once the process is up, be it after a restart."""
 
     def answer(self, message: Message) -> Message:
         """A client's reply."""
-        with task_identity():
-            return self._app(message, context(message.metadata.dst_node_id, self._clients))
+        (reply,) = self.answers([message])
+        return reply
 
     def answers(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Clients' replies, each on its way as soon as it is made."""
-        for message in messages:
-            yield self.answer(message)
+        with task_identity():
+            yield from answers(self._app, messages, self._clients, self._stacked)
 
 
 @dataclass(eq=False)
@@ -73,12 +73,14 @@ class RayGrid(SimulatedGrid):
 
     Replies come in any order. A worker that dies is started again, and of what it had to do, whatever was not answered
     is done again; a client at which one more worker died than there are retries is answered for with an error.
+    `stacked` clients train at a time, as their messages were sent.
     """
 
-    def __init__(self, app: ClientApp, clients: int, actors: int, resources: dict):
+    def __init__(self, app: ClientApp, clients: int, actors: int, resources: dict, stacked: int = 1):
         super().__init__(clients)
+        self._stacked = stacked
         kind = ClientAppActor.options(max_restarts=-1, max_task_retries=RETRIES, **resources)
-        self._workers = [Worker(kind.remote(app, clients)).open() for _ in range(actors)]
+        self._workers = [Worker(kind.remote(app, clients, stacked)).open() for _ in range(actors)]
         self._streams = not ray.util.client.ray.is_connected()  # Ray's client has none, and so repeats tasks itself
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
@@ -195,6 +197,8 @@ class RayGrid(SimulatedGrid):
 
     def _together(self, workers: int) -> int:
         """How many of the waiting messages go into the next task: fewer towards the end, so that all end together."""
+        if self._stacked > 1 and train_messages([self._queue[0]]):
+            return min(self._stacked, len(self._queue))
         took = self._seconds.get(self._queue[0].metadata.message_type)
         if not self._streams or took is None:
             return 1
