@@ -194,7 +194,7 @@ class Together(backend.SerialGrid):
         if kind.state is None:
             experiment = json.loads(asked[0].content["config"]["experiment"])
             kind.state = client_app.ClientState(experiment, client_app.simulated)
-        clients = [self._contexts[message.metadata.dst_node_id].node_config["partition-id"] for message in asked]
+        clients = [message.metadata.dst_node_id - 1 for message in asked]
         kind.jobs = [(kind.state.clients.client(int(each)), own) for each, own in zip(clients, asked, strict=True)]
         for message in asked:
             del self._inbox[message.metadata.message_id]
@@ -264,7 +264,13 @@ def test_one_client_that_fails_is_no_other_clients_trouble(small, together, monk
     assert not any(np.shares_memory(ends[0], other) or np.array_equal(ends[0], other) for other in ends[1:])
 
 
-STACKED = ["partition=iid", "partition.clients=5", "reuse=false", "features.frames=32", "client.optimizer_state=average"]
+STACKED = [
+    "partition=iid",
+    "partition.clients=5",
+    "reuse=false",
+    "features.frames=32",
+    "client.optimizer_state=average",
+]
 
 
 @pytest.mark.ray

@@ -19,10 +19,9 @@ def context(node: int, clients: int) -> Context:
 def answers(app: ClientApp, messages: Sequence[Message], clients: int, stacked: int) -> Iterator[Message]:
     """Clients' replies, one by one; those of `stacked` clients that train side by side come together."""
     contexts = [context(message.metadata.dst_node_id, clients) for message in messages]
-    if stacked > 1 and train_messages(messages):
-        yield from app.together(messages, contexts)
-    else:
-        yield from map(app, messages, contexts)
+    together = stacked > 1 and train_messages(messages)
+    replies = app.together(messages, contexts) if together else map(app, messages, contexts)
+    return iter(replies)
 
 
 def train_messages(messages: Sequence[Message]) -> bool:

@@ -32,6 +32,8 @@ QUIET = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # or Ray warns of a change 
 OF_OUR_OWN = QUIET | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 # That an interrupted run ends its clients is no news for the terminal. Ray reads this when it is imported.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "killed by `ray.kill`")
+# Nor that a task failed of which nobody waits for the last reply: who waited for the one before says so.
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 # Smaller objects travel inside Ray's messages (its default: 100 KiB): a reply through the object store costs Ray's
 # raylet 2 ms of a core, a small model's training some 60.
 INLINE_BYTES = 1 << 20

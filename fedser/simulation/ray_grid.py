@@ -44,7 +44,8 @@ class ClientAppActor:
     def answers(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Clients' replies, each on its way as soon as it is made."""
         with task_identity():
-            yield from answers(self._app, messages, self._clients, self._stacked)
+            for reply in answers(self._app, messages, self._clients, self._stacked):
+                yield reply  # noqa: UP028, Ray sends into its streams
 
 
 @dataclass(eq=False)
