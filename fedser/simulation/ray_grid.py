@@ -44,8 +44,8 @@ class ClientAppActor:
     def answers(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Clients' replies, each on its way as soon as it is made."""
         with task_identity():
-            for reply in answers(self._app, messages, self._clients, self._stacked):
-                yield reply  # noqa: UP028, Ray sends into its streams
+            for reply in answers(self._app, messages, self._clients, self._stacked):  # noqa: UP028
+                yield reply  # and not `yield from`: Ray sends into its streams
 
 
 @dataclass(eq=False)
