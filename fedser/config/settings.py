@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr
 
+from fedser import eager
 from fedser.config import components
 from fedser.config.components import Component, component
 from fedser.config.schema import Count, Fraction, Group, Names, NonNegative, Positive, Whole, must, parse, shown
@@ -193,6 +194,7 @@ class Client(Group):
 
     def build_optimizer(self, parameters: Iterable) -> Any:
         """A fresh optimizer for these parameters."""
+        eager.optimizer(components.locate(self.optimizer.target, self.optimizer.key))
         decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
         return self.optimizer.build(parameters, **decay)
 

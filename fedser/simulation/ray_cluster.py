@@ -37,6 +37,9 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "killed by `ray.kill`")
 # raylet 2 ms of a core, a small model's training some 60.
 INLINE_BYTES = 1 << 20
 SECONDS_BETWEEN_LOOKS = 0.01  # at what the server has sent
+# Processes of Ray's that a run of one machine has no use for: an autoscaler, a dashboard's server, for which `ray.init`
+# waits, and a reader of the workers' logs for a terminal that does not show them. 3 s of a core at the start.
+SPARED = ("start_monitor", "start_api_server", "start_log_monitor")
 _actors: list = []  # the workers of the run under way
 
 
@@ -139,20 +142,36 @@ def _own(plan) -> Iterator[None]:
 
     with scratch_folder() as scratch, _environment(**OF_OUR_OWN):
         try:
-            ray.init(
-                address="local",  # else Ray would join a cluster that it finds, or that RAY_ADDRESS names
-                num_cpus=plan.actors,
-                num_gpus=plan.total_gpus if plan.num_gpus else 0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=plan.store_bytes,
-                _temp_dir=str(scratch),
-                _system_config={"max_direct_call_object_size": INLINE_BYTES},
-            )
+            with _few_processes():
+                ray.init(
+                    address="local",  # else Ray would join a cluster that it finds, or that RAY_ADDRESS names
+                    num_cpus=plan.actors,
+                    num_gpus=plan.total_gpus if plan.num_gpus else 0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=plan.store_bytes,
+                    _temp_dir=str(scratch),
+                    _system_config={"max_direct_call_object_size": INLINE_BYTES},
+                )
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _few_processes() -> Iterator[None]:
+    """A block in which Ray starts without those that are SPARED."""
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in SPARED}
+    for name in SPARED:
+        setattr(Node, name, lambda self, **_: None)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
 
 
 @contextlib.contextmanager
