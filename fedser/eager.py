@@ -1,7 +1,7 @@
-"""torch without its compiler: what a process that compiles nothing is spared, two seconds of imports and what they hold.
+"""torch without its compiler: what a process that compiles nothing is spared, two seconds of imports and their memory.
 
-torch imports `torch._dynamo` at an optimizer's first step, among others, to say there where the graph of what is compiled
-around it is to break. Without a compiler that says nothing, and the numbers are the same to the bit.
+torch imports `torch._dynamo` at an optimizer's first step, among others, to say there where the graph of what is
+compiled around it is to break. Without a compiler that says nothing, and the numbers are the same to the bit.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from collections.abc import Callable
 def method(decorated: Callable) -> None:
     """Makes a method that torch keeps out of compiled graphs run as it is, unless the compiler is there already."""
     if "torch._dynamo" not in sys.modules and inspect.isfunction(raw := getattr(decorated, "__wrapped__", None)):
-        setattr(raw, "__dynamo_disable", raw)  # noqa: B010  (where `torch._compile` keeps what it makes of it)
+        setattr(raw, "__dynamo_disable", raw)
 
 
 def optimizer(kind: Callable) -> None:

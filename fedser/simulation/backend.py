@@ -1,6 +1,7 @@
 """Where the clients run: on Ray actors through Flower's simulation, or one after the other in this process."""
 
 import contextlib
+import importlib
 import logging
 import threading
 import uuid
@@ -31,8 +32,12 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
         with _threads_restored(), _task_identity(), quiet_flower():
             serve(SerialGrid(client_app, clients))
         return
-    from flwr.simulation import run_simulation
+    import ray  # noqa: F401  (before what the thread imports, which needs it)
 
+    importing = threading.Thread(
+        target=importlib.import_module, args=["flwr.simulation"]
+    )  # while Ray's processes start
+    importing.start()
     server_app = ServerApp()
     raised: list[BaseException] = []
 
@@ -49,7 +54,9 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
 
     impatience = threading.Timer(SECONDS_TO_STOP, end_clients)  # a client that hangs must not hold the run for ever
     impatience.daemon = True
-    with ray_cluster.up(plan) as resources, quiet_flower(), ray_cluster.adapted_flower(plan.actors):
+    with ray_cluster.up(plan) as resources, quiet_flower(), _after(importing), ray_cluster.adapted_flower(plan.actors):
+        from flwr.simulation import run_simulation
+
         # Flower hands these on to Ray, which restarts a worker that died and repeats its client on it.
         resources |= {"max_restarts": -1, "max_task_retries": RETRIES}
         try:
@@ -62,6 +69,12 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
             impatience.cancel()
     if raised:
         raise raised[0]
+
+
+@contextlib.contextmanager
+def _after(thread: threading.Thread) -> Iterator[None]:
+    thread.join()
+    yield
 
 
 @contextlib.contextmanager

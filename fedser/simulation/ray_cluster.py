@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ SECONDS_BETWEEN_LOOKS = 0.01  # at what the server has sent
 # Processes of Ray's that a run of one machine has no use for: an autoscaler, a dashboard's server, for which `ray.init`
 # waits, and a reader of the workers' logs for a terminal that does not show them. 3 s of a core at the start.
 SPARED = ("start_monitor", "start_api_server", "start_log_monitor")
+# What a worker imports on its own, while this process gets to its first message.
+PRELOADED = ["fedser.federation.client_app", "flwr.simulation"]
 _actors: list = []  # the workers of the run under way
 
 
@@ -142,7 +145,7 @@ def _own(plan) -> Iterator[None]:
 
     with scratch_folder() as scratch, _environment(**OF_OUR_OWN):
         try:
-            with _few_processes():
+            with _few_processes(), _module_search():
                 ray.init(
                     address="local",  # else Ray would join a cluster that it finds, or that RAY_ADDRESS names
                     num_cpus=plan.actors,
@@ -152,7 +155,10 @@ def _own(plan) -> Iterator[None]:
                     logging_level=logging.ERROR,
                     object_store_memory=plan.store_bytes,
                     _temp_dir=str(scratch),
-                    _system_config={"max_direct_call_object_size": INLINE_BYTES},
+                    _system_config={
+                        "max_direct_call_object_size": INLINE_BYTES,
+                        "preload_python_modules": PRELOADED,
+                    },
                 )
             yield
         finally:
@@ -172,6 +178,19 @@ def _few_processes() -> Iterator[None]:
     finally:
         for name, start in before.items():
             setattr(Node, name, start)
+
+
+@contextlib.contextmanager
+def _module_search() -> Iterator[None]:
+    """A block whose new processes find modules where this one does, and in this order: fedser may be a checkout."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager
