@@ -4,6 +4,7 @@ torch imports `torch._dynamo` at an optimizer's first step, among others, to say
 compiled around it is to break. Without a compiler that says nothing, and the numbers are the same to the bit.
 """
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -15,16 +16,19 @@ def method(decorated: Callable) -> None:
         setattr(raw, "__dynamo_disable", raw)
 
 
-def optimizer(kind: Callable) -> None:
-    """The same for a class of optimizers and its steps; nothing for what is no class of torch.optim's kind."""
-    from torch.optim import Optimizer
+@functools.cache
+def optimizers() -> None:
+    """The same for torch's optimizers and their steps."""
+    from torch import optim
 
-    if "torch._dynamo" in sys.modules or not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+    if "torch._dynamo" in sys.modules:
         return
-    for each in vars(Optimizer).values():
+    for each in vars(optim.Optimizer).values():
         method(each)
-    if getattr(getattr(kind.step, "__code__", None), "co_name", None) == "_use_grad":
-        kind.step = _stepping(inspect.unwrap(kind.step))
+    for kind in vars(optim).values():
+        step = getattr(kind, "step", None)
+        if inspect.isfunction(step) and step.__code__.co_name == "_use_grad":
+            kind.step = _stepping(inspect.unwrap(step))
 
 
 def _stepping(step: Callable) -> Callable:

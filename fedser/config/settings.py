@@ -194,7 +194,7 @@ class Client(Group):
 
     def build_optimizer(self, parameters: Iterable) -> Any:
         """A fresh optimizer for these parameters."""
-        eager.optimizer(components.locate(self.optimizer.target, self.optimizer.key))
+        eager.optimizers()
         decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
         return self.optimizer.build(parameters, **decay)
 

@@ -24,6 +24,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
+from fedser import eager
 from fedser.attacks.waveform import Listening, Spoken
 from fedser.augmentation.draws import Draws
 from fedser.config import components
@@ -66,6 +67,7 @@ class ClientState:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.client.tf32
         self.device = torch.device(device(settings))
         self.clients = data(experiment, settings)
+        eager.optimizers()  # they import for seconds, which no client's time limit is for
         self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
         self.weights, self.local = transport.Packed(self.model), batch_norm.Local(self.model)
         self.attacks = {name: components.build(node, key=name) for name, node in experiment["attacks"].items()}
@@ -78,7 +80,6 @@ class ClientState:
         self.normalisers: dict[int, Normaliser] = {}  # of clients that this process has been, by number
         self.resident: Tensor | None = None
         self.withheld = Withheld(**plain) if (plain := experiment.get("private")) else None
-        self.optimizer()  # one that is not torch's own may import for seconds, which no client's time limit is for
 
     def objective_of(self, client: int) -> Callable:
         """The objective that a client trains by, where only a share of them is to train by the chosen one.
