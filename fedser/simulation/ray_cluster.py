@@ -41,8 +41,7 @@ SECONDS_BETWEEN_LOOKS = 0.01  # at what the server has sent
 # Processes of Ray's that a run of one machine has no use for: an autoscaler, a dashboard's server, for which `ray.init`
 # waits, and a reader of the workers' logs for a terminal that does not show them. 3 s of a core at the start.
 SPARED = ("start_monitor", "start_api_server", "start_log_monitor")
-# What a worker imports on its own, while this process gets to its first message.
-PRELOADED = ["fedser.federation.client_app", "flwr.simulation"]
+PRELOADED = ["fedser.federation.client_app"]  # by workers, while this process gets to its first message
 _actors: list = []  # the workers of the run under way
 
 
@@ -248,20 +247,25 @@ def adapted_flower(actors: int) -> Iterator[None]:
 
     It makes as many actors as fit on the cluster, waits for them in min(32, cores + 4) threads whatever their number,
     looks for messages node by node every 0.1 s, asks actors to end themselves, which Ray takes for a failure and
-    repeats, and shuts Ray down, be it a cluster's or the caller's.
+    repeats, shuts Ray down, be it a cluster's or the caller's, and has workers import all of its server for an actor's
+    base class.
     """
     from flwr.server.superlink.fleet.vce import vce_api
     from flwr.server.superlink.fleet.vce.backend import raybackend
+    from flwr.simulation.ray_transport import ray_actor
+    from ray import cloudpickle
 
     before = vce_api.ThreadPoolExecutor, raybackend.ray, raybackend.BasicActorPool
     hand_out, vce_api.add_messages_to_queue = vce_api.add_messages_to_queue, _hand_out
     vce_api.ThreadPoolExecutor = functools.partial(before[0], max_workers=max(actors, 1))
     raybackend.ray = _LastingRay(before[1])
     raybackend.BasicActorPool = functools.partial(_pool, before[2], actors)
+    cloudpickle.register_pickle_by_value(ray_actor)
     try:
         yield
     finally:
         end_clients()
+        cloudpickle.unregister_pickle_by_value(ray_actor)
         vce_api.ThreadPoolExecutor, raybackend.ray, raybackend.BasicActorPool = before
         vce_api.add_messages_to_queue = hand_out
 
