@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr
 
-from fedser import eager
-from fedser.config import components
+from fedser.config import components, eager
 from fedser.config.components import Component, component
 from fedser.config.schema import Count, Fraction, Group, Names, NonNegative, Positive, Whole, must, parse, shown
 from fedser.errors import InputError

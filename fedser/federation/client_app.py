@@ -24,10 +24,9 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
-from fedser import eager
 from fedser.attacks.waveform import Listening, Spoken
 from fedser.augmentation.draws import Draws
-from fedser.config import components
+from fedser.config import components, eager
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.detectors.detector import Detector

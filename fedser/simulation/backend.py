@@ -32,12 +32,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
         with _threads_restored(), _task_identity(), quiet_flower():
             serve(SerialGrid(client_app, clients))
         return
-    import ray  # noqa: F401  (before what the thread imports, which needs it)
-
-    importing = threading.Thread(
-        target=importlib.import_module, args=["flwr.simulation"]
-    )  # while Ray's processes start
-    importing.start()
+    imported = _importing("flwr.simulation")  # for a second, in which Ray's processes start
     server_app = ServerApp()
     raised: list[BaseException] = []
 
@@ -54,7 +49,7 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
 
     impatience = threading.Timer(SECONDS_TO_STOP, end_clients)  # a client that hangs must not hold the run for ever
     impatience.daemon = True
-    with ray_cluster.up(plan) as resources, quiet_flower(), _after(importing), ray_cluster.adapted_flower(plan.actors):
+    with ray_cluster.up(plan) as resources, quiet_flower(), _joined(imported), ray_cluster.adapted_flower(plan.actors):
         from flwr.simulation import run_simulation
 
         # Flower hands these on to Ray, which restarts a worker that died and repeats its client on it.
@@ -71,8 +66,16 @@ def simulate(serve: Callable[[Grid], None], client_app: ClientApp, clients: int,
         raise raised[0]
 
 
+def _importing(module: str) -> threading.Thread:
+    """A thread that imports a module, after Ray, which this one is about to use."""
+    importlib.import_module("ray")
+    thread = threading.Thread(target=importlib.import_module, args=[module])
+    thread.start()
+    return thread
+
+
 @contextlib.contextmanager
-def _after(thread: threading.Thread) -> Iterator[None]:
+def _joined(thread: threading.Thread) -> Iterator[None]:
     thread.join()
     yield
 
