@@ -14,6 +14,8 @@ import shutil
 import statistics
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,8 +185,8 @@ class Attempt:
         goes on."""
         name, rounds = self.experiment.name, self.settings.rounds
         try:
-            self.tracker.start(name, self.settings.plain, self.place.path, self.state.history)
             with (
+                self._dashboard(name),
                 interrupt.listening(self.stop, self.plan),
                 self.display.rounds(name, rounds, self.plan, self.state.round),
             ):
@@ -205,6 +207,16 @@ class Attempt:
             self._finish("failed", error=f"{type(error).__name__}: {error}")
             raise error if isinstance(error, FedserError) else RunError(f"{type(error).__name__}: {error}") from error
         return self.place.summary()
+
+    @contextlib.contextmanager
+    def _dashboard(self, name: str) -> Iterator[None]:
+        """A block in which the dashboard's run is open once `self.opened` has a result: it takes seconds, in which the
+        clients' processes start."""
+        with ThreadPoolExecutor(1) as pool:
+            history = list(self.state.history)
+            self.opened = pool.submit(self.tracker.start, name, self.settings.plain, self.place.path, history)
+            yield
+            self.opened.result()
 
     def _newest(self) -> State | None:
         """The newest checkpoint of this experiment that is of use."""
@@ -283,6 +295,7 @@ class Attempt:
         federation = self.prepared.federation(
             grid, self.plan, self.stop, self.experiment.state_folder, self.state.moments
         )
+        self.opened.result()
         if each := self.settings.checkpoint.updates:
             federation.updates = updates.Updates(updates.folder(self.place.path), each)
         course = known or self._course(federation)

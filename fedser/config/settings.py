@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, PrivateAttr
 
-from fedser.config import components
+from fedser.config import components, eager
 from fedser.config.components import Component, component
 from fedser.config.schema import Count, Fraction, Group, Names, NonNegative, Positive, Whole, must, parse, shown
 from fedser.errors import InputError
@@ -197,6 +197,7 @@ class Client(Group):
 
     def optimizer_maker(self) -> Callable[[Iterable], Any]:
         """What makes fresh optimizers of parameters; to look up their class and options takes Hydra milliseconds."""
+        eager.optimizers()
         return self.optimizer.maker(**({"weight_decay": self.weight_decay} if self.weight_decay else {}))
 
 

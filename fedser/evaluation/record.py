@@ -12,7 +12,7 @@ from fedser.config import identity
 from fedser.config.protocol import UNSEEN, Protocols
 from fedser.config.settings import Settings
 from fedser.data.store import FeatureStore
-from fedser.evaluation import detection, sanity
+from fedser.evaluation import detection
 from fedser.evaluation.metrics import METRICS
 from fedser.evaluation.results import Results, apart
 from fedser.runs.files import dumps, read_json, write_whole
@@ -42,6 +42,8 @@ def compiled(results: Results, settings: Settings, protocols: Protocols, sexes: 
     if results.unseen:
         tested = results.unseen.tested().items()
         record["unseen"]["clients"] = {name: {"sex": sexes[name], "utterances": count} for name, count in tested}
+    from fedser.evaluation import sanity  # and scipy.special, for a fifth of a second, which no run's start needs
+
     return record | {"flags": sanity.flags(record)}
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fedser.attacks.waveform import Listening, Spoken
 from fedser.augmentation.draws import Draws
-from fedser.config import components
+from fedser.config import components, eager
 from fedser.config.protocol import Protocol
 from fedser.config.settings import Settings
 from fedser.detectors.detector import Detector
@@ -69,7 +69,7 @@ class ClientState:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.client.tf32
         self.device = torch.device(device(settings))
         self.clients = data(experiment, settings)
-        torch.optim.SGD([torch.zeros(1)])  # the first imports for seconds, which no client's time limit is for
+        eager.optimizers()  # they import for seconds, which no client's time limit is for
         self.model = settings.model.component.build(classes=len(self.classes)).to(self.device)
         self.make_optimizer = settings.client.optimizer_maker()
         self.weights, self.local = transport.Packed(self.model), batch_norm.Local(self.model)

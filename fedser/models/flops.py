@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedser.config import eager
 from fedser.models.lengths import logits
 
 
@@ -17,6 +18,7 @@ def flops(model: nn.Module, x: Tensor, lengths: Tensor) -> int:
     those of attention; a multiplication and an addition are two. Model and generators stay as they are."""
     model = copy.deepcopy(model).eval()
     with torch.random.fork_rng([]), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
+        eager.method(type(counter.mode).__torch_dispatch__)
         logits(model, x, lengths)
     return counter.get_total_flops()
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 # Smaller objects travel inside Ray's messages (its default: 100 KiB): a reply through the object store costs Ray's
 # raylet 2 ms of a core, a small model's training some 60.
 INLINE_BYTES = 1 << 20
+# Processes of Ray's that a run of one machine has no use for: an autoscaler, a dashboard's server, for which `ray.init`
+# waits, and a reader of the workers' logs for a terminal that does not show them. 3 s of a core at the start.
+SPARED = ("start_monitor", "start_api_server", "start_log_monitor")
+PRELOADED = ["fedser.federation.client_app"]  # by workers, while this process gets to its first message
 
 
 @contextlib.contextmanager
@@ -138,20 +143,52 @@ def _own(plan) -> Iterator[None]:
 
     with scratch_folder() as scratch, _environment(**OF_OUR_OWN):
         try:
-            ray.init(
-                address="local",  # else Ray would join a cluster that it finds, or that RAY_ADDRESS names
-                num_cpus=plan.actors,
-                num_gpus=plan.total_gpus if plan.num_gpus else 0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=plan.store_bytes,
-                _temp_dir=str(scratch),
-                _system_config={"max_direct_call_object_size": INLINE_BYTES},
-            )
+            with _few_processes(), _module_search():
+                ray.init(
+                    address="local",  # else Ray would join a cluster that it finds, or that RAY_ADDRESS names
+                    num_cpus=plan.actors,
+                    num_gpus=plan.total_gpus if plan.num_gpus else 0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    object_store_memory=plan.store_bytes,
+                    _temp_dir=str(scratch),
+                    _system_config={
+                        "max_direct_call_object_size": INLINE_BYTES,
+                        "preload_python_modules": PRELOADED,
+                    },
+                )
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _few_processes() -> Iterator[None]:
+    """A block in which Ray starts without those that are SPARED."""
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in SPARED if hasattr(Node, name)}
+    for name in before:
+        setattr(Node, name, lambda self, **_: None)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
+
+
+@contextlib.contextmanager
+def _module_search() -> Iterator[None]:
+    """A block whose new processes find modules where this one does, and in this order: fedser may be a checkout."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager
