@@ -121,6 +121,8 @@ class Federation:
         self.moments = [round if client in answered else before for client, before in enumerate(self.moments)]
         aggregated, metrics = strategy.aggregate_train(round, replies)
         parameters = transport.from_record(aggregated).astype(np.float32, copy=False)
+        if gather is _averaged:  # other strategies may keep what they were given
+            transport.forget(replies[0].content)
         weights = {PARAMETERS: parameters} | {key: mean.result() for key, mean in means.items()}
         if self.local:
             weights = self.local.averaged(weights, rows, self.sizes, [last > 0 for last in self.moments])
@@ -233,6 +235,7 @@ class Federation:
     def _records(self, weights: dict[str, np.ndarray]) -> dict:
         """The weights' records, the same as long as the weights are the same: they go to the object store once."""
         if self._sent[0] is not weights:
+            transport.forget(self._sent[1])  # who was sent them has answered
             everyone = {key: weights[key] for key in transport.KEYS}
             self._sent = (weights, transport.to_records(everyone, shared=True))
         return dict(self._sent[1])

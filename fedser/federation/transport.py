@@ -3,19 +3,23 @@
 Apart, because server optimisers may step parameters but must never step running variances (they would go negative);
 flat, because moving and adding one array is cheaper than ninety. Integer buffers (`num_batches_tracked`) stay home.
 
-Between processes a vector goes through Ray's object store and never through `np.save` or a pickle of its own: the
-global model is put there once and mapped by every worker, a reply is copied into it once and mapped by the server,
-which adds it to the running average and lets it go.
+Between processes a vector never goes through `np.save` or a pickle of its own. The global model is put into Ray's object
+store once and mapped by every worker. On the server's machine a worker's model lies in memory that the server reads
+(`shared_memory`): a reply says where, and the next client's model is loaded elsewhere until the server has added it up. On
+other machines a reply is copied into the object store.
 """
 
+import ctypes
 import functools
-import threading
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import nn
 
+from fedser.federation import shared_memory
+from fedser.models.kernels import libraries
 from fedser.models.weights import BUFFERS, PARAMETERS, layout
 
 KEYS = (PARAMETERS, BUFFERS)
@@ -29,7 +33,8 @@ class Packed:
     """
 
     def __init__(self, model: nn.Module):
-        self._vectors = {key: _flatten(tensors) for key, tensors in layout(model).items()}
+        self._tensors = layout(model)
+        self._vectors = {key: _flatten(tensors) for key, tensors in self._tensors.items()}
         # A GPU copies asynchronously from pinned memory only; on a CPU the vectors are their own staging area.
         self._host = {
             key: torch.empty(vector.shape, pin_memory=True) if vector.is_cuda else vector
@@ -41,14 +46,29 @@ class Packed:
 
         Raises ValueError when they belong to another architecture.
         """
-        for key, vector in self._vectors.items():
+        for key, vector in list(self._vectors.items()):
             if weights[key].size != vector.numel():
                 raise ValueError(f"{weights[key].size} {key} do not fit a model of {vector.numel()}")
+            if shared_memory.own and not vector.is_cuda:
+                self._move(key)
             if vector.is_cuda:
                 torch.cuda.current_stream(vector.device).synchronize()  # the last copy may still be under way
             np.copyto(self._host[key].numpy(), weights[key])
             if vector.is_cuda:
                 vector.copy_(self._host[key], non_blocking=True)
+
+    def _move(self, key: str) -> None:
+        """Gives the model a vector that nobody else reads, of any content."""
+        here = self._host[key].numpy()
+        slot = shared_memory.own.find(here)
+        if slot and not slot.lent:
+            return
+        taken = shared_memory.own.take(here.size)
+        if taken is None and slot is None:
+            return
+        vector = torch.from_numpy(np.empty_like(here) if taken is None else taken)
+        self._vectors[key] = self._host[key] = vector
+        _point(self._tensors[key], vector)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The weights on the CPU. On a CPU these are the model's own memory, good until the next change."""
@@ -71,14 +91,14 @@ def unpack(weights: dict[str, np.ndarray], model: nn.Module) -> None:
 class Flat(Array):
     """One vector as Flower's Array that keeps it as it is.
 
-    Pickled by Ray, the vector goes into the object store beside the pickle. A `shared` one goes there once, whatever
-    the number of messages it is in, and stays as long as this object lives; each message carries a reference. Where
-    Flower itself serialises, between real SuperNodes, `data` has the bytes of an ordinary Array.
+    Pickled by Ray, the vector goes into the object store beside the pickle. A `shared` one is put there once (`share`),
+    whatever the number of messages it is in, and stays as long as this object lives; each message carries a reference.
+    Where Flower itself serialises, between real SuperNodes, `data` has the bytes of an ordinary Array.
     """
 
     def __init__(self, vector: np.ndarray, shared: bool = False):
         self.__dict__.update(dtype=str(vector.dtype), shape=tuple(vector.shape), stype="numpy.ndarray")
-        self.__dict__.update(vector=vector, shared=shared, _reference=None, _lock=threading.Lock())
+        self.__dict__.update(vector=vector, shared=shared, reference=None)
 
     def numpy(self) -> np.ndarray:
         """The vector itself; read-only where it lies in the object store."""
@@ -104,14 +124,7 @@ class Flat(Array):
         return self._plain.deflate()
 
     def __reduce__(self):
-        if not self.shared:
-            return Flat, (self.vector,)
-        import ray
-
-        with self._lock:  # Flower submits messages from several threads
-            if self._reference is None:
-                self.__dict__["_reference"] = ray.put(self.vector)
-        return _fetch, (self._reference,)
+        return (Flat, (self.vector,)) if self.reference is None else (_fetch, (self.reference,))
 
 
 @functools.lru_cache(maxsize=2)
@@ -147,8 +160,58 @@ def from_records(content: RecordDict) -> dict[str, np.ndarray]:
 
 def detach(content: RecordDict) -> None:
     """Copies a reply's vectors, in place, out of the memory that they share with the client's model."""
-    for key, record in content.array_records.items():
+    for key, record in _records(content):
         content[key] = to_record(key, from_record(record).copy())
+
+
+def share(content: RecordDict) -> None:
+    """Puts a message's shared vectors into Ray's object store, where they are not there yet.
+
+    Before the message is pickled: a reference that Ray makes while it pickles another object would never be let go.
+    """
+    import ray
+
+    for _, record in _records(content):
+        for array in record.values():
+            if isinstance(array, Flat) and array.shared and array.reference is None:
+                array.__dict__["reference"] = ray.put(array.vector)
+
+
+class Lent(Array):
+    """What stands in a message for a vector that the receiver reads where it lies."""
+
+    def __init__(self, reference: shared_memory.Reference):
+        self.__dict__.update(dtype="float32", shape=(reference.size,), stype="numpy.ndarray", reference=reference)
+
+    def __reduce__(self):
+        return Lent, (self.reference,)
+
+
+def lend(content: RecordDict) -> None:
+    """Has a reply's large vectors, in place, read where they lie, where this process shares its memory."""
+    for key, record in _records(content) if shared_memory.own else ():
+        if reference := shared_memory.own.lend(from_record(record)):
+            content[key] = ArrayRecord()
+            content[key][key] = Lent(reference)
+
+
+def borrow(content: RecordDict) -> None:
+    """Puts the vectors, in place, where a reply says where they are. Raises OSError where their process has ended."""
+    for key, record in _records(content):
+        (array,) = record.values()
+        if isinstance(array, Lent):
+            content[key] = to_record(key, shared_memory.borrow(array.reference))
+
+
+def forget(content: Mapping) -> None:
+    """Empties the records of vectors: Flower leaves cycles to them, and they would stay until the collector comes by."""
+    for _, record in _records(content):
+        record.clear()
+
+
+def _records(content: Mapping) -> list[tuple[str, ArrayRecord]]:
+    # And not `content.array_records`, which leaves such a cycle.
+    return [(key, record) for key, record in content.items() if isinstance(record, ArrayRecord)]
 
 
 class Average:
@@ -170,13 +233,9 @@ class Average:
         size = parts[0][1].size
         if self._sum is None:
             self._sum = np.zeros(size, self.dtype)
-        product = np.empty(min(CHUNK, size), self.dtype)
-        for start in range(0, size, CHUNK):
-            piece = slice(start, min(start + CHUNK, size))
-            scaled = product[: piece.stop - start]
-            for weight, vector in parts:
-                np.multiply(vector[piece], self.dtype(weight / self.total), out=scaled)
-                self._sum[piece] += scaled
+        shares, vectors = zip(*((weight / self.total, vector) for weight, vector in parts), strict=True)
+        if not (size > CHUNK and _add_in_c(self._sum, shares, vectors)):
+            _add(self._sum, shares, vectors)
         for weight, _ in parts:
             self.seen += weight
 
@@ -187,11 +246,57 @@ class Average:
         return self._sum.astype(np.float32, copy=False)
 
 
+def _add(sum: np.ndarray, shares: Sequence[float], vectors: Sequence[np.ndarray]) -> None:
+    """Adds the vectors' shares, one after the other, in to the running sum."""
+    size, dtype = sum.size, sum.dtype.type
+    product = np.empty(min(CHUNK, size), dtype)
+    for start in range(0, size, CHUNK):
+        piece = slice(start, min(start + CHUNK, size))
+        scaled = product[: piece.stop - start]
+        for share, vector in zip(shares, vectors, strict=True):
+            np.multiply(vector[piece], dtype(share), out=scaled)
+            sum[piece] += scaled
+
+
+def _add_in_c(sum: np.ndarray, shares: Sequence[float], vectors: Sequence[np.ndarray]) -> bool:
+    """The same in less time, to the bit; False where that can't be had, and then nothing was added."""
+    plain = all(each.dtype == np.float32 and each.flags.c_contiguous and each.size == sum.size for each in vectors)
+    if not (plain and sum.dtype == np.float32 and (add := _kernel())):
+        return False
+    add(sum, shares, vectors)
+    return True
+
+
+@functools.cache
+def _kernel() -> Callable | None:
+    """`_add` in C, once it has given NumPy's bits; None where it can't be had."""
+    found = libraries("average")
+    if not found:
+        return None
+
+    def add(sum: np.ndarray, shares: Sequence[float], vectors: Sequence[np.ndarray]) -> None:
+        pointers = (ctypes.c_void_p * len(vectors))(*(vector.ctypes.data for vector in vectors))
+        weights = np.array(shares, np.float32)
+        numbers = ctypes.c_int64(len(vectors)), ctypes.c_int64(sum.size)
+        found[-1].add(ctypes.c_void_p(sum.ctypes.data), pointers, ctypes.c_void_p(weights.ctypes.data), *numbers)
+
+    drawn = np.random.default_rng(0).standard_normal((4, 5000)).astype(np.float32)
+    ours, numpys = drawn[0].copy(), drawn[0].copy()
+    for way, sum in ((add, ours), (_add, numpys)):
+        way(sum, [0.1, 0.25, 1 / 3], list(drawn[1:]))
+    return add if np.array_equal(ours, numpys) else None
+
+
 def _flatten(tensors: list[torch.Tensor]) -> torch.Tensor:
     """One vector with the tensors' values, which become views of it."""
     if not tensors:
         return torch.zeros(0)
     vector = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    _point(tensors, vector)
+    return vector
+
+
+def _point(tensors: list[torch.Tensor], vector: torch.Tensor) -> None:
+    """Makes the tensors views of a vector."""
     for tensor, part in zip(tensors, vector.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.data = part.view(tensor.shape)
-    return vector

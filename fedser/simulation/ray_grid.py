@@ -16,6 +16,7 @@ import ray
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
+from fedser.federation import shared_memory, transport
 from fedser.simulation.grids import SimulatedGrid, answers, task_identity, train_messages
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,14 @@ SECONDS_TO_SLEEP = 0.2  # at most, while nothing arrives: Ctrl-C is noticed in b
 
 @ray.remote
 class ClientAppActor:
-    """A worker process: Flower's ClientApp, which may be any of so many clients."""
+    """A worker process: Flower's ClientApp, which may be any of so many clients.
 
-    def __init__(self, app: ClientApp, clients: int, stacked: int):
+    Where the memory that the driver `offered` can be read, the driver reads large replies where they lie.
+    """
+
+    def __init__(self, app: ClientApp, clients: int, stacked: int, offered: shared_memory.Reference | None = None):
         self._app, self._clients, self._stacked = app, clients, stacked
+        shared_memory.accept(offered)
 
     def ready(self) -> None:
         """Answered once the process is up, be it after a restart."""
@@ -44,7 +49,9 @@ class ClientAppActor:
     def answers(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Clients' replies, each on its way as soon as it is made."""
         with task_identity():
-            for reply in answers(self._app, messages, self._clients, self._stacked):  # noqa: UP028
+            for reply in answers(self._app, messages, self._clients, self._stacked):
+                if not reply.has_error():
+                    transport.lend(reply.content)
                 yield reply  # and not `yield from`: Ray sends into its streams
 
 
@@ -81,7 +88,9 @@ class RayGrid(SimulatedGrid):
         super().__init__(clients)
         self._stacked = stacked
         kind = ClientAppActor.options(max_restarts=-1, max_task_retries=RETRIES, **resources)
-        self._workers = [Worker(kind.remote(app, clients, stacked)).open() for _ in range(actors)]
+        self._offered = shared_memory.offer()  # open as long as workers may be started
+        more = clients, stacked, self._offered and self._offered.reference
+        self._workers = [Worker(kind.remote(app, *more)).open() for _ in range(actors)]
         self._streams = not ray.util.client.ray.is_connected()  # Ray's client has none, and so repeats tasks itself
         self._queue: deque[Message] = deque()
         self._replies: dict[str, Message] = {}
@@ -89,6 +98,7 @@ class RayGrid(SimulatedGrid):
         self._seconds: dict[str, float] = {}  # that a client took lately, by the kind of message
 
     def _take(self, identifier, message):
+        transport.share(message.content)
         self._queue.append(message)
 
     def push_messages(self, messages):
@@ -149,7 +159,9 @@ class RayGrid(SimulatedGrid):
         left = worker.tasks[task]
         try:
             reply = ray.get(next(task) if self._streams else task)
-        except (ray.exceptions.RayError, StopIteration) as error:
+            if not reply.has_error():
+                transport.borrow(reply.content)
+        except (ray.exceptions.RayError, StopIteration, OSError) as error:
             self._lost(worker, error)
             return
         message = left.popleft()
