@@ -8,6 +8,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as stock
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from processes import until
 from torch import nn
 
 from fedser.federation import strategies, transport
@@ -75,21 +76,35 @@ def test_replies_are_pickled_beside_the_pickle():
 
 
 @pytest.mark.ray
-def test_the_global_model_enters_the_object_store_once():
+def test_the_global_model_enters_the_object_store_once_and_leaves_it(monkeypatch):
     import ray
+    from ray._private import serialization
+    from ray._private.worker import global_worker
 
+    monkeypatch.setattr(serialization, "ALLOW_OUT_OF_BAND_OBJECT_REF_SERIALIZATION", False)  # Ray never lets go of such
     with ray_cluster._own(backend.Plan("ray", 1, 1, 0.0, 0.0)):
-        shared = transport.Flat(np.ones(100_000, np.float32), shared=True)
-        (function, (one,)), (_, (two,)) = shared.__reduce__(), shared.__reduce__()
-        assert one == two  # the same reference in every message
-        mapped = function(one).numpy()
-        assert (mapped == 1).all() and not mapped.flags.writeable
 
         @ray.remote
-        def back(message):
-            return transport.Flat(message[0].numpy() * 2)
+        class Client:
+            def answer(self, content):
+                return transport.Flat(transport.from_record(content["parameters"]) * 2)
 
-        assert (ray.get(back.remote([shared])).numpy() == 2).all()
+        client, sent = Client.remote(), []
+        for value in range(1, 4):
+            vector = np.full(100_000, value, np.float32)
+            content = RecordDict(transport.to_records({"parameters": vector}, shared=True))
+            transport.share(content)
+            reference = content["parameters"]["parameters"].reference
+            transport.share(content)
+            assert content["parameters"]["parameters"].reference is reference  # the same in every message
+            mapped = ray.get(reference)
+            assert (mapped == value).all() and not mapped.flags.writeable
+            assert (ray.get(client.answer.remote(content)).numpy() == 2 * value).all()
+            sent.append(reference.hex().encode())
+            del content, reference, mapped
+        # A worker keeps the last two.
+        until(lambda: sent[0] not in global_worker.core_worker.get_all_reference_counts(), seconds=20)
+        assert sent[2] in global_worker.core_worker.get_all_reference_counts()
 
 
 def replies(counts, size=300_000, seed=0):
@@ -109,6 +124,22 @@ def test_average_is_the_sum_that_flowers_fedavg_computes():
         for count, vector in parts
     ]
     np.testing.assert_array_equal(average.result(), aggregate_arrayrecords(records, "num-examples")["w"].numpy())
+
+
+def test_average_in_c_is_numpys_to_the_bit(monkeypatch):
+    if transport._kernel() is None:
+        pytest.skip("no C compiler")
+    vectors = np.random.default_rng(0).standard_normal((3, transport.CHUNK + 17)).astype(np.float32)
+
+    def found():
+        average = transport.Average(27)
+        average.add([(3, vectors[0]), (17, vectors[1])])
+        average.add([(7, vectors[2])])
+        return average.result()
+
+    ours = found()
+    monkeypatch.setattr(transport, "_add_in_c", lambda *_: False)
+    assert np.array_equal(ours, found())
 
 
 def test_average_makes_up_for_the_missing():

@@ -16,7 +16,7 @@ import numpy as np
 HEAD = mmap.PAGESIZE  # bytes before a vector: whether it is lent, and the file's name
 NAME = slice(1, 17)
 LEAST = 1 << 20  # bytes of a vector; a smaller one is sent in less time than it is looked for
-MOST = 3  # vectors of one size: the model's own, and two that the server has not added up yet
+MOST = 2  # vectors of one size: the model's own, and one that the server has not added up yet
 SECONDS_TO_WAIT = 0.2  # for the server to add one up, which takes a hundredth; it may be waiting for a client before
 
 

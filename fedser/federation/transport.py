@@ -3,10 +3,10 @@
 Apart, because server optimisers may step parameters but must never step running variances (they would go negative);
 flat, because moving and adding one array is cheaper than ninety. Integer buffers (`num_batches_tracked`) stay home.
 
-Between processes a vector never goes through `np.save` or a pickle of its own. The global model is put into Ray's object
-store once and mapped by every worker. On the server's machine a worker's model lies in memory that the server reads
-(`shared_memory`): a reply says where, and the next client's model is loaded elsewhere until the server has added it up. On
-other machines a reply is copied into the object store.
+Between processes a vector never goes through `np.save` or a pickle of its own. The global model is put into Ray's
+object store once and mapped by every worker. On the server's machine a worker's model lies in memory that the server
+reads (`shared_memory`): a reply says where, and the next client's model is loaded elsewhere until the server has added
+it up. On other machines a reply is copied into the object store.
 """
 
 import ctypes
@@ -204,7 +204,7 @@ def borrow(content: RecordDict) -> None:
 
 
 def forget(content: Mapping) -> None:
-    """Empties the records of vectors: Flower leaves cycles to them, and they would stay until the collector comes by."""
+    """Empties the records of vectors, which Flower leaves cycles to: they would stay until the collector comes by."""
     for _, record in _records(content):
         record.clear()
 
