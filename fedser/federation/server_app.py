@@ -235,7 +235,6 @@ class Federation:
     def _records(self, weights: dict[str, np.ndarray]) -> dict:
         """The weights' records, the same as long as the weights are the same: they go to the object store once."""
         if self._sent[0] is not weights:
-            transport.forget(self._sent[1])  # who was sent them has answered
             everyone = {key: weights[key] for key in transport.KEYS}
             self._sent = (weights, transport.to_records(everyone, shared=True))
         return dict(self._sent[1])
