@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a run failed, 2 bad input or configuration, 130 interrupte
 """
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -114,14 +115,18 @@ def job(config) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     name = f"job {hydra.job.num} ({folder.name}): " if hydra.mode.name == "MULTIRUN" else ""
     _prepare_process()
+    from fedser.simulation import ray_cluster
+
     try:
-        from fedser.config import sweeps, validation
+        with ray_cluster.ahead(config.get("simulation"), folder):
+            from fedser.config import sweeps, validation
 
-        settings = validation.validate(config)  # before what runs it is imported: a wrong number is refused at once
-        sweeps.check(settings, hydra)
-        from fedser.experiment import run
+            settings = validation.validate(config)  # before what runs it is imported: a wrong number is refused at once
+            sweeps.check(settings, hydra)
+            from fedser.experiment import run
 
-        return sweeps.figure(settings, run(settings, folder).metrics)
+            gc.enable()
+            return sweeps.figure(settings, run(settings, folder).metrics)
     except (Interrupted, KeyboardInterrupt) as error:
         failure = Failure(str(error) or "Interrupted before the first round; the same command starts again.", 130)
         if os.getpid() == _starter:
@@ -133,6 +138,7 @@ def job(config) -> float | None:
         defect = f"{type(error).__name__}: {error} (this is a defect of fedser: please report it)"
         return Failure(f"{name}{defect}\n{traceback.format_exc()}", 1)
     finally:
+        gc.enable()
         with contextlib.suppress(OSError):  # where it is empty: Hydra makes it before the configuration is looked at
             folder.rmdir()
 
@@ -153,6 +159,7 @@ def _hydra() -> int:
     global _starter
     _starter = os.getpid()
     _failures.clear()
+    gc.disable()  # until all is imported: it would look through that again and again, a sixth of the time
     # Hydra would print a traceback or exit 1 for everything; with this, exceptions reach us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _prepare_process()

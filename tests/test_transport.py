@@ -82,7 +82,7 @@ def test_the_global_model_enters_the_object_store_once_and_leaves_it(monkeypatch
     from ray._private.worker import global_worker
 
     monkeypatch.setattr(serialization, "ALLOW_OUT_OF_BAND_OBJECT_REF_SERIALIZATION", False)  # Ray never lets go of such
-    with ray_cluster._own(backend.Plan("ray", 1, 1, 0.0, 0.0)):
+    with ray_cluster._own(1, 2**27, 0):
 
         @ray.remote
         class Client:

@@ -193,7 +193,8 @@ def survey(wanted: Simulation, reply_bytes: int = 0) -> Capacity:
             return Capacity(machines, free=ray_cluster.free())
     here = this_machine(wanted.total_gpus)
     taken = DRIVER_BYTES + LEAST_STORE + 4 * reply_bytes
-    return Capacity([replace(here, memory=max(here.memory - taken, 0))])
+    free = ray_cluster.free_before() or here.memory
+    return Capacity([replace(here, memory=max(free - taken, 0))])
 
 
 def _request(settings: Settings, capacity: Capacity, at_once: int, probed: Probe | None) -> Request:

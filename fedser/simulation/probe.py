@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PATIENCE = 300  # seconds; a probe that takes longer is given up
-QUICK = 0.5  # seconds; what takes less is measured once more, warm
+QUICK = 0.5  # seconds; what takes less does not take long
+LONG = 5.0  # seconds; what takes less is measured once more, warm: the first time kernels are compiled and tried
 FEW = 2  # samples attacked for the time where more take long
 LATE = 10**6  # a round in which every objective does all that it ever does
 # A worker has beyond the probe's memory: Ray, Flower, the corpus's table, and what remains from client to client.
@@ -225,7 +226,7 @@ class _Client:
             work()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            if (took := time.perf_counter() - began) > QUICK:
+            if (took := time.perf_counter() - began) > LONG:
                 break
         return took
 

@@ -5,6 +5,7 @@ in a table that three threads poll. Here a worker has its next task before it is
 sleeps until a reply is there.
 """
 
+import gc
 import itertools
 import logging
 import time
@@ -37,6 +38,8 @@ class ClientAppActor:
     def __init__(self, app: ClientApp, clients: int, stacked: int, offered: shared_memory.Reference | None = None):
         self._app, self._clients, self._stacked = app, clients, stacked
         shared_memory.accept(offered)
+        gc.freeze()  # what has been imported stays
+        gc.enable()
 
     def ready(self) -> None:
         """Answered once the process is up, be it after a restart."""
