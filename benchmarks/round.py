@@ -13,7 +13,8 @@ longest first to the process with less to do.
 
 - The bare PyTorch loop: one average of the models at the end; the labels that FGSM leads away from come out of the
   forward pass that its gradient needs anyway. With `--step eager` its network is CNN-4 in plain eager PyTorch, and the
-  ratio is the whole gain; with `--step fedser` fedser's own, and the ratio is what the engine costs. Both without.
+  ratio is the whole gain; with `--step fedser` fedser's own, in memory that is kept as clients keep it, and the ratio
+  is what the engine costs. Both without.
 - pfl 0.6, as `peers/pfl_worker.py` has it: with the eager network, on nature alone. It is no dependency of fedser's:
   `pip install --no-deps --target DIR pfl dp-accounting multiprocess prv-accountant dill attrs absl-py mpmath`.
 

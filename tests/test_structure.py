@@ -102,8 +102,8 @@ def functions():
 
 def test_sizes():
     assert len(list(PACKAGE.glob("*.py"))) <= 10
-    # Where it stands with robust training, backbones, waveforms, privacy, the field, stacked clients, kernels, shared memory.
-    assert sum(len(file.read_text().splitlines()) for file in FILES.values()) <= 26_100
+    # Where it stands with robust training, backbones, waveforms, privacy, the field, stacked clients, kernels, shared memory, an early start.
+    assert sum(len(file.read_text().splitlines()) for file in FILES.values()) <= 26_200
     sizes = dict(functions())
     assert statistics.median(sizes.values()) <= 7
     long = {name: size for name, size in sizes.items() if size > 45}

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from peers.work import batches, network, optimizer_options
 
+from fedser.federation import allocator
 from fedser.randomness import derive, generator
 
 
@@ -50,6 +51,8 @@ def process(pipe, threads, path, step):
     """One process of the bare loop: weights and round in, its clients' share of the average and of the loss out."""
     torch.set_num_threads(threads)
     settings, mine, everyone = torch.load(path, weights_only=False)
+    if step == "fedser":
+        allocator.keep_memory()
     model = network(settings, step)
     pipe.send("ready")
     while (task := pipe.recv()) is not None:
