@@ -13,6 +13,7 @@ from fedser.models.cnn4 import CNN4
 from fedser.models.layers import ConvNorm, channels_last
 from fedser.models.statcnn import StatCNN
 
+pytestmark = pytest.mark.rounding  # PyTorch's own kernels are others where instructions are
 needs_compiler = pytest.mark.skipif(not kernels.libraries("norm"), reason="no C compiler")
 needs_kernel = pytest.mark.skipif(fused._kernel(8, True) is None, reason="no kernel that rounds as PyTorch does here")
 
@@ -88,6 +89,28 @@ def test_who_is_not_suited_is_left_to_pytorch():
     assert stacked.shape == (2, 2, 8, 6, 8)  # by plain operations: there are no others under vmap
     block.norm.register_forward_hook(lambda *arguments: None)
     assert not used(block, x)
+
+
+@needs_kernel
+@pytest.mark.parametrize("pool", [False, True])
+def test_in_bfloat16_it_is_the_float32_kernel_rounded(pool):
+    draw = torch.Generator().manual_seed(0)
+    y = channels_last(torch.randn(3, 16, 11, 9, generator=draw).bfloat16())
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        norm, x = nn.BatchNorm2d(16), y.detach().to(dtype).requires_grad_()
+        out = fused.fused(norm, x, pool)
+        g = torch.randn(out.shape, generator=draw.manual_seed(1)).bfloat16().to(dtype)
+        out.backward(g)
+        ends = [out, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+        found.append([each.detach().bfloat16() if each.ndim == 4 else each for each in ends])
+    assert found[0][0].unique().numel() > 100
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    y[0, 0, 0, 0] = float("nan")
+    assert fused.fused(nn.BatchNorm2d(16), y, pool)[:, 0].isnan().any()  # a client's loss says so
+    with torch.autocast("cpu", torch.bfloat16):
+        block = ConvNorm(1, 8, 3, False, pool=pool).train()
+        assert block(channels_last(torch.randn(2, 1, 12, 16))).dtype == torch.bfloat16
 
 
 @needs_compiler

@@ -62,8 +62,6 @@ class ConvNorm(nn.Module):
         if not self._folds:
             conv = self.conv
             x = conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding) if x.requires_grad else conv(x)
-            if self.pool and x.dtype == torch.bfloat16 and x.device.type == "cpu":
-                x = x.float()  # under autocast too: faster by our kernel than in 16 bits, and as exact as in float32
             if (whole := fused(self.norm, x, self.pool)) is not None:
                 return whole
             x = self.norm(x)

@@ -23,18 +23,18 @@ CONTRACTIONS = ("fast", "off")  # whether a product and a sum are rounded once
 SECONDS_TO_COMPILE = 60
 
 
-def libraries(name: str) -> "list[ctypes.CDLL]":
+def libraries(name: str, *options: str) -> "list[ctypes.CDLL]":
     """The kernels of a C file beside this one, as each contraction rounds them; none where they can't be compiled."""
-    return [library for way in CONTRACTIONS if (library := _library(name, way))]
+    return [library for way in CONTRACTIONS if (library := _library(name, way, *options))]
 
 
 @functools.cache
-def _library(name: str, contraction: str) -> "ctypes.CDLL | None":
+def _library(name: str, contraction: str, *options: str) -> "ctypes.CDLL | None":
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler or os.environ.get("FEDSER_KERNELS") == "0":
         return None
     source = Path(__file__).with_name(f"{name}.c")
-    command = [compiler, *FLAGS, f"-ffp-contract={contraction}", str(source), "-lm"]
+    command = [compiler, *FLAGS, *options, f"-ffp-contract={contraction}", str(source), "-lm"]
     known = hashlib.sha256(source.read_bytes() + "\0".join([*command[:-2], _processor()]).encode()).hexdigest()[:16]
     file = cache.folder() / "kernels" / f"{name}-{known}.so"
     try:
