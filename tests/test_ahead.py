@@ -1,5 +1,6 @@
 """A Ray that starts while a run is prepared: when one does, and that none is left behind."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,10 +27,8 @@ def processes(place) -> list[str]:
     """Command lines of Ray's processes whose folder is here."""
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with contextlib.suppress(OSError):  # a process that ended since
             found.append(file.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:  # it has ended
-            continue
     return [line for line in found if f"{place}/fedser-ray-" in line]
 
 
@@ -50,6 +49,17 @@ def test_when_there_is_one(monkeypatch, changed, places):
     monkeypatch.setattr(ray_cluster, "cores", lambda: 2.0)
     monkeypatch.setattr(ray_cluster, "cards", lambda: [])
     assert ray_cluster._places(RAY | changed) == places
+
+
+def test_none_where_there_is_no_room(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "cards", lambda: [])
+    assert ray_cluster._places(RAY | {"actors": 1}) == 1
+    monkeypatch.setattr(ray_cluster, "free_memory", lambda: 4 * ray_cluster.LEAST_AHEAD - 4)
+    assert ray_cluster._places(RAY | {"actors": 1}) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(ray_cluster, "cards", lambda: [])
+    monkeypatch.setattr(ray_cluster, "SHARED", Path("/nowhere"))
+    assert ray_cluster._places(RAY | {"actors": 1}) == 0
 
 
 def test_none_for_a_run_that_has_finished_or_many_clients(tmp_path, monkeypatch):

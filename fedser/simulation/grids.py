@@ -99,6 +99,7 @@ class SerialGrid(SimulatedGrid):
         self._inbox[identifier] = message
 
     def pull_messages(self, message_ids):
+        """The reply to the first of these messages that waits, made now, with those of who trains beside it."""
         identifier = next((key for key in self._inbox if key in set(message_ids)), None)
         if identifier is None:
             return []

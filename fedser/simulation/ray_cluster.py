@@ -48,7 +48,9 @@ SPARED = ("start_monitor", "start_api_server", "start_log_monitor")
 # By workers, while this process gets to its first message.
 PRELOADED = ["fedser.simulation.importing", "fedser.federation.client_app", "fedser.simulation.ray_grid"]
 MOST_AHEAD = 8  # processes are started before it is known how many will be of use
-STORE_AHEAD = 2**30  # bytes of the object store then, of which only those are taken that are written
+STORE_AHEAD = 2**30  # bytes of the object store then, at most; only those are taken that are written
+LEAST_AHEAD = 2**27  # bytes of it; where there is less room, it is planned first
+SHARED = Path("/dev/shm")  # where Ray has its object store, if it has room there
 
 
 class Ahead:
@@ -56,6 +58,7 @@ class Ahead:
 
     def __init__(self, places: int):
         self.places, self.free = places, free_memory()  # bytes, before it took some
+        self.store_bytes = min(STORE_AHEAD, *(room // 4 for room in (self.free, shutil.disk_usage(SHARED).free)))
         self._started: Future = Future()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live)
@@ -64,15 +67,18 @@ class Ahead:
     def _live(self) -> None:
         # The whole life in one thread: the kernel ends Ray's processes when the thread ends that started them.
         try:
-            with _own(self.places, STORE_AHEAD, 0):
+            with _own(self.places, self.store_bytes, 0):
                 self._started.set_result(None)
                 self._over.wait()
         except Exception as error:
-            self._started.done() or self._started.set_exception(error)
+            if self._started.done():
+                log.warning("the run's Ray could not be ended: %s", error)
+            else:
+                self._started.set_exception(error)
 
     def fits(self, plan) -> bool:
         """Whether the planned clients have room in it, once it has started, if it could be."""
-        enough = plan.actors <= self.places and plan.store_bytes <= STORE_AHEAD and not plan.num_gpus
+        enough = plan.actors <= self.places and plan.store_bytes <= self.store_bytes and not plan.num_gpus
         return enough and self._started.exception() is None
 
     def end(self) -> None:
@@ -112,6 +118,8 @@ def _places(simulation: Mapping) -> int:
     """How many clients a Ray that starts ahead is to have room for; 0: there shall be none."""
     gpus = cards() or simulation.get("num_gpus") or simulation.get("total_gpus")
     if simulation.get("backend") != "ray" or simulation.get("address") is not None or gpus:
+        return 0
+    if not SHARED.is_dir() or min(free_memory(), shutil.disk_usage(SHARED).free) // 4 < LEAST_AHEAD:
         return 0
     actors = simulation.get("actors")
     return int(cores()) if actors is None else actors if isinstance(actors, int) else 0
