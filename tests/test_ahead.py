@@ -4,13 +4,15 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from processes import start, until
 
-from fedser.simulation import backend, ray_cluster
+from fedser.simulation import backend, ray_cluster, ray_grid
 
 RAY = {"backend": "ray", "address": None, "actors": None, "num_gpus": 0, "total_gpus": None}
 
@@ -71,6 +73,23 @@ def test_none_for_a_run_that_has_finished_or_many_clients(tmp_path, monkeypatch)
         pass
 
 
+def test_what_torchattacks_never_uses_is_not_imported():
+    """Nor by who looks through all modules, as Hydra does; and who uses it has it."""
+    code = """
+import sys, torch, fedser.attacks.fgsm, torchattacks
+for module in list(sys.modules.values()):
+    vars(module)
+print(sorted({"scipy.optimize", "scipy.stats._stats_py"} & set(sys.modules)))
+net, x, y = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+print(torchattacks.OnePixel(net, pixels=1, steps=1, popsize=4)(x, y).shape, torchattacks.TIFGSM(net, steps=1)(x, y).shape)
+from scipy.stats import norm; import scipy.stats.qmc
+print(norm is scipy.stats.norm, scipy.stats.qmc.Sobol.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    size = "torch.Size([2, 3, 8, 8])"
+    assert done.stdout.splitlines() == ["[]", f"{size} {size}", "True Sobol"], done.stderr
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("more", [0, 1])
 def test_the_plan_has_room_in_it_or_gets_another_one(place, monkeypatch, more):
@@ -86,6 +105,8 @@ def test_the_plan_has_room_in_it_or_gets_another_one(place, monkeypatch, more):
             with ray_cluster.up(backend.Plan("ray", 1 + more, 1, 0.0, 0.0)) as taken:
                 assert taken == {"num_cpus": 1, "num_gpus": 0.0}
                 assert ray.cluster_resources()["CPU"] == 1 + more
+                worker = ray_grid.ClientAppActor.remote(None, 1, 1)  # imported without the collector, works with it
+                assert ray.get(worker.__ray_call__.remote(lambda self: __import__("gc").isenabled()))
             assert not ray.is_initialized() and ray_cluster.free_before() is None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from fedser.errors import InputError
 from fedser.runs import cache
@@ -266,6 +268,13 @@ class TestMachine:
         wanted = settings("simulation=cpu").simulation
         (here,) = survey(wanted, reply_bytes=GIB).machines
         assert 0 <= here.memory <= max(resources.free_memory() - DRIVER_BYTES - LEAST_STORE - 3 * GIB, 0)
+
+
+def test_what_is_compiled_at_first_is_no_part_of_a_rounds_time():
+    client = SimpleNamespace(device=torch.device("cpu"))
+    times = iter([2 * probe.QUICK, 0.0])
+    assert probe._Client._seconds(client, lambda: time.sleep(next(times))) < probe.QUICK
+    assert not list(times)
 
 
 class TestProbe:

@@ -1,6 +1,8 @@
 """How weights travel, and how replies are added up."""
 
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -124,6 +126,18 @@ def test_average_is_the_sum_that_flowers_fedavg_computes():
         for count, vector in parts
     ]
     np.testing.assert_array_equal(average.result(), aggregate_arrayrecords(records, "num-examples")["w"].numpy())
+
+
+def test_what_flower_leaves_in_a_cycle_is_let_go():
+    content = RecordDict(transport.to_records({"parameters": np.ones(10, np.float32)}))
+    _ = content.array_records  # as strategies do
+    array = weakref.ref(content["parameters"]["parameters"])
+    gc.disable()
+    try:
+        transport.forget(content)
+        assert array() is None
+    finally:
+        gc.enable()
 
 
 def test_average_in_c_is_numpys_to_the_bit(monkeypatch):
